@@ -1,1 +1,13 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! eBPF for `no_std` arm64 systems: object, program, validator, interpreter, JIT, maps, helpers.
+//!
+//! The stages are types: [`object::Object`] -> [`program::UncheckedProgram`] -> [`program::ValidatedProgram`] ->
+//! [`interp`] or [`jit::compile`]. Nothing here knows a kernel; what a host provides is one small trait each
+//! (`host`, `map`).
 #![no_std]
+
+extern crate alloc;
+
+pub mod isa;
+pub mod map;
+pub mod program;

@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Where map values live: memory from the host, shared with running programs word by word.
+//!
+//! Programs read and write values by address while the host and other programs do the same, so from Rust a value is
+//! only ever a slice of atomic words. A copy of a value is whole per 8-byte word and no more, as in Linux.
+use alloc::{boxed::Box, sync::Arc, vec::Vec};
+use core::sync::atomic::{
+    AtomicU64, AtomicUsize,
+    Ordering::{AcqRel, Relaxed},
+};
+
+/// Bytes in the words that value memory is made of; each value starts at a multiple of it.
+pub const WORD_BYTES: usize = size_of::<AtomicU64>();
+
+/// A host's memory for map values.
+///
+/// A host that compiles programs gives memory within ADRP's reach of the code (Arm ARM C6.2, "ADRP": +-4 GiB).
+pub trait MapMemory {
+    /// Zeroed memory of at least `bytes` bytes, or none if there is none left. Never panics on a large `bytes`.
+    fn allocate(&self, bytes: usize) -> Option<Box<dyn MapRegion>>;
+}
+
+/// One map's value memory; dropping it gives the memory back.
+///
+/// # Safety
+/// `words` returns the same slice (address and length) each time, and the slice stays valid, wherever the region
+/// itself is moved to, until the region is dropped: programs hold its address.
+pub unsafe trait MapRegion: Send + Sync {
+    /// The memory.
+    fn words(&self) -> &[AtomicU64];
+}
+
+/// Value memory from the global allocator, up to a limit in bytes.
+#[derive(Clone, Debug)]
+pub struct HeapMemory {
+    left: Arc<AtomicUsize>,
+}
+
+impl HeapMemory {
+    /// Memory for values of at most `limit` bytes at any one time, over all maps created from it and its clones.
+    pub fn with_limit(limit: usize) -> Self {
+        Self {
+            left: Arc::new(AtomicUsize::new(limit)),
+        }
+    }
+}
+
+impl MapMemory for HeapMemory {
+    fn allocate(&self, bytes: usize) -> Option<Box<dyn MapRegion>> {
+        let words = bytes.div_ceil(WORD_BYTES);
+        let bytes = words.checked_mul(WORD_BYTES)?;
+        self.left
+            .fetch_update(AcqRel, Relaxed, |left| left.checked_sub(bytes))
+            .ok()?;
+        let mut region = HeapRegion {
+            words: Box::default(),
+            bytes,
+            left: self.left.clone(),
+        };
+        let mut zeroed = Vec::new();
+        zeroed.try_reserve_exact(words).ok()?;
+        zeroed.resize_with(words, AtomicU64::default);
+        region.words = zeroed.into_boxed_slice();
+        Some(Box::new(region))
+    }
+}
+
+/// A boxed slice and the account it is paid back to.
+struct HeapRegion {
+    words: Box<[AtomicU64]>,
+    bytes: usize,
+    left: Arc<AtomicUsize>,
+}
+
+impl Drop for HeapRegion {
+    fn drop(&mut self) {
+        self.left.fetch_add(self.bytes, AcqRel);
+    }
+}
+
+// SAFETY: `words` is set before the region is handed out and never again; a boxed slice's memory does not move with
+// its box and is freed when the region is dropped.
+unsafe impl MapRegion for HeapRegion {
+    fn words(&self) -> &[AtomicU64] {
+        &self.words
+    }
+}
+
+/// The address of value memory as programs use it, with its provenance exposed for them.
+pub(super) fn address(words: &[AtomicU64]) -> u64 {
+    words.as_ptr().expose_provenance() as u64
+}
+
+/// Copies the first `out.len()` bytes of a value out, word by word. Bytes past the value's end stay as they are.
+pub fn read_bytes(words: &[AtomicU64], out: &mut [u8]) {
+    for (word, out) in words.iter().zip(out.chunks_mut(WORD_BYTES)) {
+        let bytes = word.load(Relaxed).to_ne_bytes();
+        for (to, from) in out.iter_mut().zip(bytes) {
+            *to = from;
+        }
+    }
+}
+
+/// Copies `bytes` into a value, word by word; the last word's bytes past the end of `bytes` become zero.
+///
+/// Bytes past the value's end are dropped.
+pub fn write_bytes(words: &[AtomicU64], bytes: &[u8]) {
+    for (word, bytes) in words.iter().zip(bytes.chunks(WORD_BYTES)) {
+        let mut whole = [0; WORD_BYTES];
+        for (to, from) in whole.iter_mut().zip(bytes) {
+            *to = *from;
+        }
+        word.store(u64::from_ne_bytes(whole), Relaxed);
+    }
+}
