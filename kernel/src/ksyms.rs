@@ -1,0 +1,456 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Names and sites of the linked image: the reader of the blob behind it.
+//!
+//! `cargo xtask` appends the blob to the Image at `_image_end`, after linking. All numbers are little endian:
+//!
+//! | bytes | header field |
+//! |---|---|
+//! | 0..8 | [`MAGIC`] |
+//! | 8..12 | length of the whole blob in bytes |
+//! | 12..20 | function symbols: count, offset in the blob |
+//! | 20..28 | names (UTF-8, not terminated): length in bytes, offset in the blob |
+//! | 28..36 | sites: count, offset in the blob |
+//! | 36..44 | version: length in bytes, offset in the blob |
+//! | 44..48 | zero |
+//! | 48..56 | link address of the image's first byte |
+//! | 56..64 | zero |
+//!
+//! A symbol is four words: offset in the image, size in bytes, offset of the name, flags (low half) and length of the name
+//! (high half). A site is one word: the offset in the image of a function's *entry*, the first of its two NOPs. Symbols are
+//! sorted by address, the best name of an address first; sites are sorted. Names are demangled, without the crate hash.
+//!
+//! Pure `core`, nothing of the kernel: `xtask` includes this file to test what it writes.
+
+use core::fmt;
+
+/// The blob's first bytes.
+pub const MAGIC: [u8; 8] = *b"SPRBLOB1";
+/// Length of the header, bytes.
+pub const HEADER: usize = 64;
+/// Length of a symbol record, bytes.
+pub const SYMBOL: usize = 16;
+/// Length of a site record, bytes.
+pub const SITE: usize = 4;
+
+/// Why bytes are not a blob.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BlobError {
+    /// Fewer bytes than the header or the length that it states: needed, found.
+    Truncated(usize, usize),
+    /// The first eight bytes are something else.
+    Magic([u8; 8]),
+    /// A section does not lie within the blob, or is no whole number of records: its name.
+    Section(&'static str),
+    /// Names are not UTF-8: the offset of the first bad byte.
+    Names(usize),
+    /// Records are out of order or name bytes outside the names: the section and the record's index.
+    Record(&'static str, usize),
+}
+
+impl fmt::Display for BlobError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const REMEDY: &str = "boot the Image that `cargo xtask` writes, not the ELF file";
+        match self {
+            Self::Truncated(needed, found) => {
+                write!(
+                    f,
+                    "symbol blob: {needed} bytes needed, {found} found; {REMEDY}"
+                )
+            }
+            Self::Magic(found) => {
+                write!(
+                    f,
+                    "symbol blob: starts with {found:02x?}, not with SPRBLOB1; {REMEDY}"
+                )
+            }
+            Self::Section(name) => {
+                write!(
+                    f,
+                    "symbol blob: the {name} do not lie within the blob; {REMEDY}"
+                )
+            }
+            Self::Names(at) => write!(f, "symbol blob: names are not UTF-8 at byte {at}; {REMEDY}"),
+            Self::Record(section, index) => {
+                write!(
+                    f,
+                    "symbol blob: {section} {index} is out of order or out of range; {REMEDY}"
+                )
+            }
+        }
+    }
+}
+
+impl core::error::Error for BlobError {}
+
+/// What is known about a function, as bits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Flags(pub u16);
+
+impl Flags {
+    /// The function has a site that a hook may use.
+    pub const SITE: Self = Self(1);
+    /// The hook path reaches the function: never hooked, even where the compiler left NOPs.
+    pub const NOTRACE: Self = Self(1 << 1);
+    /// Exported without mangling (`#[unsafe(no_mangle)] extern "C"`): arguments and return value are as declared.
+    pub const GLOBAL: Self = Self(1 << 2);
+    /// Made by the linker or by the compiler's outliner (`__CortexA53843419_*`, `OUTLINED_FUNCTION_*`).
+    pub const SYNTHETIC: Self = Self(1 << 3);
+    /// Assembly: a label without a size of its own; it reaches to the next symbol.
+    pub const LABEL: Self = Self(1 << 4);
+
+    /// Whether all bits of `other` are set.
+    pub const fn contains(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+
+    /// Both sets of bits.
+    pub const fn with(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+}
+
+/// A function of the image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Symbol<'a> {
+    /// Address of the entry (of the first NOP where there is a site).
+    pub address: u64,
+    /// Size in bytes.
+    pub size: u32,
+    /// Demangled name.
+    pub name: &'a str,
+    /// What is known about it.
+    pub flags: Flags,
+}
+
+/// A checked blob.
+#[derive(Clone, Copy)]
+pub struct Blob<'a> {
+    base: u64,
+    version: &'a str,
+    symbols: &'a [[u8; SYMBOL]],
+    names: &'a str,
+    sites: &'a [[u8; SITE]],
+}
+
+fn word(bytes: &[u8], at: usize) -> u32 {
+    bytes
+        .get(at..)
+        .and_then(|rest| rest.first_chunk())
+        .map_or(0, |word| u32::from_le_bytes(*word))
+}
+
+fn section<'a>(
+    bytes: &'a [u8],
+    field: usize,
+    unit: usize,
+    name: &'static str,
+) -> Result<&'a [u8], BlobError> {
+    let (count, start) = (word(bytes, field) as usize, word(bytes, field + 4) as usize);
+    let end = count
+        .checked_mul(unit)
+        .and_then(|length| length.checked_add(start));
+    end.and_then(|end| bytes.get(start..end))
+        .ok_or(BlobError::Section(name))
+}
+
+impl<'a> Blob<'a> {
+    /// The length in bytes that a blob states in its first 12 bytes, so that a caller knows how much of it to map.
+    ///
+    /// # Errors
+    /// [`BlobError::Truncated`], [`BlobError::Magic`].
+    pub fn length(start: &[u8]) -> Result<usize, BlobError> {
+        let magic = start
+            .first_chunk()
+            .ok_or(BlobError::Truncated(HEADER, start.len()))?;
+        match *magic == MAGIC {
+            true => Ok(word(start, MAGIC.len()) as usize),
+            false => Err(BlobError::Magic(*magic)),
+        }
+    }
+
+    /// Checks `bytes`, which start with the blob and may be longer (the Image is padded to whole pages).
+    ///
+    /// # Errors
+    /// [`BlobError`]: every offset, every name and the order of the records are checked here, once.
+    pub fn parse(bytes: &'a [u8]) -> Result<Self, BlobError> {
+        let length = Self::length(bytes)?.max(HEADER);
+        let bytes = bytes
+            .get(..length)
+            .ok_or(BlobError::Truncated(length, bytes.len()))?;
+        let utf8 = |bytes| {
+            core::str::from_utf8(bytes).map_err(|error| BlobError::Names(error.valid_up_to()))
+        };
+        let blob = Self {
+            base: u64::from(word(bytes, 48)) | u64::from(word(bytes, 52)) << 32,
+            symbols: section(bytes, 12, SYMBOL, "symbols")?.as_chunks().0,
+            names: utf8(section(bytes, 20, 1, "names")?)?,
+            sites: section(bytes, 28, SITE, "sites")?.as_chunks().0,
+            version: utf8(section(bytes, 36, 1, "version")?)?,
+        };
+        for (index, record) in blob.symbols.iter().enumerate() {
+            let next = blob.symbols.get(index + 1);
+            if next.is_some_and(|next| word(next, 0) < word(record, 0))
+                || blob.name(record).is_none()
+            {
+                return Err(BlobError::Record("symbol", index));
+            }
+        }
+        match blob
+            .sites
+            .is_sorted_by_key(|site| u32::from_le_bytes(*site))
+        {
+            true => Ok(blob),
+            false => Err(BlobError::Record("site", 0)),
+        }
+    }
+
+    fn name(&self, record: &[u8; SYMBOL]) -> Option<&'a str> {
+        let start = word(record, 8) as usize;
+        self.names
+            .get(start..start + (word(record, 12) >> 16) as usize)
+    }
+
+    fn symbol(&self, record: &[u8; SYMBOL]) -> Symbol<'a> {
+        Symbol {
+            address: self.base.wrapping_add(u64::from(word(record, 0))),
+            size: word(record, 4),
+            name: self.name(record).unwrap_or_default(),
+            flags: Flags(word(record, 12) as u16),
+        }
+    }
+
+    /// Link address of the image's first byte.
+    pub fn base(&self) -> u64 {
+        self.base
+    }
+
+    /// What the image was built from: package version and build identifier.
+    pub fn version(&self) -> &'a str {
+        self.version
+    }
+
+    /// All functions, by address.
+    pub fn symbols(&self) -> impl Iterator<Item = Symbol<'a>> + use<'a> {
+        let blob = *self;
+        self.symbols.iter().map(move |record| blob.symbol(record))
+    }
+
+    /// Entry addresses of all functions that may be hooked, ascending.
+    pub fn sites(&self) -> impl ExactSizeIterator<Item = u64> + use<'a> {
+        let base = self.base;
+        self.sites
+            .iter()
+            .map(move |site| base.wrapping_add(u64::from(u32::from_le_bytes(*site))))
+    }
+
+    /// Whether the function that starts at `address` has a site.
+    pub fn has_site(&self, address: u64) -> bool {
+        u32::try_from(address.wrapping_sub(self.base)).is_ok_and(|offset| {
+            self.sites
+                .binary_search_by_key(&offset, |site| u32::from_le_bytes(*site))
+                .is_ok()
+        })
+    }
+
+    /// The function that `address` lies in, and the distance in bytes from its entry.
+    pub fn lookup(&self, address: u64) -> Option<(Symbol<'a>, u64)> {
+        let offset = u32::try_from(address.checked_sub(self.base)?).ok()?;
+        let after = self
+            .symbols
+            .partition_point(|record| word(record, 0) <= offset);
+        let start = word(self.symbols.get(after.checked_sub(1)?)?, 0);
+        // Several names may share an address: the writer puts the best one first.
+        let first = self
+            .symbols
+            .partition_point(|record| word(record, 0) < start);
+        let symbol = self.symbol(self.symbols.get(first)?);
+        let distance = address - symbol.address;
+        (distance < u64::from(symbol.size)).then_some((symbol, distance))
+    }
+
+    /// Functions called `name`: those of exactly this name, or, if there are none, those whose path ends in it.
+    ///
+    /// `<` and `>` do not count, so that `tcp::Socket::process` finds `<smoltcp::socket::tcp::Socket>::process`. More than one
+    /// result means that the name is ambiguous.
+    pub fn by_name<'n>(&self, name: &'n str) -> impl Iterator<Item = Symbol<'a>> + use<'a, 'n> {
+        let exact = self.symbols().any(|symbol| symbol.name == name);
+        self.symbols().filter(move |symbol| match exact {
+            true => symbol.name == name,
+            false => is_path_suffix(symbol.name, name),
+        })
+    }
+
+    /// Functions whose name fits `pattern`, in which `*` stands for any characters, `::` included.
+    pub fn matching<'p>(&self, pattern: &'p str) -> impl Iterator<Item = Symbol<'a>> + use<'a, 'p> {
+        self.symbols()
+            .filter(move |symbol| glob(pattern, symbol.name))
+    }
+
+    /// The functions with a site whose names are nearest to `name`, nearest first; `None` fills up where there are fewer.
+    ///
+    /// Compared are as many of the last path components as `name` has, by edit distance, capitals as small letters.
+    pub fn nearest<const N: usize>(&self, name: &str) -> [Option<Symbol<'a>>; N] {
+        let mut best: [Option<(usize, Symbol<'a>)>; N] = [None; N];
+        let components = name.split("::").count();
+        for symbol in self
+            .symbols()
+            .filter(|symbol| symbol.flags.contains(Flags::SITE))
+        {
+            let key = edit_distance(last_components(symbol.name, components), name);
+            if best.iter().flatten().any(|(_, s)| s.name == symbol.name) {
+                continue;
+            }
+            let at = best
+                .iter()
+                .take_while(|entry| entry.is_some_and(|(k, _)| k <= key))
+                .count();
+            if let Some(tail) = best.get_mut(at..)
+                && !tail.is_empty()
+            {
+                tail.rotate_right(1);
+                if let Some(entry) = tail.first_mut() {
+                    *entry = Some((key, symbol));
+                }
+            }
+        }
+        best.map(|entry| entry.map(|(_, symbol)| symbol))
+    }
+}
+
+/// Whether `name` ends in `suffix` at a path boundary, angle brackets aside.
+fn is_path_suffix(name: &str, suffix: &str) -> bool {
+    fn plain(text: &str) -> impl Iterator<Item = u8> + '_ {
+        text.bytes()
+            .rev()
+            .filter(|byte| !matches!(byte, b'<' | b'>'))
+    }
+    let mut rest = plain(name);
+    !suffix.is_empty()
+        && plain(suffix).all(|byte| rest.next() == Some(byte))
+        && matches!(rest.next(), None | Some(b':' | b' '))
+}
+
+/// The last `count` components of a path, or all of it.
+fn last_components(path: &str, count: usize) -> &str {
+    path.rmatch_indices("::")
+        .nth(count.saturating_sub(1))
+        .and_then(|(at, _)| path.get(at + 2..))
+        .unwrap_or(path)
+}
+
+/// Whether `text` fits `pattern`; `*` stands for any characters, none included.
+pub fn glob(pattern: &str, text: &str) -> bool {
+    let (pattern, text) = (pattern.as_bytes(), text.as_bytes());
+    let (mut p, mut t) = (0, 0);
+    // Where to go on when what follows the last star did not fit: behind the star, one character further in the text.
+    let mut retry: Option<(usize, usize)> = None;
+    loop {
+        match (pattern.get(p), text.get(t)) {
+            (Some(b'*'), _) => {
+                retry = Some((p + 1, t));
+                p += 1;
+            }
+            (Some(want), Some(have)) if want == have => (p, t) = (p + 1, t + 1),
+            (None, None) => return true,
+            _ => match retry {
+                Some((behind, at)) if at < text.len() => {
+                    (p, t) = (behind, at + 1);
+                    retry = Some((behind, at + 1));
+                }
+                _ => return false,
+            },
+        }
+    }
+}
+
+/// Insertions, deletions, replacements from one text to the other; of long texts the last 64 bytes count.
+fn edit_distance(a: &str, b: &str) -> usize {
+    const LONGEST: usize = 64;
+    fn tail(text: &str) -> &[u8] {
+        let bytes = text.as_bytes();
+        bytes.last_chunk::<LONGEST>().map_or(bytes, |tail| tail)
+    }
+    let (a, b) = (tail(a), tail(b));
+    // row[j]: distance from the part of `a` seen so far to the first j bytes of `b`.
+    let mut row: [usize; LONGEST + 1] = core::array::from_fn(|j| j);
+    for (i, x) in a.iter().enumerate() {
+        let (mut diagonal, mut left) = (i, i + 1);
+        for (cell, y) in row.iter_mut().skip(1).zip(b) {
+            let replace = diagonal + usize::from(!x.eq_ignore_ascii_case(y));
+            diagonal = *cell;
+            left = replace.min(diagonal + 1).min(left + 1);
+            *cell = left;
+        }
+        if let Some(first) = row.first_mut() {
+            *first = i + 1;
+        }
+    }
+    row.get(b.len()).copied().unwrap_or(usize::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn globs() {
+        for (pattern, text, fits) in [
+            ("", "", true),
+            ("*", "", true),
+            ("a*c", "abc", true),
+            ("a*c", "ac", true),
+            ("a*c", "acd", false),
+            ("*::process", "tcp::Socket::process", true),
+            ("*b*b*", "abab", true),
+            ("*b*b*b*", "abab", false),
+            ("abc", "abcd", false),
+            ("abcd", "abc", false),
+        ] {
+            assert_eq!(glob(pattern, text), fits, "{pattern:?} on {text:?}");
+        }
+    }
+
+    #[test]
+    fn path_suffixes() {
+        let name = "<smoltcp::socket::tcp::Socket>::process";
+        for (suffix, fits) in [
+            ("process", true),
+            ("Socket::process", true),
+            ("tcp::Socket::process", true),
+            ("rocess", false),
+            ("udp::Socket::process", false),
+            ("", false),
+        ] {
+            assert_eq!(is_path_suffix(name, suffix), fits, "{suffix:?}");
+        }
+    }
+
+    #[test]
+    fn distances() {
+        assert_eq!(edit_distance("kitten", "sitting"), 3);
+        assert_eq!(edit_distance("", "abc"), 3);
+        assert_eq!(edit_distance("ABC", "abc"), 0);
+        assert_eq!(edit_distance(&"x".repeat(300), &"x".repeat(200)), 0);
+        assert_eq!(last_components("a::b::c", 2), "b::c");
+        assert_eq!(last_components("a::b::c", 5), "a::b::c");
+    }
+
+    #[test]
+    fn anything_is_a_blob_or_an_error() {
+        assert_eq!(
+            Blob::parse(&[]).err(),
+            Some(BlobError::Truncated(HEADER, 0))
+        );
+        assert_eq!(Blob::parse(&[0; 100]).err(), Some(BlobError::Magic([0; 8])));
+        let mut bytes = [0_u8; HEADER];
+        bytes[..8].copy_from_slice(&MAGIC);
+        bytes[8] = 64;
+        assert_eq!(Blob::parse(&bytes).map(|b| b.symbols().count()), Ok(0));
+        bytes[12] = 1;
+        bytes[16] = 60;
+        assert_eq!(
+            Blob::parse(&bytes).err(),
+            Some(BlobError::Section("symbols"))
+        );
+    }
+}
