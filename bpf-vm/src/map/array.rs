@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The array map: values by 32-bit index, all present from the start, never deleted.
+#![forbid(unsafe_code)]
+
 use alloc::boxed::Box;
 use core::{ops::Range, sync::atomic::AtomicU64};
 
@@ -104,11 +106,7 @@ impl Array {
     }
 
     /// Linux's order of checks in an array's update: flags, then the index, then `BPF_NOEXIST`.
-    pub(super) fn update(
-        &self,
-        key: &[u8],
-        flags: UpdateFlags,
-    ) -> Result<&[AtomicU64], MapError> {
+    pub(super) fn update(&self, key: &[u8], flags: UpdateFlags) -> Result<&[AtomicU64], MapError> {
         let value = self.value(key).ok_or(MapError::TooBig)?;
         match flags {
             UpdateFlags::NoExist => Err(MapError::Exists),

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What creating a map and working on one can answer.
+#![forbid(unsafe_code)]
+
 use alloc::string::String;
 use core::fmt;
 
@@ -92,7 +94,10 @@ impl fmt::Display for MapCreateError {
                 field,
                 found,
                 allowed,
-            } => write!(f, "map `{map}`: {field} is {found}, but has to be {allowed}"),
+            } => write!(
+                f,
+                "map `{map}`: {field} is {found}, but has to be {allowed}"
+            ),
             Self::Memory { map, bytes } => write!(
                 f,
                 "map `{map}`: no memory left for its {bytes} bytes of values; lower max_entries or the size of its value"

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The kinds of map, by Linux's numbers and names (`enum bpf_map_type` in `linux/bpf.h`).
+#![forbid(unsafe_code)]
 
 /// A kind of map, named by its number in `enum bpf_map_type`.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Hash)]

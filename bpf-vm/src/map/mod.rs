@@ -3,22 +3,28 @@
 //!
 //! A map is created once, in an [`Arc`], and never moves: what a program holds as "the map" is its address
 //! ([`Map::handle`]). All values are allocated when the map is created; nothing here allocates or locks afterwards.
+#![deny(unsafe_code)]
+
 use alloc::{string::String, sync::Arc};
 use core::{fmt, ops::Range, sync::atomic::AtomicU64};
 
 mod array;
 mod error;
 mod kind;
+#[expect(
+    unsafe_code,
+    reason = "a region's memory has to stay where programs know it"
+)]
 pub mod memory;
 
+use self::{
+    array::Array,
+    memory::{read_bytes, write_bytes},
+};
 pub use self::{
     error::{MapCreateError, MapError},
     kind::MapKind,
     memory::{HeapMemory, MapMemory, MapRegion},
-};
-use self::{
-    array::Array,
-    memory::{read_bytes, write_bytes},
 };
 
 /// What defines a map: the fields of a BTF-defined map in C, `bpf_attr` of `BPF_MAP_CREATE` in Linux.
