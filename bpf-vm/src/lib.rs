@@ -8,6 +8,8 @@
 
 extern crate alloc;
 
+pub mod asm;
+pub mod disasm;
 pub mod isa;
 pub mod map;
 pub mod program;
