@@ -10,6 +10,8 @@ extern crate alloc;
 
 pub mod asm;
 pub mod disasm;
+pub mod helpers;
+pub mod host;
 pub mod isa;
 pub mod map;
 pub mod program;

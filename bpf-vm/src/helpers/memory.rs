@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The memory behind a pointer that a program hands to a helper.
+use core::{
+    ptr::with_exposed_provenance_mut,
+    sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed},
+};
+
+use crate::map::memory::WORD_BYTES;
+
+/// Memory of a program, to read: bytes that others may write at the same time.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ProgramBytes {
+    address: usize,
+    len: usize,
+}
+
+impl ProgramBytes {
+    /// The `len` bytes at `address`.
+    ///
+    /// # Safety
+    /// They are readable for as long as the value is used, by an address whose provenance is exposed, and whoever
+    /// writes them meanwhile is a program or writes atomically.
+    pub(super) unsafe fn new(address: u64, len: usize) -> Self {
+        Self {
+            address: address as usize,
+            len,
+        }
+    }
+
+    /// Bytes that never change, for tests.
+    #[cfg(test)]
+    pub(super) fn of_static(bytes: &'static [u8]) -> Self {
+        // SAFETY: they are readable for ever and nobody writes them.
+        unsafe { Self::new(bytes.as_ptr().expose_provenance() as u64, bytes.len()) }
+    }
+
+    /// The number of bytes.
+    pub(super) fn len(self) -> usize {
+        self.len
+    }
+
+    /// The byte at `index`, if it is one of these.
+    pub(super) fn get(self, index: usize) -> Option<u8> {
+        if index >= self.len {
+            return None;
+        }
+        let byte = with_exposed_provenance_mut(self.address + index);
+        // SAFETY: `index` is below `len`, so `new`'s caller promised that the byte is readable; it is only loaded.
+        let byte = unsafe { AtomicU8::from_ptr(byte) };
+        Some(byte.load(Relaxed))
+    }
+
+    /// Copies the first bytes into `out`, as many as both have.
+    pub(super) fn copy_to(self, out: &mut [u8]) {
+        for (index, out) in out.iter_mut().enumerate() {
+            if let Some(byte) = self.get(index) {
+                *out = byte;
+            }
+        }
+    }
+
+    /// The word at byte `index`, padded with zero past the end; in one load where it is aligned and whole.
+    fn word(self, index: usize) -> u64 {
+        let at = self.address.wrapping_add(index);
+        if at.is_multiple_of(WORD_BYTES) && self.len.saturating_sub(index) >= WORD_BYTES {
+            // SAFETY: the pointer is aligned, and the 8 bytes from `index` are below `len`, so `new`'s caller
+            // promised that they are readable; they are only loaded.
+            let word = unsafe { AtomicU64::from_ptr(with_exposed_provenance_mut(at)) };
+            return word.load(Relaxed);
+        }
+        let mut bytes = [0; WORD_BYTES];
+        for (offset, byte) in bytes.iter_mut().enumerate() {
+            *byte = self.get(index + offset).unwrap_or(0);
+        }
+        u64::from_ne_bytes(bytes)
+    }
+
+    /// Copies the bytes into a value's words.
+    pub(super) fn copy_to_value(self, words: &[AtomicU64]) {
+        for (word, index) in words.iter().zip((0..self.len).step_by(WORD_BYTES)) {
+            word.store(self.word(index), Relaxed);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Values of every length, from every alignment, arrive whole and padded with zeros.
+    #[test]
+    fn a_value_is_copied_from_any_alignment() {
+        let source: [u8; 40] = core::array::from_fn(|index| index as u8 + 1);
+        let base = source.as_ptr().expose_provenance() as u64;
+        for start in 0..8 {
+            for len in 0..=24 {
+                // SAFETY: `start + len` is at most 31 and `source` has 40 bytes and outlives the copy.
+                let bytes = unsafe { ProgramBytes::new(base + start as u64, len) };
+                let words: [AtomicU64; 3] = Default::default();
+                bytes.copy_to_value(&words);
+                let got: alloc::vec::Vec<u8> = words
+                    .iter()
+                    .flat_map(|word| word.load(Relaxed).to_ne_bytes())
+                    .collect();
+                let mut want = [0; 24];
+                want[..len].copy_from_slice(&source[start..start + len]);
+                assert_eq!(got, want, "{len} bytes from {start}");
+            }
+        }
+    }
+}
