@@ -1,0 +1,143 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The patcher: the only code that writes code.
+//!
+//! Text and pool are mapped read-execute. To write, a core maps the one page it needs at its own patch address, writes,
+//! makes the instructions visible, and unmaps before anything else happens.
+//!
+//! **Visibility** (Arm ARM B2.4.4 of DDI 0487, "Synchronization and coherency issues between data and instruction
+//! accesses"): store; DC CVAU to the point of unification; DSB ISH; IC IVAU; DSB ISH; ISB here; and on every other core a
+//! context synchronisation event before it may execute the new instructions, which is [`super::smp::sync_cores`].
+//! Maintenance is by the address the code *runs* at: the A53's instruction cache is VIPT, so an alias's index may differ.
+//! CTR_EL0.IDC and .DIC say which of the two is not needed on this core.
+//!
+//! **Concurrent execution** (B2.2.5, "Concurrent modification and execution of instructions"): while another core may
+//! be executing a word, it and its replacement must both be of B, BL, BRK, HVC, ISB, NOP, SMC, SVC; then each core
+//! executes either the old or the new one. [`patch`] is one aligned 32-bit store, single-copy atomic (B2.2.1).
+
+use super::{barrier, cpu, irq, mrs};
+use crate::mm::{Access, layout, table};
+use core::arch::asm;
+
+/// Why code was not written.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum CodeError {
+    /// Not an aligned address of executable memory.
+    NotCode(usize),
+    /// The word there is not the one to be replaced.
+    Unexpected {
+        /// Address of the word.
+        at: usize,
+        /// What should have been there.
+        expected: u32,
+        /// What is there.
+        found: u32,
+    },
+    /// The patch mapping could not be made.
+    Map(table::MapError),
+}
+
+impl core::fmt::Display for CodeError {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        match self {
+            CodeError::NotCode(at) => write!(f, "{at:#x} is not an aligned address in text or in the executable pool"),
+            CodeError::Unexpected { at, expected, found } => write!(
+                f,
+                "{at:#x} holds {found:#010x}, not {expected:#010x}: someone else changed it; nothing was written"
+            ),
+            CodeError::Map(e) => write!(f, "the patch mapping: {e}"),
+        }
+    }
+}
+
+/// Reads a word of code.
+pub fn read(at: usize) -> Option<u32> {
+    if !at.is_multiple_of(4) || !table::translate(at)?.execute {
+        return None;
+    }
+    // SAFETY: aligned and just seen to be mapped executable, hence readable; text and pool are never unmapped.
+    Some(unsafe { (at as *const u32).read_volatile() })
+}
+
+/// Writes words that no core executes yet: pool memory before it is published. The caller then syncs all cores.
+pub fn write(at: usize, words: &[u32]) -> Result<(), CodeError> {
+    let mut at = at;
+    let mut words = words;
+    while !words.is_empty() {
+        let room = (layout::PAGE - at % layout::PAGE) / 4;
+        let (now, later) = words.split_at(room.min(words.len()));
+        with_alias(at, |alias| {
+            for (i, &word) in now.iter().enumerate() {
+                store(alias + 4 * i, word);
+            }
+            Ok(())
+        })?;
+        make_visible(at, now.len() * 4);
+        at += now.len() * 4;
+        words = later;
+    }
+    Ok(())
+}
+
+/// Replaces one word by one aligned 32-bit store, if it is `old`.
+pub fn patch(at: usize, old: u32, new: u32) -> Result<(), CodeError> {
+    with_alias(at, |alias| {
+        // SAFETY: `alias` is the patch mapping of an aligned word.
+        let found = unsafe { (alias as *const u32).read_volatile() };
+        if found != old {
+            return Err(CodeError::Unexpected { at, expected: old, found });
+        }
+        store(alias, new);
+        Ok(())
+    })?;
+    make_visible(at, 4);
+    Ok(())
+}
+
+fn store(alias: usize, word: u32) {
+    // SAFETY: `alias` lies in this core's patch mapping, aligned; volatile so that it is one store, never two halves.
+    unsafe { (alias as *mut u32).write_volatile(word) }
+}
+
+/// Runs `f` with a writable address for the page of `at`, mapped on this core for just that long.
+fn with_alias(at: usize, f: impl FnOnce(usize) -> Result<(), CodeError>) -> Result<(), CodeError> {
+    let target = table::translate(at).filter(|t| t.execute && at.is_multiple_of(4)).ok_or(CodeError::NotCode(at))?;
+    // Not preemptible from here: the mapping belongs to this core.
+    let state = irq::disable();
+    let page = layout::PATCH + cpu::index() * layout::PAGE;
+    let offset = at % layout::PAGE;
+    let result = match table::map_page(page, target.pa & !(layout::PAGE as u64 - 1), Access::Write) {
+        Ok(()) => {
+            let result = f(page + offset);
+            table::unmap_page(page); // TLBI, inner shareable
+            result
+        }
+        Err(e) => Err(CodeError::Map(e)),
+    };
+    irq::restore(state);
+    result
+}
+
+/// The sequence of B2.4.4 on this core, for `bytes` from the run address `start`.
+fn make_visible(start: usize, bytes: usize) {
+    let ctr = mrs!("ctr_el0");
+    let data_line = 4usize << ((ctr >> 16) & 0xf);
+    let instruction_line = 4usize << (ctr & 0xf);
+    let (idc, dic) = (ctr >> 28 & 1 != 0, ctr >> 29 & 1 != 0);
+    let end = start + bytes;
+    if !idc {
+        for line in (start & !(data_line - 1)..end).step_by(data_line) {
+            // SAFETY: cleaning a line of mapped, readable memory changes no contents. By the run address: data caches
+            // behave as physically indexed (D7.5.4), so the line written through the alias is the one cleaned.
+            unsafe { asm!("dc cvau, {}", in(reg) line, options(nostack)) }
+        }
+    }
+    barrier::dsb_ish();
+    if !dic {
+        for line in (start & !(instruction_line - 1)..end).step_by(instruction_line) {
+            // SAFETY: dropping a cached instruction line changes no contents; it is fetched again.
+            unsafe { asm!("ic ivau, {}", in(reg) line, options(nostack)) }
+        }
+        barrier::dsb_ish();
+    }
+    barrier::isb();
+}

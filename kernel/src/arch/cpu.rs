@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Per-CPU data: one block a core, found by TPIDR_EL1.
+
+use super::{lock::Late, mrs, msr};
+use crate::sched::Task;
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+
+/// The most cores this kernel starts.
+pub const MAX_CPUS: usize = 8;
+
+/// What belongs to one core. Written by that core unless a field says otherwise.
+#[repr(C)]
+pub struct PerCpu {
+    /// Top of the stack that a stack overflow is reported on; vectors.s reads it at offset 0.
+    pub overflow_top: AtomicUsize,
+    /// This core's index, 0 for the boot core.
+    pub index: AtomicUsize,
+    /// Someone wants this core to choose a task anew; set by any core.
+    pub need_resched: AtomicBool,
+    /// How many hardirq handlers are active: 0 or 1.
+    pub hardirq: AtomicU32,
+    /// How many NMI handlers are active.
+    pub nmi: AtomicU32,
+    /// Softirqs are being run.
+    pub softirq_active: AtomicBool,
+    /// Softirqs that were raised, a bit each.
+    pub softirq_pending: AtomicU32,
+    /// The task that runs when no other can.
+    pub idle: Late<Task>,
+    /// Timer ticks taken.
+    pub ticks: AtomicU64,
+    /// NMIs taken.
+    pub nmis: AtomicU64,
+    /// The core runs tasks; set by itself.
+    pub online: AtomicBool,
+}
+
+impl PerCpu {
+    const fn new() -> PerCpu {
+        PerCpu {
+            overflow_top: AtomicUsize::new(0),
+            index: AtomicUsize::new(0),
+            need_resched: AtomicBool::new(false),
+            hardirq: AtomicU32::new(0),
+            nmi: AtomicU32::new(0),
+            softirq_active: AtomicBool::new(false),
+            softirq_pending: AtomicU32::new(0),
+            idle: Late::new(),
+            ticks: AtomicU64::new(0),
+            nmis: AtomicU64::new(0),
+            online: AtomicBool::new(false),
+        }
+    }
+}
+
+static CPUS: [PerCpu; MAX_CPUS] = [const { PerCpu::new() }; MAX_CPUS];
+
+/// The block of core `index`; indices of cores that do not exist wrap to ones that may.
+pub fn per_cpu(index: usize) -> &'static PerCpu {
+    &CPUS[index % MAX_CPUS]
+}
+
+/// Tells this core which block is its own: the boot core's first act, the others come with it set.
+pub fn init_boot_core() {
+    // The block lives as long as the image.
+    msr!("tpidr_el1", core::ptr::from_ref(&CPUS[0]).addr() as u64);
+}
+
+/// This core's block. The caller may be moved to another core the next moment unless it is not preemptible.
+#[inline(always)]
+pub fn this_cpu() -> &'static PerCpu {
+    // SAFETY: `init_boot_core` and SECONDARY_BOOT set TPIDR_EL1 to an element of CPUS before any Rust that comes here.
+    unsafe { &*(mrs!("tpidr_el1") as usize as *const PerCpu) }
+}
+
+/// This core's index.
+#[inline(always)]
+pub fn index() -> usize {
+    this_cpu().index.load(Ordering::Relaxed)
+}
+
+/// Cores that run tasks.
+pub fn online() -> impl Iterator<Item = usize> {
+    (0..MAX_CPUS).filter(|&i| CPUS[i].online.load(Ordering::Acquire))
+}
+
+/// Address of a block, for SECONDARY_BOOT.
+pub(super) fn address(index: usize) -> usize {
+    core::ptr::from_ref(per_cpu(index)).addr()
+}

@@ -1,0 +1,154 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Masking interrupts so that a pseudo-NMI still comes.
+//!
+//! On a GIC normal interrupts are kept out by the priority mask and the NMI has a higher priority; on the Pi 3 they
+//! are kept out by PSTATE.I and the NMI is the FIQ. Until a controller is up, PSTATE.I serves.
+
+use super::{barrier, mrs, msr};
+use boards::irq::Masking;
+use core::sync::atomic::{AtomicUsize, Ordering};
+
+/// What [`disable`] found, for [`restore`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct State(u64);
+
+const BY_DAIF: usize = 0;
+const BY_ICC_PMR: usize = 1;
+
+/// 0: PSTATE.I; 1: ICC_PMR_EL1; else the mapped address of GICC_PMR.
+static MASKING: AtomicUsize = AtomicUsize::new(BY_DAIF);
+
+const OPEN: u64 = boards::irq::PMR_OPEN as u64;
+const CLOSED: u64 = boards::irq::PMR_MASKED as u64;
+const DAIF_I: u64 = 1 << 7;
+
+/// Masks normal interrupts on this core and returns what was before.
+#[inline(always)]
+pub fn disable() -> State {
+    match MASKING.load(Ordering::Relaxed) {
+        BY_DAIF => {
+            let old = mrs!("daif");
+            // SAFETY: masking an interrupt is always allowed; whoever calls this restores it.
+            unsafe { core::arch::asm!("msr daifset, #2", options(nostack)) };
+            State(old & DAIF_I)
+        }
+        BY_ICC_PMR => {
+            let old = mrs!("S3_0_C4_C6_0");
+            msr!("S3_0_C4_C6_0", CLOSED);
+            // The new mask holds for what follows only after this (IHI0069 3.1 on PMR and self-synchronisation; DSB SY
+            // for interrupts already on their way).
+            barrier::dsb_sy();
+            State(old)
+        }
+        address => {
+            let old = gicc_pmr(address);
+            set_gicc_pmr(address, CLOSED as u32);
+            barrier::dsb_sy();
+            State(u64::from(old))
+        }
+    }
+}
+
+/// Puts back what [`disable`] found.
+#[inline(always)]
+pub fn restore(state: State) {
+    match MASKING.load(Ordering::Relaxed) {
+        BY_DAIF => {
+            if state.0 & DAIF_I == 0 {
+                // SAFETY: interrupts were on before the `disable` that this ends.
+                unsafe { core::arch::asm!("msr daifclr, #2", options(nostack)) };
+            }
+        }
+        BY_ICC_PMR => {
+            msr!("S3_0_C4_C6_0", state.0);
+            barrier::dsb_sy();
+        }
+        address => {
+            set_gicc_pmr(address, state.0 as u32);
+            barrier::dsb_sy();
+        }
+    }
+}
+
+/// Lets normal interrupts in.
+pub fn enable() {
+    restore(match MASKING.load(Ordering::Relaxed) {
+        BY_DAIF => State(0),
+        _ => State(OPEN),
+    });
+}
+
+/// Whether normal interrupts are masked on this core.
+pub fn disabled() -> bool {
+    if mrs!("daif") & DAIF_I != 0 {
+        return true;
+    }
+    match MASKING.load(Ordering::Relaxed) {
+        BY_DAIF => false,
+        BY_ICC_PMR => mrs!("S3_0_C4_C6_0") != OPEN,
+        address => u64::from(gicc_pmr(address)) != OPEN,
+    }
+}
+
+/// Masks everything, the NMI included.
+#[inline(always)]
+pub fn mask_all() {
+    // SAFETY: masking is always allowed.
+    unsafe { core::arch::asm!("msr daifset, #0xf", options(nostack)) }
+}
+
+/// Lets in whatever [`disable`] does not keep out: NMI, and on a GIC also PSTATE.I.
+#[inline(always)]
+pub fn open_exceptions() {
+    if MASKING.load(Ordering::Relaxed) == BY_DAIF {
+        // SAFETY: vectors are set and a frame is saved wherever this is called; PSTATE.I stays as it is.
+        unsafe { core::arch::asm!("msr daifclr, #0xd", options(nostack)) }
+    } else {
+        // SAFETY: as above; normal interrupts are kept out by the priority mask.
+        unsafe { core::arch::asm!("msr daifclr, #0xf", options(nostack)) }
+    }
+}
+
+/// Opens the priority mask without touching PSTATE: on the way out of an exception that normal code took.
+pub fn open_priority() {
+    if MASKING.load(Ordering::Relaxed) != BY_DAIF {
+        restore(State(OPEN));
+    }
+}
+
+/// All of D, A, I and F, as they are.
+pub fn daif() -> u64 {
+    mrs!("daif")
+}
+
+/// Sets D, A, I and F.
+pub fn set_daif(value: u64) {
+    // Only ever what `daif` returned.
+    msr!("daif", value);
+}
+
+/// Says how this machine masks; with all exceptions masked. Afterwards normal interrupts are off on the boot core.
+pub fn init(masking: Masking) {
+    let mode = match masking {
+        Masking::Daif => BY_DAIF,
+        Masking::IccPmr => BY_ICC_PMR,
+        Masking::GiccPmr(address) => address,
+    };
+    MASKING.store(mode, Ordering::Relaxed);
+    disable();
+}
+
+/// One LDR: under a hypervisor only single-register accesses to devices can be emulated.
+#[inline(always)]
+fn gicc_pmr(address: usize) -> u32 {
+    let value: u32;
+    // SAFETY: `init` got this address from the GICv2 driver, which has it from a mapped region.
+    unsafe { core::arch::asm!("ldr {:w}, [{}]", out(reg) value, in(reg) address, options(nostack)) };
+    value
+}
+
+#[inline(always)]
+fn set_gicc_pmr(address: usize, value: u32) {
+    // SAFETY: as above; the register holds this core's priority mask and nothing else.
+    unsafe { core::arch::asm!("str {:w}, [{}]", in(reg) value, in(reg) address, options(nostack)) };
+}

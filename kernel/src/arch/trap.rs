@@ -1,0 +1,237 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Exceptions: what comes, who handles it, and what is printed when no one can.
+
+use super::cpu::{self, this_cpu};
+use super::smp::{self, Ipi};
+use super::{irq, switch, timer, unwind};
+use crate::{console, context, println, sched};
+use boards::irq::{Interrupt, InterruptController, Token};
+use core::sync::atomic::{AtomicBool, Ordering};
+
+/// What vectors.s saves; the offsets are its.
+#[repr(C)]
+pub struct Frame {
+    /// x0 to x30.
+    pub x: [u64; 31],
+    /// Stack pointer before the exception.
+    pub sp: u64,
+    /// Where it was taken.
+    pub elr: u64,
+    /// PSTATE there.
+    pub spsr: u64,
+    /// Syndrome.
+    pub esr: u64,
+    /// Fault address.
+    pub far: u64,
+    /// Recursion word of the interrupted context.
+    pub word: u64,
+    pad: u64,
+    /// Frame record for the unwinder.
+    pub record: [u64; 2],
+}
+
+const _: () = assert!(size_of::<Frame>() == 320);
+
+const DAIF: u64 = 0xf << 6;
+
+/// Synchronous exception: a fault, or a BRK.
+#[unsafe(no_mangle)]
+extern "C" fn trap_sync(frame: &mut Frame) {
+    // A synchronous exception is the context it interrupts: what was open there is open here.
+    irq::set_daif(frame.spsr & DAIF);
+    die(&format_args!("{}", Syndrome(frame.esr)), frame);
+}
+
+/// Interrupt request.
+#[unsafe(no_mangle)]
+extern "C" fn trap_irq(frame: &mut Frame) {
+    let Some(controller) = smp::controller() else {
+        die(&"an interrupt before there is an interrupt controller", frame);
+    };
+    let (interrupt, token) = controller.acknowledge();
+    match interrupt {
+        Interrupt::Nmi => nmi(controller, token),
+        Interrupt::Spurious => {}
+        other => {
+            let block = this_cpu();
+            block.hardirq.fetch_add(1, Ordering::Relaxed);
+            // The running priority keeps normal interrupts out until `end`; an NMI may come.
+            irq::open_exceptions();
+            match other {
+                Interrupt::Timer => tick(),
+                Interrupt::Ipi(n) if n == Ipi::Sync as u8 => smp::handle_sync(),
+                Interrupt::Ipi(n) if n == Ipi::Reschedule as u8 => block.need_resched.store(true, Ordering::Relaxed),
+                Interrupt::Ipi(_) => {}
+                Interrupt::Device(n) => println!("interrupt {n} has no handler"),
+                Interrupt::Nmi | Interrupt::Spurious => {}
+            }
+            irq::mask_all();
+            controller.end(token);
+            block.hardirq.fetch_sub(1, Ordering::Relaxed);
+            leave(frame);
+        }
+    }
+}
+
+/// Fast interrupt request: the Pi 3's pseudo-NMI.
+#[unsafe(no_mangle)]
+extern "C" fn trap_fiq(frame: &mut Frame) {
+    match smp::controller() {
+        Some(controller) => match controller.acknowledge_fiq() {
+            (Interrupt::Nmi, token) => nmi(controller, token),
+            (Interrupt::Spurious, _) => {}
+            _ => die(&"a fast interrupt that no one sent", frame),
+        },
+        None => die(&"a fast interrupt before there is an interrupt controller", frame),
+    }
+}
+
+/// SError: an access went wrong somewhere, some time ago.
+#[unsafe(no_mangle)]
+extern "C" fn trap_serror(frame: &mut Frame) {
+    die(&"SError: an earlier access was refused by the system", frame);
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn trap_unexpected(frame: &mut Frame) {
+    die(&"an exception from EL0 or with SP_EL0, which this kernel never uses", frame);
+}
+
+/// A stack is used up; this runs on the core's overflow stack and the frame holds the broken sp.
+#[unsafe(no_mangle)]
+extern "C" fn trap_overflow(frame: &mut Frame, vector: u64) {
+    let _ = vector;
+    die(&"the stack is used up: its guard page was reached", frame);
+}
+
+fn nmi(controller: &dyn InterruptController, token: Token) {
+    let block = this_cpu();
+    block.nmi.fetch_add(1, Ordering::Relaxed);
+    block.nmis.fetch_add(1, Ordering::Relaxed);
+    context::nmi();
+    controller.end(token);
+    block.nmi.fetch_sub(1, Ordering::Relaxed);
+}
+
+fn tick() {
+    timer::next_tick();
+    let block = this_cpu();
+    block.ticks.fetch_add(1, Ordering::Relaxed);
+    context::raise(context::Softirq::Timer);
+    sched::tick();
+}
+
+/// On the way out of an interrupt: softirqs, parking, another task. All is masked here, as at entry.
+fn leave(frame: &Frame) {
+    let block = this_cpu();
+    if block.softirq_active.load(Ordering::Relaxed) {
+        return; // the softirqs that this interrupted go on, and leave by their own way
+    }
+    if block.softirq_pending.load(Ordering::Relaxed) != 0 {
+        irq::disable();
+        irq::open_exceptions();
+        context::run_softirqs();
+        irq::mask_all();
+    }
+    smp::park_if_asked();
+    if block.need_resched.load(Ordering::Relaxed) && switch::current().preemptible() {
+        irq::disable();
+        irq::open_exceptions();
+        sched::preempt(frame.elr as usize);
+        irq::mask_all();
+    }
+    // The interrupted code had normal interrupts on, or this one could not have come.
+    irq::open_priority();
+}
+
+/// The exception class and what it says, in words (Arm ARM, ESR_EL1).
+struct Syndrome(u64);
+
+impl core::fmt::Display for Syndrome {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        let class = self.0 >> 26;
+        let name = match class {
+            0x00 => "undefined instruction",
+            0x07 => "a vector register was used: the kernel is soft-float",
+            0x0e => "illegal execution state",
+            0x15 => "SVC",
+            0x18 => "trapped system register access",
+            0x21 => "instruction abort",
+            0x22 => "misaligned program counter",
+            0x25 => "data abort",
+            0x26 => "misaligned stack pointer",
+            0x2f => "SError",
+            0x3c => "BRK",
+            _ => "exception",
+        };
+        write!(f, "{name} (class {class:#x})")?;
+        if matches!(class, 0x21 | 0x25) {
+            let kind = match self.0 & 0x3c {
+                0x04 => "nothing is mapped there",
+                0x08 => "access flag",
+                0x0c => "not allowed there",
+                0x10 => "refused by the system",
+                0x20 => "misaligned",
+                _ => "fault",
+            };
+            let what = if class == 0x21 {
+                "execute"
+            } else if self.0 & 0x40 != 0 {
+                "write"
+            } else {
+                "read"
+            };
+            write!(f, ", {what}: {kind}")?;
+        }
+        Ok(())
+    }
+}
+
+static DYING: AtomicBool = AtomicBool::new(false);
+
+/// The second report of a run would only hide the first: it stops here.
+pub fn begin_report() {
+    irq::mask_all();
+    if DYING.swap(true, Ordering::AcqRel) {
+        loop {
+            super::barrier::wfi();
+        }
+    }
+    console::break_lock();
+}
+
+/// Prints everything about an exception that no one can handle, and ends the run.
+fn die(what: &dyn core::fmt::Display, frame: &Frame) -> ! {
+    begin_report();
+    println!("\n*** {what}");
+    print_where();
+    println!(
+        "    pc {:#018x}  {}",
+        frame.elr,
+        crate::symbols::Name(frame.elr as usize)
+    );
+    println!("    esr {:#010x}  far {:#018x}  spsr {:#x}  sp {:#018x}", frame.esr, frame.far, frame.spsr, frame.sp);
+    for (i, value) in frame.x.iter().enumerate() {
+        let end = if i % 4 == 3 || i == 30 { "\n" } else { "" };
+        crate::print!("    x{i:<2} {value:#018x}{end}");
+    }
+    if let Some((bottom, _)) = crate::mm::stack::bounds(frame.sp as usize)
+        && (frame.sp as usize) < bottom + 320
+    {
+        println!("    sp lies in the guard below a stack that begins at {bottom:#x}");
+    }
+    println!("    stack trace:");
+    unwind::print(frame.elr as usize, frame.x[30] as usize, frame.x[29] as usize);
+    super::exit::exit(101);
+}
+
+/// Core, context and task.
+pub fn print_where() {
+    println!(
+        "    core {}, {:?} context, task {}, EL{}",
+        cpu::index(),
+        context::current(),
+        switch::current().name(),
+        super::exception_level()
+    );
+}

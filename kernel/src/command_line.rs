@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The kernel command line: words, some of them `name=value`.
+
+/// What to do.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Job {
+    /// Measure, print the table, end.
+    Bench,
+    /// The interactive shell.
+    Shell,
+    /// The tests in the kernel.
+    Test,
+}
+
+/// The command line, taken apart.
+#[derive(Debug)]
+pub struct Options<'a> {
+    /// `job=bench|shell|test`, or the bare word; bench without it.
+    pub job: Job,
+    /// `semihosting`: an emulator listens.
+    pub semihosting: bool,
+    /// `rows`: print each row for programs too.
+    pub rows: bool,
+    /// `list`: with `job=test`, only name the tests.
+    pub list: bool,
+    /// `counter=instructions|cycles|none`.
+    pub counter: Option<&'a str>,
+    /// `board=NAME`, for the table's heading.
+    pub board: Option<&'a str>,
+    /// `qemu=VERSION`, for the table's heading.
+    pub qemu: Option<&'a str>,
+    /// `test=NAME`: only this one.
+    pub test: Option<&'a str>,
+    /// `from=NAME`: this one and those behind it.
+    pub from: Option<&'a str>,
+    /// `object=NAME`: measure this object of the initrd.
+    pub object: Option<&'a str>,
+    /// `attach=fentry:FUNCTION`: where to hook it.
+    pub attach: Option<&'a str>,
+    /// Words that mean nothing here.
+    pub unknown: heapless::Vec<&'a str, 8>,
+}
+
+impl<'a> Options<'a> {
+    /// Reads the words; what it does not know it keeps for a message.
+    pub fn parse(line: &'a str) -> Options<'a> {
+        let mut options = Options {
+            job: Job::Bench,
+            semihosting: false,
+            rows: false,
+            list: false,
+            counter: None,
+            board: None,
+            qemu: None,
+            test: None,
+            from: None,
+            object: None,
+            attach: None,
+            unknown: heapless::Vec::new(),
+        };
+        for word in line.split_ascii_whitespace() {
+            let (name, value) = match word.split_once('=') {
+                Some((name, value)) => (name, Some(value)),
+                None => (word, None),
+            };
+            match (name, value) {
+                ("job", Some("bench")) | ("bench", None) => options.job = Job::Bench,
+                ("job", Some("shell")) | ("shell", None) => options.job = Job::Shell,
+                ("job", Some("test")) | ("test", None) => options.job = Job::Test,
+                ("semihosting", None) => options.semihosting = true,
+                ("rows", None) => options.rows = true,
+                ("list", None) => options.list = true,
+                ("counter", Some(_)) => options.counter = value,
+                ("board", Some(_)) => options.board = value,
+                ("qemu", Some(_)) => options.qemu = value,
+                ("test", Some(_)) => options.test = value,
+                ("from", Some(_)) => options.from = value,
+                ("object", Some(_)) => options.object = value,
+                ("attach", Some(_)) => options.attach = value,
+                _ => {
+                    // The ninth and later are as unknown as the first eight, which are enough for a message.
+                    let _ = options.unknown.push(word);
+                }
+            }
+        }
+        options
+    }
+}

@@ -1,0 +1,208 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Memory: page frames, heap, page tables, stacks with guards, memory near the code.
+//!
+//! One of the rooms where `unsafe` may live: what leaves it are owned values and physical addresses.
+
+pub mod frames;
+pub mod heap;
+pub mod layout;
+pub mod near;
+pub mod stack;
+pub mod table;
+
+pub use table::Access;
+
+use boards::{Machine, Region};
+use heapless::Vec;
+use layout::{DEVICE_TREE, DEVICE_TREE_SIZE, IMAGE, LINEAR, PAGE, POOL, POOL_SIZE};
+
+unsafe extern "C" {
+    static _text_end: u8;
+    static _rodata_end: u8;
+    static _image_end: u8;
+}
+
+/// Addresses of the image's parts: `(end of text, end of rodata, end of data)`, all page aligned.
+pub fn image_parts() -> (usize, usize, usize) {
+    (
+        (&raw const _text_end).addr(),
+        (&raw const _rodata_end).addr(),
+        (&raw const _image_end).addr(),
+    )
+}
+
+/// Bytes of the image with what xtask appended: `image_size` in its own header.
+pub fn image_bytes() -> usize {
+    // SAFETY: offset 16 of the image's header (Linux arm64 boot protocol) is an aligned u64, mapped read-execute.
+    let size = unsafe { ((IMAGE + 16) as *const u64).read() } as usize;
+    size.next_multiple_of(PAGE)
+}
+
+/// What xtask appended to the image: the symbol blob. Empty if nothing was.
+pub fn blob() -> &'static [u8] {
+    let (_, _, end) = image_parts();
+    let bytes = (IMAGE + image_bytes()).saturating_sub(end);
+    // SAFETY: boot.s maps `_image_end .. _image_start + image_size` read-only, and nothing ever unmaps it.
+    unsafe { core::slice::from_raw_parts(end as *const u8, bytes) }
+}
+
+/// What boot.s mapped of the device tree at physical address `pa`; the tree's own length is checked by its parser.
+pub fn device_tree(pa: u64) -> &'static [u8] {
+    let offset = pa as usize & 0x1f_ffff;
+    // SAFETY: boot.s maps 4 MiB from the 2 MiB block that holds `pa`, read-only, and nothing ever unmaps it.
+    unsafe { core::slice::from_raw_parts((DEVICE_TREE + offset) as *const u8, DEVICE_TREE_SIZE - offset) }
+}
+
+/// Physical memory that stays as the boot loader left it, for example the initrd.
+pub fn boot_memory(region: &Region) -> Option<&'static [u8]> {
+    let end = region.start.checked_add(region.size)?;
+    if end > layout::LINEAR_SIZE || region.size == 0 {
+        return None;
+    }
+    let mut va = LINEAR + region.start as usize;
+    let (start, last) = (va, LINEAR + end as usize);
+    while va < last {
+        table::translate(va)?;
+        va = (va & !(PAGE - 1)) + PAGE;
+    }
+    // SAFETY: every page of it was just seen to be mapped; mm::init reserved the range, so no one writes it.
+    Some(unsafe { core::slice::from_raw_parts(start as *const u8, region.size as usize) })
+}
+
+/// Address in the linear map.
+pub fn linear(pa: u64) -> usize {
+    LINEAR + pa as usize
+}
+
+pub(crate) fn fill(start: usize, bytes: usize, value: u8) {
+    // SAFETY: callers in this module pass page frames that they own, in the linear map, where RAM is RW.
+    unsafe { core::ptr::write_bytes(start as *mut u8, value, bytes) }
+}
+
+fn zero_frame(pa: u64) {
+    fill(linear(pa), PAGE, 0);
+}
+
+/// How many bytes from `start` hold `value`.
+fn count_leading(start: usize, bytes: usize, value: u8) -> usize {
+    (0..bytes)
+        // SAFETY: callers pass a mapped stack that they own; a volatile read of a byte races with no one's invariants.
+        .take_while(|i| unsafe { ((start + i) as *const u8).read_volatile() } == value)
+        .count()
+}
+
+/// Ranges still free while the boot lays out memory.
+struct Free(Vec<(u64, u64), 64>);
+
+impl Free {
+    fn reserve(&mut self, start: u64, end: u64) {
+        let mut i = 0;
+        while let Some(&(s, e)) = self.0.get(i) {
+            if start >= e || end <= s {
+                i += 1;
+                continue;
+            }
+            self.0.swap_remove(i);
+            // A full list loses the smaller remainder: memory unused, nothing wrong.
+            if s < start {
+                let _ = self.0.push((s, start));
+            }
+            if end < e {
+                let _ = self.0.push((end, e));
+            }
+        }
+    }
+
+    /// Takes `bytes`, aligned, from the top of the lowest range that has them.
+    fn take(&mut self, bytes: u64, align: u64) -> Option<u64> {
+        let mut best: Option<u64> = None;
+        for &(s, e) in &self.0 {
+            if let Some(start) = e.checked_sub(bytes).map(|x| x & !(align - 1)).filter(|&x| x >= s) {
+                best = Some(best.map_or(start, |b| b.min(start)));
+            }
+        }
+        let start = best?;
+        self.reserve(start, start + bytes);
+        Some(start)
+    }
+}
+
+/// What the boot laid out.
+pub struct Layout {
+    /// Physical address of the executable pool.
+    pub pool_pa: u64,
+}
+
+/// Tells the page tables where the image lies: before anything is mapped.
+pub fn early_init(image_pa: u64) {
+    let (_, _, data_end) = image_parts();
+    table::init(image_pa, (data_end - IMAGE) as u64);
+}
+
+/// Maps a device before [`init`], for a message.
+pub fn early_device(region: Region) -> bool {
+    table::map_linear(region.start, region.start + region.size, Access::Device, true).is_ok()
+}
+
+/// Builds the linear map, the pool's mapping, the heap and the page frames. Once, on the boot core.
+pub fn init(machine: &Machine<'_>, image_pa: u64, tree: Option<(u64, usize)>) -> Result<Layout, &'static str> {
+    let (text_end, rodata_end, data_end) = image_parts();
+    let image_end = image_pa + image_bytes() as u64;
+
+    let mut free = Free(Vec::new());
+    for r in &machine.memory {
+        let _ = free.0.push((r.start, (r.start + r.size).min(layout::LINEAR_SIZE)));
+    }
+    free.reserve(0, PAGE as u64); // spin table and firmware stub
+    free.reserve(image_pa, image_end);
+    for r in machine.reserved.iter().chain(&machine.initrd) {
+        free.reserve(r.start & !(PAGE as u64 - 1), (r.start + r.size).next_multiple_of(PAGE as u64));
+    }
+    if let Some((start, bytes)) = tree {
+        free.reserve(start & !(PAGE as u64 - 1), (start + bytes as u64).next_multiple_of(PAGE as u64));
+    }
+    let pool_pa = free
+        .take(POOL_SIZE as u64, 2 << 20)
+        .ok_or("/memory: no 8 MiB for the executable pool; give the machine more memory")?;
+    let total: u64 = free.0.iter().map(|(s, e)| e - s).sum();
+    let heap_bytes = (total / 4).min(32 << 20) & !(PAGE as u64 - 1);
+    let heap_pa = free.take(heap_bytes, PAGE as u64).ok_or("/memory: no room for the heap")?;
+
+    let whole = |e: table::MapError| match e {
+        table::MapError::NoTable => "the boot's page tables are used up: too many memory or device ranges",
+        table::MapError::Occupied(_) => "the device tree's memory and device ranges overlap",
+    };
+    // Image and pool are mapped page by page and read-only where they are code or constants.
+    let offset = |va: usize| image_pa + (va - IMAGE) as u64;
+    let special = [
+        (image_pa, offset(rodata_end), Access::Read),
+        (offset(rodata_end), offset(data_end), Access::Write),
+        (offset(data_end), image_end, Access::Read),
+        (pool_pa, pool_pa + POOL_SIZE as u64, Access::Read),
+    ];
+    debug_assert!(text_end <= rodata_end);
+    for r in &machine.memory {
+        let (mut at, end) = (r.start, r.start + r.size);
+        while at < end {
+            if let Some(&(_, e, access)) = special.iter().find(|(s, e, _)| (*s..*e).contains(&at)) {
+                table::map_linear(at, e.min(end), access, true).map_err(whole)?;
+                at = e;
+            } else {
+                let next = special.iter().map(|s| s.0).filter(|&s| s > at).min().unwrap_or(end).min(end);
+                table::map_linear(at, next, Access::Write, false).map_err(whole)?;
+                at = next;
+            }
+        }
+    }
+    for page in (0..POOL_SIZE).step_by(PAGE) {
+        table::map_page(POOL + page, pool_pa + page as u64, Access::Execute).map_err(whole)?;
+    }
+    for r in machine.mmio() {
+        table::map_linear(r.start, r.start + r.size, Access::Device, true).map_err(whole)?;
+    }
+    heap::init(linear(heap_pa), heap_bytes as usize);
+    for &(s, e) in &free.0 {
+        frames::add(s, e);
+    }
+    Ok(Layout { pool_pa })
+}

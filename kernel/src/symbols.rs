@@ -1,0 +1,32 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The kernel's own names and sites: the blob that xtask appended to the image.
+
+use crate::arch::lock::Late;
+use crate::ksyms::{Blob, BlobError};
+use alloc::boxed::Box;
+
+static BLOB: Late<Blob<'static>> = Late::new();
+
+/// Reads the blob behind the image.
+pub fn init() -> Result<(), BlobError> {
+    let blob = Blob::parse(crate::mm::blob())?;
+    BLOB.set(Box::leak(Box::new(blob)));
+    Ok(())
+}
+
+/// Names and sites, if the image has them.
+pub fn blob() -> Option<&'static Blob<'static>> {
+    BLOB.get()
+}
+
+/// An address, printed as `name+offset`, or as what else it is known to be.
+pub struct Name(pub usize);
+
+impl core::fmt::Display for Name {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        if let Some((symbol, offset)) = blob().and_then(|b| b.lookup(self.0 as u64)) {
+            return write!(f, "{}+{offset:#x}", symbol.name);
+        }
+        crate::hook::describe_address(self.0, f)
+    }
+}
