@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! A reader of flattened device trees that gets out of a damaged one what can be had.
 //!
-//! The format is Devicetree Specification v0.4, chapter 5. This reader is our own for two needs of a kernel that other
-//! ones do not meet: it does not panic, whatever the bytes are, and it neither refuses a whole tree for a name that is
-//! longer than the specification allows, as those of many machines are, nor for an end that is missing, because the
-//! message about the missing end needs the UART that stands before it.
+//! The format is Devicetree Specification v0.4, chapter 5. This reader is our own for two needs of a kernel that others do
+//! not meet: it does not panic, whatever the bytes are, and it does not refuse a whole tree for what is wrong with a part. A
+//! name longer than the specification allows is common, and the message about damage needs the UART that stands before it.
 #![forbid(unsafe_code)]
 
 use crate::{BoardError, MAX_REGIONS, Name, Region};

@@ -97,3 +97,19 @@ impl Mmio {
         }
     }
 }
+
+#[cfg(test)]
+impl Mmio {
+    /// Registers for a test: zeroed memory that is never freed. What is written can be read back, nothing more.
+    pub(crate) fn fake(size: usize) -> Self {
+        let memory = vec![0u64; size / 8].leak();
+        // SAFETY: the memory is mapped, aligned for u64, stays, and `memory` is the only reference, which ends here.
+        unsafe { Self::new(memory.as_mut_ptr().expose_provenance(), size) }
+    }
+
+    /// Puts a value where a 64-bit register is.
+    pub(crate) fn set64(self, offset: usize, value: u64) {
+        self.write(offset, value as u32);
+        self.write(offset + 4, (value >> 32) as u32);
+    }
+}

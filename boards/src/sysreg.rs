@@ -75,10 +75,31 @@ registers! {
 static FILE: [core::sync::atomic::AtomicU64; 9] =
     [const { core::sync::atomic::AtomicU64::new(0) }; 9];
 
-/// Sets or reads a register of the host's file from a test.
+/// A register of the host's file, for a test, and the file's lock, which keeps the other tests out.
 #[cfg(all(test, not(target_arch = "aarch64")))]
-pub(crate) fn file(slot: usize) -> &'static core::sync::atomic::AtomicU64 {
-    &FILE[slot]
+pub(crate) mod file {
+    use core::sync::atomic::{AtomicU64, Ordering};
+    use std::sync::{Mutex, MutexGuard, PoisonError};
+
+    static LOCK: Mutex<()> = Mutex::new(());
+
+    /// Clears the file and locks it for as long as the guard lives.
+    pub(crate) fn lock() -> MutexGuard<'static, ()> {
+        let guard = LOCK.lock().unwrap_or_else(PoisonError::into_inner);
+        let clear = |register: &AtomicU64| register.store(0, Ordering::SeqCst);
+        super::FILE.iter().for_each(clear);
+        guard
+    }
+
+    /// Sets a register by its slot.
+    pub(crate) fn set(slot: usize, value: u64) {
+        super::FILE[slot].store(value, Ordering::SeqCst);
+    }
+
+    /// Reads a register by its slot.
+    pub(crate) fn get(slot: usize) -> u64 {
+        super::FILE[slot].load(Ordering::SeqCst)
+    }
 }
 
 /// Defines a function an instruction without operands; on a host, nothing.

@@ -81,3 +81,51 @@ impl Pl011 {
         (0..POLLS).any(|_| self.registers.read(FR) & flag == 0)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn port() -> (Mmio, Pl011) {
+        let registers = Mmio::fake(Pl011::SIZE as usize);
+        (registers, Pl011::new(registers))
+    }
+
+    #[test]
+    fn init_keeps_the_baud_rate() {
+        let (registers, uart) = port();
+        let divisors = [0x24, 0x28];
+        for divisor in divisors {
+            registers.write(divisor, 0x1a);
+        }
+        registers.write(IMSC, 0x70);
+        uart.init();
+        assert_eq!(divisors.map(|offset| registers.read(offset)), [0x1a; 2]);
+        assert_eq!(registers.read(CR), 0x301);
+        assert_eq!(registers.read(LCR_H), 0x70);
+        assert_eq!(registers.read(IMSC), 0);
+    }
+
+    #[test]
+    fn a_full_port_loses_the_byte_and_does_not_hang() {
+        let (registers, uart) = port();
+        uart.write(b'a');
+        assert_eq!(registers.read(DR), b'a'.into());
+        registers.write(FR, FR_TXFF);
+        uart.write(b'b');
+        assert_eq!(registers.read(DR), b'a'.into());
+    }
+
+    #[test]
+    fn reads_what_is_there() {
+        let (registers, uart) = port();
+        registers.write(DR, u32::from(b'x') | 1 << 11);
+        assert_eq!(
+            uart.try_read(),
+            Some(b'x'),
+            "an overrun leaves this byte alone"
+        );
+        registers.write(FR, FR_RXFE);
+        assert_eq!(uart.try_read(), None);
+    }
+}

@@ -16,6 +16,8 @@
 mod bcm2836;
 mod gicv2;
 mod gicv3;
+#[cfg(all(test, not(target_arch = "aarch64")))]
+mod tests;
 
 pub use bcm2836::Bcm2836;
 pub use gicv2::GicV2;
