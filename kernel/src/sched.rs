@@ -370,6 +370,7 @@ pub fn preempt(pc: usize) {
 /// Every tick, in its interrupt.
 pub fn tick() {
     this_cpu().need_resched.store(true, Ordering::Relaxed);
+    crate::tests::watch();
 }
 
 /// A quiescent state for tasks RCU without giving up the core: for loops that never block.

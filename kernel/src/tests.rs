@@ -1,1 +1,0 @@
-pub fn run(_: &crate::command_line::Options<'_>) -> u32 { 0 }
