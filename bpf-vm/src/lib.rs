@@ -15,3 +15,4 @@ pub mod host;
 pub mod isa;
 pub mod map;
 pub mod program;
+pub mod validate;

@@ -1,8 +1,18 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! A program's stages: unchecked as a loader made it, validated as an engine takes it.
 use alloc::{string::String, sync::Arc, vec::Vec};
+use core::ops::Range;
 
-use crate::{isa::Insn, map::Map};
+use crate::{
+    isa::{Insn, Op},
+    map::Map,
+};
+
+/// The most instruction slots of a program; Linux's limit too (`BPF_COMPLEXITY_LIMIT_INSNS`).
+pub const MAX_SLOTS: usize = 1_000_000;
+
+/// Bytes of stack that each function has below r10 (`MAX_BPF_STACK` of `linux/filter.h`).
+pub const STACK_BYTES: u64 = 512;
 
 /// A program as a loader made it: relocated, its maps named by index, nothing checked yet.
 ///
@@ -18,4 +28,71 @@ pub struct UncheckedProgram {
     pub insns: Vec<Insn>,
     /// The maps that the instructions refer to by index.
     pub maps: Vec<Arc<Map>>,
+}
+
+/// A decoded instruction of a validated program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Instruction {
+    /// What it does.
+    pub op: Op,
+    /// Its slot in the unchecked program, which is what jump offsets and error messages count.
+    pub slot: u32,
+    /// Index of the instruction that it may jump to, or that starts the function it calls; 0 for all others.
+    pub target: u32,
+}
+
+/// A program whose structure is sound: each instruction is defined, each jump lands on an instruction of the same
+/// function, execution cannot run off a function's end, registers, helpers and maps exist.
+///
+/// What it does to memory is not proven: the interpreter checks each access, compiled code does not.
+#[derive(Clone, Debug)]
+pub struct ValidatedProgram {
+    pub(crate) name: String,
+    pub(crate) section: String,
+    pub(crate) instructions: Vec<Instruction>,
+    pub(crate) functions: Vec<Range<u32>>,
+    pub(crate) maps: Vec<Arc<Map>>,
+}
+
+impl ValidatedProgram {
+    /// The function's name in the object.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The section it came from (`fentry/NAME`).
+    pub fn section(&self) -> &str {
+        &self.section
+    }
+
+    /// The instructions; `lddw` is one.
+    pub fn instructions(&self) -> &[Instruction] {
+        &self.instructions
+    }
+
+    /// The functions, by index of their instructions, in order and without gaps; the first is the program's entry.
+    pub fn functions(&self) -> &[Range<u32>] {
+        &self.functions
+    }
+
+    /// The maps that it refers to by index, kept alive with it.
+    pub fn maps(&self) -> &[Arc<Map>] {
+        &self.maps
+    }
+
+    /// The address that `lddw` of a map or of a map's value puts into its register; `None` for other operations.
+    pub fn map_address(&self, op: Op) -> Option<u64> {
+        match op {
+            Op::LoadMap { map, .. } => Some(self.map(map)?.handle()),
+            Op::LoadMapValue { map, offset, .. } => {
+                Some(self.map(map)?.value_address(0)?.wrapping_add(offset.into()))
+            }
+            _ => None,
+        }
+    }
+
+    /// The map of that index.
+    pub(crate) fn map(&self, index: u32) -> Option<&Arc<Map>> {
+        self.maps.get(usize::try_from(index).ok()?)
+    }
 }

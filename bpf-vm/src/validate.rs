@@ -1,0 +1,261 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Structural validation: what can be checked of each instruction alone and of the places that jumps lead to.
+use alloc::{
+    collections::BTreeSet,
+    string::{String, ToString},
+    vec::Vec,
+};
+use core::{fmt, ops::Range};
+
+use crate::{
+    helpers,
+    isa::{DecodeError, Insn, Op, Reg},
+    program::{Instruction, MAX_SLOTS, UncheckedProgram, ValidatedProgram},
+};
+
+/// Why a program is refused: which one, where, and what is wrong there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ValidateError {
+    /// The program's name.
+    pub program: String,
+    /// The slot of the instruction, counted from 0, and its text or its bytes.
+    pub at: Option<(usize, String)>,
+    /// What is wrong.
+    pub reason: Reason,
+}
+
+/// What is wrong with a program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// It has no instructions.
+    Empty,
+    /// It has more than [`MAX_SLOTS`] slots.
+    TooLong(usize),
+    /// The slot is no instruction.
+    Decode(DecodeError),
+    /// r10 is written.
+    FramePointerWritten,
+    /// The jump or call leads to a slot that does not exist.
+    OutOfRange(i64),
+    /// The jump or call leads to the second slot of an `lddw`.
+    IntoLddw(i64),
+    /// The jump leads into another function.
+    OutOfFunction(i64),
+    /// Execution runs past the end of the program or function.
+    FallsOff,
+    /// No helper has that number.
+    UnknownHelper(u32),
+    /// A call with the immediate -1, which a loader should have replaced.
+    Unresolved,
+    /// No map has that index.
+    NoSuchMap {
+        /// The index found.
+        index: u32,
+        /// How many maps the program has.
+        maps: usize,
+    },
+    /// The offset lies outside of the map's values.
+    MapOffset {
+        /// The offset found, bytes.
+        offset: u32,
+        /// The size of the values, bytes.
+        size: u64,
+    },
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::Empty => f.write_str("it has no instructions; `exit` is the least"),
+            Self::TooLong(slots) => write!(
+                f,
+                "it has {slots} instruction slots and the limit is {MAX_SLOTS}; split it"
+            ),
+            Self::Decode(error) => error.fmt(f),
+            Self::FramePointerWritten => {
+                f.write_str("r10 is the frame pointer and read only; copy it first")
+            }
+            Self::OutOfRange(to) => write!(f, "it leads to slot {to}, outside of the program"),
+            Self::IntoLddw(to) => write!(f, "it leads to slot {to}, the second half of an lddw"),
+            Self::OutOfFunction(to) => {
+                write!(f, "it leads to slot {to}, which is in another function")
+            }
+            Self::FallsOff => f.write_str(
+                "execution runs past the end of the function here; end it with `exit` or a jump",
+            ),
+            Self::UnknownHelper(number) => {
+                write!(f, "there is no helper {number}; these exist:")?;
+                for helper in helpers::HELPERS {
+                    write!(f, " {} ({})", helper.name, helper.number)?;
+                }
+                Ok(())
+            }
+            Self::Unresolved => f.write_str(
+                "the call was not relocated: its function is in no section that was loaded",
+            ),
+            Self::NoSuchMap { index, maps } => {
+                write!(f, "there is no map {index}; the program has {maps}")
+            }
+            Self::MapOffset { offset, size } => {
+                write!(
+                    f,
+                    "offset {offset} is outside of the map's {size} bytes of values"
+                )
+            }
+        }
+    }
+}
+
+impl fmt::Display for ValidateError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "program `{}`: ", self.program)?;
+        if let Some((slot, text)) = &self.at {
+            write!(f, "instruction {slot}, `{text}`: ")?;
+        }
+        self.reason.fmt(f)
+    }
+}
+
+impl core::error::Error for ValidateError {}
+
+/// A reason and the slot it is about.
+type Refusal = (Option<usize>, Reason);
+
+impl UncheckedProgram {
+    /// Checks the structure and decodes the instructions. Time and memory are linear in the number of slots.
+    ///
+    /// # Errors
+    /// The first thing that is wrong, with the instruction's slot and text.
+    pub fn validate(self) -> Result<ValidatedProgram, ValidateError> {
+        match self.check() {
+            Ok((instructions, functions)) => Ok(ValidatedProgram {
+                name: self.name,
+                section: self.section,
+                instructions,
+                functions,
+                maps: self.maps,
+            }),
+            Err((slot, reason)) => Err(ValidateError {
+                at: slot.map(|slot| (slot, text_at(&self.insns, slot))),
+                program: self.name,
+                reason,
+            }),
+        }
+    }
+
+    fn check(&self) -> Result<(Vec<Instruction>, Vec<Range<u32>>), Refusal> {
+        let slots = self.insns.len();
+        match slots {
+            0 => return Err((None, Reason::Empty)),
+            MAX_SLOTS.. if slots > MAX_SLOTS => return Err((None, Reason::TooLong(slots))),
+            _ => {}
+        }
+        let (mut instructions, index_of) = self.decode()?;
+
+        // Functions start at the entry and where local calls lead; jumps then have to stay between two starts.
+        let mut starts = BTreeSet::from([0]);
+        for i in &mut instructions {
+            let (slot, call) = (i.slot as usize, matches!(i.op, Op::CallLocal { .. }));
+            let off = match i.op {
+                Op::CallLocal { off } => Some(off),
+                op => op.jump(),
+            };
+            let Some(off) = off else { continue };
+            let to = slot as i64 + 1 + i64::from(off);
+            let index = usize::try_from(to).ok().and_then(|to| index_of.get(to));
+            let &index = index.ok_or((Some(slot), Reason::OutOfRange(to)))?;
+            if index == SECOND_SLOT {
+                return Err((Some(slot), Reason::IntoLddw(to)));
+            }
+            i.target = index;
+            if call {
+                starts.insert(index);
+            }
+        }
+        let ends = starts
+            .iter()
+            .copied()
+            .skip(1)
+            .chain([instructions.len() as u32]);
+        let functions: Vec<_> = starts
+            .iter()
+            .zip(ends)
+            .map(|(&start, end)| start..end)
+            .collect();
+        for function in &functions {
+            let body = instructions.get(function.start as usize..function.end as usize);
+            for (index, i) in (function.start..).zip(body.unwrap_or_default()) {
+                let refuse = |reason| Err((Some(i.slot as usize), reason));
+                if i.op.jump().is_some() && !function.contains(&i.target) {
+                    let to = instructions.get(i.target as usize);
+                    return refuse(Reason::OutOfFunction(to.map_or(0, |to| to.slot.into())));
+                }
+                if index + 1 == function.end && i.op.falls_through() {
+                    return refuse(Reason::FallsOff);
+                }
+            }
+        }
+        Ok((instructions, functions))
+    }
+
+    /// The instructions, and for each slot the index of the instruction that starts there.
+    fn decode(&self) -> Result<(Vec<Instruction>, Vec<u32>), Refusal> {
+        let mut instructions = Vec::with_capacity(self.insns.len());
+        let mut index_of = Vec::with_capacity(self.insns.len());
+        while let Some(&insn) = self.insns.get(index_of.len()) {
+            let slot = index_of.len();
+            let op = Op::decode(insn, self.insns.get(slot + 1).copied())
+                .map_err(|error| (Some(slot), Reason::Decode(error)))?;
+            self.check_op(op).map_err(|reason| (Some(slot), reason))?;
+            index_of.push(instructions.len() as u32);
+            index_of.resize(slot + op.slots(), SECOND_SLOT);
+            instructions.push(Instruction {
+                op,
+                slot: slot as u32,
+                target: 0,
+            });
+        }
+        Ok((instructions, index_of))
+    }
+
+    /// What an instruction says of registers, helpers and maps.
+    fn check_op(&self, op: Op) -> Result<(), Reason> {
+        if op.defines() == Some(Reg::FP) {
+            return Err(Reason::FramePointerWritten);
+        }
+        match op {
+            Op::Call { helper: u32::MAX } | Op::CallLocal { off: -1 } => Err(Reason::Unresolved),
+            Op::Call { helper } if helpers::by_number(helper).is_none() => {
+                Err(Reason::UnknownHelper(helper))
+            }
+            Op::LoadMap { map, .. } | Op::LoadMapValue { map, .. } => {
+                let maps = self.maps.len();
+                let found = self.maps.get(map as usize);
+                let found = found.ok_or(Reason::NoSuchMap { index: map, maps })?;
+                if let Op::LoadMapValue { offset, .. } = op {
+                    let values = found.value_range().unwrap_or_default();
+                    let size = values.end - values.start;
+                    if u64::from(offset) >= size {
+                        return Err(Reason::MapOffset { offset, size });
+                    }
+                }
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Stands for "no instruction starts here" among the indices, which stay below [`MAX_SLOTS`].
+const SECOND_SLOT: u32 = u32::MAX;
+
+/// The instruction at a slot as text, or its bytes if it is none.
+fn text_at(insns: &[Insn], slot: usize) -> String {
+    let Some(&insn) = insns.get(slot) else {
+        return String::new();
+    };
+    match Op::decode(insn, insns.get(slot + 1).copied()) {
+        Ok(op) => op.to_string(),
+        Err(_) => alloc::format!("{:02x?}", insn.to_bytes()),
+    }
+}
