@@ -46,7 +46,7 @@ macro_rules! registers {
 }
 
 registers! {
-    /// MPIDR_EL1: affinity of this core (Arm ARM, D19.2).
+    /// MPIDR_EL1: affinity of this core.
     read read_mpidr = "mpidr_el1", 0;
     /// ICC_IAR1_EL1: acknowledges a group 1 interrupt.
     read read_iar1 = "s3_0_c12_c12_0", 1;

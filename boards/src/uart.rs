@@ -43,7 +43,7 @@ impl Pl011 {
 
     /// Switches the port on, 8N1, with FIFOs and without interrupts, at the baud rate that the firmware has set: what the
     /// divisor means depends on a clock that only the firmware knows. The write of UARTLCR_H latches it again (DDI 0183,
-    /// 3.3.6); the order is that of 3.3.8.
+    /// 3.3.7); the order is that of 3.3.8.
     pub fn init(&self) {
         self.wait_while(FR_BUSY);
         self.registers.write(CR, 0);

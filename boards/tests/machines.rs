@@ -318,7 +318,7 @@ fn properties_that_are_no_use_are_named() {
         &[0, 0x1000, 0][..],
         &[0, 0x1000, 0, 0x1000],
         &[0, 0x1000, 0, 0x1000, 0, 0x2000, 0, 4],
-        &[u32::MAX, u32::MAX, 0, 2, 0, 0x2000, 0, 0x1000],
+        &[u32::MAX, u32::MAX, 0, 0x1000, 0, 0x2000, 0, 0x1000],
     ] {
         let tree = tree(reg);
         let error = Machine::from_fdt(&tree).expect_err("no use").to_string();
@@ -327,6 +327,39 @@ fn properties_that_are_no_use_are_named() {
             "{reg:x?}: {error}"
         );
     }
+}
+
+#[test]
+fn addresses_are_translated_only_within_ranges() {
+    let bus = |ranges: Option<&[u32]>, start: u32| {
+        let bus = Builder::new().two_cells().node("soc");
+        let bus = bus.cells("#address-cells", &[1]).cells("#size-cells", &[1]);
+        let bus = match ranges {
+            Some(ranges) => bus.cells("ranges", ranges),
+            None => bus,
+        };
+        let uart = bus.node("serial@1").text("compatible", "arm,pl011");
+        let tree = uart.cells("reg", &[start, 0x100]).finish();
+        best_uart(Some(&tree), 0).map(|uart| uart.region.start)
+    };
+    // Two ranges of 0x1000 bytes, the second to beyond 4 GiB.
+    let two = [0x1000, 0, 0x8000, 0x1000, 0x4000, 2, 0x5000, 0x1000];
+    for (start, expected) in [
+        (0x1000, Some(0x8000)),
+        (0x1f00, Some(0x8f00)),
+        (0x1f01, None),
+        (0x0fff, None),
+        (0x4010, Some(0x2_0000_5010)),
+        (0x5000, None),
+    ] {
+        assert_eq!(bus(Some(&two), start), expected, "{start:#x}");
+    }
+    assert_eq!(bus(Some(&[]), 0x1f01), Some(0x1f01), "empty: one to one");
+    assert_eq!(
+        bus(None, 0x1f01),
+        None,
+        "none: the CPU does not reach this bus"
+    );
 }
 
 #[test]

@@ -15,7 +15,7 @@ use crate::{Mmio, sysreg};
 
 /// Cores of the chip; Aff0 in MPIDR_EL1 is their number.
 const CORES: usize = 4;
-/// Registers (QA7, 4.2 to 4.10): four bytes a core, and sixteen a core for the mailboxes.
+/// Registers (QA7, chapter 4): four bytes a core, and sixteen a core for the mailboxes.
 const SIZE: u64 = 0x100;
 const TIMER_CONTROL: usize = 0x40;
 const MAILBOX_CONTROL: usize = 0x50;

@@ -100,7 +100,7 @@ impl InterruptController for GicV2 {
             .targets
             .get(cpu)
             .ok_or(IrqError::NoCore { cpu, limit })?;
-        // These registers are banked: every core sees its own (4.3.5, 4.3.8, 4.3.11, 4.3.12).
+        // These registers are banked: every core sees its own (4.3.5, 4.3.6, 4.3.10 to 4.3.12).
         self.dist.write(GICD_ICENABLER, u32::MAX);
         self.dist.write(GICD_ICACTIVER, u32::MAX);
         for first in (0..32).step_by(4) {
@@ -126,7 +126,7 @@ impl InterruptController for GicV2 {
 
     fn end(&self, token: Token) {
         if token.0 & INTID < SPECIAL {
-            // What the handler did to its device comes first (3.2.1).
+            // What the handler did to its device comes first.
             sysreg::dsb_sy();
             self.cpu.write(GICC_EOIR, token.0);
         }

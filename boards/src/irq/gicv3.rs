@@ -12,29 +12,29 @@ use super::{
 use crate::fdt::Node;
 use crate::{Cpu, MAX_CPUS, Mmio, sysreg};
 
-/// Distributor (12.9).
+/// Distributor (12.8, 12.9).
 const GICD_SIZE: u64 = 0x1_0000;
 const GICD_CTLR: usize = 0x0000;
 const GICD_TYPER: usize = 0x0004;
 const GICD_IGROUPR: usize = 0x0080;
 const GICD_ICENABLER: usize = 0x0180;
 const GICD_ICACTIVER: usize = 0x0380;
-/// GICD_CTLR (12.9.4). Bit 1 is EnableGrp1A to Non-secure software and EnableGrp1 where there is one security state; bit 4
+/// GICD_CTLR. Bit 1 is EnableGrp1A to Non-secure software and EnableGrp1 where there is one security state; bit 4
 /// is ARE_NS and ARE.
 const GICD_CTLR_GROUP1: u32 = 1 << 1;
 const GICD_CTLR_ARE: u32 = 1 << 4;
 const GICD_CTLR_RWP: u32 = 1 << 31;
-/// Redistributor: a 64 KiB frame for the core, one for its private interrupts (12.10); two more with virtual LPIs.
+/// Redistributor: a 64 KiB frame for the core, one for its private interrupts (12.10, 12.11); two more with virtual LPIs.
 const GICR_SIZE: u64 = 0x2_0000;
 const GICR_VLPI_SIZE: usize = 0x4_0000;
 const GICR_CTLR: usize = 0x0000;
 const GICR_TYPER: usize = 0x0008;
 const GICR_WAKER: usize = 0x0014;
 const GICR_CTLR_RWP: u32 = 1 << 3;
-/// GICR_TYPER (12.11.36).
+/// Fields of GICR_TYPER.
 const TYPER_VLPIS: u64 = 1 << 1;
 const TYPER_LAST: u64 = 1 << 4;
-/// GICR_WAKER (12.11.42).
+/// Fields of GICR_WAKER.
 const WAKER_PROCESSOR_SLEEP: u32 = 1 << 1;
 const WAKER_CHILDREN_ASLEEP: u32 = 1 << 2;
 /// The frame for private interrupts.
@@ -112,7 +112,7 @@ impl GicV3 {
             return;
         };
         let level = |number: u32| mpidr >> (8 * number) & 0xff;
-        // ICC_SGI1R_EL1 (12.2.19): Aff3, RS (the sixteen values of Aff0 that the list is about), Aff2, INTID, Aff1, list.
+        // ICC_SGI1R_EL1: Aff3, RS (the sixteen values of Aff0 that the list is about), Aff2, INTID, Aff1, list.
         let to = (mpidr >> 32 & 0xff) << 48
             | (level(0) >> 4) << 44
             | level(2) << 32
@@ -138,7 +138,7 @@ fn affinity(typer: u64) -> u64 {
     (value >> 24) << 32 | value & 0xff_ffff
 }
 
-/// The redistributors in a region, up to the one that says that it is the last (12.11.36).
+/// The redistributors in a region, up to the one that says that it is the last (GICR_TYPER.Last).
 fn frames(region: Mmio) -> impl Iterator<Item = Mmio> {
     let mut next = Some(0);
     core::iter::from_fn(move || {
@@ -159,7 +159,7 @@ impl InterruptController for GicV3 {
     fn init(&self) -> Result<(), IrqError> {
         self.dist.write(GICD_CTLR, 0);
         self.wait_for_distributor()?;
-        // ITLinesNumber (12.9.38): 32 interrupts each, the first 32 belong to the redistributors.
+        // GICD_TYPER.ITLinesNumber: 32 interrupts each, the first 32 belong to the redistributors.
         let lines = self.dist.read(GICD_TYPER) & 0x1f;
         for word in 1..=lines as usize {
             self.dist.write(GICD_IGROUPR + 4 * word, u32::MAX);
@@ -167,7 +167,7 @@ impl InterruptController for GicV3 {
             self.dist.write(GICD_ICACTIVER + 4 * word, u32::MAX);
         }
         self.wait_for_distributor()?;
-        // Affinity routing is switched on before the group is (12.9.4).
+        // Affinity routing is switched on before the group is (GICD_CTLR).
         self.dist.write(GICD_CTLR, GICD_CTLR_ARE);
         self.wait_for_distributor()?;
         self.dist.write(GICD_CTLR, GICD_CTLR_ARE | GICD_CTLR_GROUP1);
@@ -200,7 +200,7 @@ impl InterruptController for GicV3 {
             return Err(IrqError::NoSystemRegisters);
         }
         // One write to EOIR both drops the priority and deactivates; group 1 has its own binary point, the smallest there
-        // is, so that all priority bits take part in preemption (12.2.6, 12.2.5).
+        // is, so that all priority bits take part in preemption (ICC_CTLR_EL1, ICC_BPR1_EL1).
         sysreg::write_ctlr(sysreg::read_ctlr() & !CTLR_CBPR_EOIMODE);
         sysreg::write_bpr1(0);
         sysreg::write_pmr(PMR_OPEN.into());

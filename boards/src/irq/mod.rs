@@ -7,7 +7,7 @@
 //! On the BCM2836, which has no priorities, the NMI is an FIQ, and normal interrupts are held back by DAIF.I.
 //!
 //! Ordering. Whoever sends an IPI has made its stores visible before the target takes it: [`send_ipi`] and [`send_nmi`] do
-//! DSB ISHST before they touch the controller (Arm ARM, B2.7.3; a system register write is not ordered by a DMB).
+//! DSB ISHST before they touch the controller (a system register write is not ordered by a DMB; Arm ARM, DSB).
 //!
 //! [`send_ipi`]: InterruptController::send_ipi
 //! [`send_nmi`]: InterruptController::send_nmi
@@ -34,7 +34,7 @@ const NMI: u32 = 7;
 /// Priority of the pseudo-NMI and of all else; lower is more urgent.
 ///
 /// In a GIC with two security states, Non-secure software sees priorities halved and moved to the upper half, and with
-/// GICv3, SCR_EL3.FIQ decides whether the mask is seen so as well (IHI 0069, 4.8.6; IHI 0048, 3.8). These four numbers are
+/// GICv3, SCR_EL3.FIQ decides whether the mask is seen so as well (IHI 0069, 4.8.6; IHI 0048, 3.5.1). These four numbers are
 /// right in every combination: `NMI < MASKED <= NORMAL < OPEN` holds whether all, none, or only the priorities are
 /// moved (0x20 -> 0x90, 0xc0 -> 0xe0), and with as few as eight levels.
 const PRIORITY_NMI: u8 = 0x20;

@@ -105,6 +105,8 @@ fn redistributors() -> [Option<Mmio>; MAX_REDIST] {
     typer(small, 0, 0x0000_0000, 0);
     typer(small, 0x2_0000, 0x0000_0001, 1 << 4);
     typer(large, 0, 0x0000_0100, 1 << 1);
+    // What happens to be in the frame for virtual LPIs is no GICR_TYPER.
+    typer(large, 0x2_0000, 0x0203_0412, 1 << 4);
     typer(large, 0x4_0000, 0x0203_0412, 1 << 1 | 1 << 4);
     [Some(small), Some(large), None, None]
 }
