@@ -12,6 +12,7 @@ pub mod asm;
 pub mod disasm;
 pub mod helpers;
 pub mod host;
+pub mod interp;
 pub mod isa;
 pub mod map;
 pub mod program;
