@@ -15,5 +15,6 @@ pub mod host;
 pub mod interp;
 pub mod isa;
 pub mod map;
+pub mod object;
 pub mod program;
 pub mod validate;

@@ -113,3 +113,22 @@ pub fn write_bytes(words: &[AtomicU64], bytes: &[u8]) {
         word.store(u64::from_ne_bytes(whole), Relaxed);
     }
 }
+
+/// Puts `bytes` at a byte offset of a value and leaves the rest; not whole for someone who writes the value meanwhile.
+pub(super) fn overwrite(words: &[AtomicU64], offset: usize, bytes: &[u8]) {
+    let start = offset % WORD_BYTES;
+    let words = words.get(offset / WORD_BYTES..).unwrap_or_default();
+    let mut bytes = bytes.iter();
+    for (index, word) in words.iter().enumerate() {
+        if bytes.len() == 0 {
+            return;
+        }
+        let mut whole = word.load(Relaxed).to_ne_bytes();
+        let skip = if index == 0 { start } else { 0 };
+        // The place comes first: `zip` takes from it before it takes a byte.
+        for (to, from) in whole.iter_mut().skip(skip).zip(bytes.by_ref()) {
+            *to = *from;
+        }
+        word.store(u64::from_ne_bytes(whole), Relaxed);
+    }
+}

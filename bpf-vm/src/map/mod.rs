@@ -19,7 +19,7 @@ pub mod memory;
 
 use self::{
     array::Array,
-    memory::{read_bytes, write_bytes},
+    memory::{overwrite, read_bytes, write_bytes},
 };
 pub use self::{
     error::{MapCreateError, MapError},
@@ -239,12 +239,12 @@ impl Map {
         }
     }
 
-    /// The initial content of a data section's map, written before any program can see it.
-    pub(crate) fn initialise(&self, content: &[u8]) {
+    /// Puts `content` at a byte offset of value 0 of a data section's map, before any program can see it.
+    pub(crate) fn initialise(&self, offset: usize, content: &[u8]) {
         match &self.storage {
             Storage::Array(array) => {
                 if let Some(words) = array.value(&0u32.to_ne_bytes()) {
-                    write_bytes(words, content);
+                    overwrite(words, offset, content);
                 }
             }
         }

@@ -1,0 +1,14 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+/* Reads a field by CO-RE: loading names section, offset and type until CO-RE is resolved. */
+#include <linux/bpf.h>
+#include <bpf/bpf_helpers.h>
+
+struct somewhere {
+	int field;
+} __attribute__((preserve_access_index));
+
+SEC("fentry/workload_call")
+int core_relocation(struct somewhere *ctx)
+{
+	return ctx->field;
+}
