@@ -1,1 +1,378 @@
-fn main() {}
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The host side of Springboard: sets up, builds, boots, tests, measures. `cargo xtask help` lists the commands.
+//!
+//! A run, numbered:
+//! 1. [`setup`]: what the machine lacks is installed, or named.
+//! 2. [`kernel`], [`linked`]: cargo builds the kernel; its ELF file is read and its sites checked.
+//! 3. [`notrace`], [`symbols`], [`image`]: the functions that no hook may touch, the names, the bootable Image.
+//! 4. [`programs`], [`initrd`]: clang compiles the BPF programs; they travel as a cpio archive.
+//! 5. [`machine`], [`qemu`], [`console`]: the board, its emulator, its console, its last line.
+//! 6. [`bench`], [`test`], [`kernel_tests`], [`report`]: what is made of the console's lines.
+#![forbid(unsafe_code)]
+
+use std::error::Error;
+use std::path::PathBuf;
+use std::process::{ExitCode, Stdio};
+use std::time::Duration;
+
+use clap::{Parser, Subcommand};
+
+mod bench;
+mod console;
+mod files;
+mod image;
+mod initrd;
+mod interrupt;
+mod kernel;
+mod kernel_tests;
+#[path = "../../kernel/src/ksyms.rs"]
+#[cfg_attr(
+    not(test),
+    expect(dead_code, reason = "the kernel reads; here is only written")
+)]
+pub mod ksyms;
+mod linked;
+mod machine;
+mod notrace;
+mod programs;
+mod progress;
+mod qemu;
+mod report;
+mod sdcard;
+mod setup;
+mod symbols;
+mod test;
+mod workspace;
+
+use machine::MachineOptions;
+use qemu::{Boot, Keyboard};
+use workspace::Workspace;
+
+/// The result of a command: errors of any stage, each with a message that says what to do.
+pub(crate) type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;
+
+/// Sets up, builds, boots, tests and measures Springboard
+#[derive(Debug, Parser)]
+#[command(
+    name = "cargo xtask",
+    bin_name = "cargo xtask",
+    version,
+    propagate_version = true
+)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Set up, build, boot in QEMU, hook, measure, print the table
+    Run {
+        #[command(flatten)]
+        machine: MachineOptions,
+        /// End the run after this many seconds
+        #[arg(long, value_name = "SECONDS", default_value_t = 900)]
+        timeout: u64,
+        /// Words for the kernel command line
+        words: Vec<String>,
+    },
+    /// Boot into the interactive shell (Ctrl-A x ends QEMU)
+    Shell {
+        #[command(flatten)]
+        machine: MachineOptions,
+        /// Words for the kernel command line
+        words: Vec<String>,
+    },
+    /// Set up, then run every test on this machine and in QEMU
+    Test {
+        /// Only tests whose names contain this text
+        filter: Option<String>,
+        /// Only these kinds of tests
+        #[arg(long, value_enum, value_delimiter = ',')]
+        only: Vec<test::Kind>,
+    },
+    /// Measure, and write the figures as JSON
+    Bench {
+        #[command(flatten)]
+        machine: MachineOptions,
+        /// Where to write the figures
+        #[arg(long, value_name = "FILE")]
+        json: Option<PathBuf>,
+        /// Measure this BPF object instead of Springboard's own programs
+        #[arg(long, value_name = "FILE", requires = "attach")]
+        object: Option<PathBuf>,
+        /// Where to hook the object, for example fentry:workload_call
+        #[arg(long, value_name = "KIND:FUNCTION", requires = "object")]
+        attach: Option<String>,
+        /// End the run after this many seconds
+        #[arg(long, value_name = "SECONDS", default_value_t = 900)]
+        timeout: u64,
+    },
+    /// Write the files for a Raspberry Pi's SD card
+    Image {
+        /// Board that the card is for
+        #[arg(long, value_enum)]
+        board: sdcard::Card,
+        /// Folder to write to
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
+    },
+    /// Install what is missing: Rust's parts, QEMU, clang, libbpf's headers
+    Setup {
+        /// Print the steps without doing them, as for a machine that has nothing
+        #[arg(long)]
+        plan: bool,
+        /// System to plan for [default: this one]
+        #[arg(long, value_enum, requires = "plan")]
+        os: Option<setup::Os>,
+    },
+    /// Print the functions that hooks may not touch, and why
+    Notrace,
+    /// Count the functions that hooks may touch
+    Sites {
+        /// Print each one
+        #[arg(long)]
+        list: bool,
+    },
+    /// Build the book
+    Book,
+    /// Boot a kernel that cargo built (what `cargo run` calls)
+    #[command(hide = true)]
+    Runner {
+        /// The kernel's ELF file
+        elf: PathBuf,
+        #[command(flatten)]
+        machine: MachineOptions,
+        /// Words for the kernel command line
+        words: Vec<String>,
+    },
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let outcome = interrupt::install()
+        .map_err(Into::into)
+        .and_then(|()| execute(arguments.command));
+    match outcome {
+        // The kernel's statuses are small; what does not fit is a failure all the same.
+        Ok(status) => ExitCode::from(u8::try_from(status).unwrap_or(u8::MAX)),
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Carries out a command; the exit status of this program.
+fn execute(command: Task) -> Outcome<i32> {
+    let workspace = Workspace::find()?;
+    match command {
+        Task::Run {
+            machine,
+            timeout,
+            words,
+        } => {
+            setup::ensure(&workspace)?;
+            let boot = Boot::build(&workspace)?;
+            let limit = Some(Duration::from_secs(timeout));
+            qemu::run(&machine, &boot, &job(words, "bench"), Keyboard::None, limit)
+        }
+        Task::Shell { machine, words } => {
+            setup::ensure(&workspace)?;
+            let boot = Boot::build(&workspace)?;
+            qemu::run(
+                &machine,
+                &boot,
+                &job(words, "shell"),
+                Keyboard::Terminal,
+                None,
+            )
+        }
+        Task::Runner {
+            elf,
+            machine,
+            words,
+        } => {
+            let boot = Boot::of(&workspace, &elf)?;
+            let words = job(words, "bench");
+            let keyboard = match words.iter().any(|word| word == "job=shell") {
+                true => Keyboard::Terminal,
+                false => Keyboard::None,
+            };
+            qemu::run(&machine, &boot, &words, keyboard, None)
+        }
+        Task::Test { filter, only } => {
+            setup::ensure(&workspace)?;
+            Ok(match test::run(&workspace, filter.as_deref(), &only)? {
+                true => 0,
+                false => 1,
+            })
+        }
+        Task::Bench {
+            machine,
+            json,
+            object,
+            attach,
+            timeout,
+        } => {
+            setup::ensure(&workspace)?;
+            let boot = Boot::build(&workspace)?;
+            let foreign = object
+                .zip(attach)
+                .map(|(object, attach)| bench::Foreign { object, attach });
+            let limit = Some(Duration::from_secs(timeout));
+            let document =
+                bench::measure(&workspace, &machine, &boot, foreign.as_ref(), limit, false)?;
+            if let Some(path) = json {
+                bench::write(&document, &path)?;
+                println!("written: {}", path.display());
+            }
+            Ok(0)
+        }
+        Task::Image { board, out } => {
+            setup::ensure(&workspace)?;
+            let boot = Boot::build(&workspace)?;
+            for name in sdcard::write(board, &boot, &out)? {
+                println!("written: {}", out.join(name).display());
+            }
+            println!("README.txt there names the firmware files to add.");
+            Ok(0)
+        }
+        Task::Setup { plan: true, os } => setup::print_plan(&workspace, os).map(|()| 0),
+        Task::Setup { .. } => {
+            println!(
+                "{}",
+                match setup::ensure(&workspace)? {
+                    true => "setup: done",
+                    false => "setup: everything is there",
+                }
+            );
+            Ok(0)
+        }
+        Task::Notrace => print_notrace(&workspace),
+        Task::Sites { list } => print_sites(&workspace, list),
+        Task::Book => {
+            let index = build_book(&workspace)?;
+            println!("written: {}", index.display());
+            Ok(0)
+        }
+    }
+}
+
+/// The words with the job in front; a bare `bench`, `shell` or `test` names it, otherwise it is `default`.
+fn job(mut words: Vec<String>, default: &str) -> Vec<String> {
+    let named = words
+        .iter()
+        .position(|word| ["bench", "shell", "test"].contains(&word.as_str()));
+    let job = match named {
+        Some(at) => words.remove(at),
+        None => default.to_owned(),
+    };
+    if !words.iter().any(|word| word.starts_with("job=")) {
+        words.insert(0, format!("job={job}"));
+    }
+    words
+}
+
+fn print_notrace(workspace: &Workspace) -> Outcome<i32> {
+    let (linked, set) = image::examine(workspace, &kernel::build(workspace)?)?;
+    let name = |index: usize| linked.functions.get(index).map_or("?", |f| f.name.as_str());
+    for (index, why) in &set.members {
+        match why {
+            notrace::Why::Root(reason) => println!("{}  (root: {reason})", name(*index)),
+            notrace::Why::Caller(caller) => println!("{}  (from {})", name(*index), name(*caller)),
+        }
+    }
+    println!(
+        "\n{} functions; branches through a register, not followed:",
+        set.members.len()
+    );
+    for (index, address) in &set.not_followed {
+        let start = linked.functions.get(*index).map_or(0, |f| f.address);
+        println!("{address:#x}  {}+{:#x}", name(*index), address - start);
+    }
+    Ok(0)
+}
+
+fn print_sites(workspace: &Workspace, list: bool) -> Outcome<i32> {
+    let (linked, set) = image::examine(workspace, &kernel::build(workspace)?)?;
+    let sites = symbols::sites(&linked, |index| set.contains(index));
+    for index in sites.iter().filter(|_| list) {
+        if let Some(function) = linked.functions.get(*index) {
+            println!("{:#x}  {}", function.address, function.name);
+        }
+    }
+    println!(
+        "{} functions, {} with a patchable entry, {} of them sites; {} are notrace",
+        linked.functions.iter().filter(|f| !f.label).count(),
+        linked.entries.len(),
+        sites.len(),
+        set.members.len()
+    );
+    Ok(0)
+}
+
+/// Builds the book by the program of its own that links mdBook; returns the first page.
+pub(crate) fn build_book(workspace: &Workspace) -> Outcome<PathBuf> {
+    let out = workspace.target.join("book");
+    let status = workspace
+        .cargo()
+        .args([
+            "run",
+            "--quiet",
+            "--target",
+            "host-tuple",
+            "--package",
+            "xtask",
+        ])
+        .args(["--features", "book", "--bin", "book", "--"])
+        .args([workspace.root.join("book"), out.clone()])
+        .stdin(Stdio::null())
+        .status()?;
+    match status.success() {
+        true => Ok(out.join("index.html")),
+        false => Err("the book does not build; the messages above say why".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    fn words(text: &str) -> Vec<String> {
+        text.split_whitespace().map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn options_are_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_and_option_has_a_help_text() {
+        for command in Arguments::command().get_subcommands() {
+            assert!(command.get_about().is_some(), "{}", command.get_name());
+            for argument in command.get_arguments() {
+                assert!(
+                    argument.get_help().is_some(),
+                    "{} {}",
+                    command.get_name(),
+                    argument.get_id()
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn bare_words_name_the_job() {
+        for (given, expected) in [
+            ("", "job=bench"),
+            ("shell", "job=shell"),
+            ("counter=none shell", "job=shell counter=none"),
+            ("job=test from=x", "job=test from=x"),
+        ] {
+            assert_eq!(job(words(given), "bench").join(" "), expected, "{given:?}");
+        }
+    }
+}

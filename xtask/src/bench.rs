@@ -1,0 +1,245 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Measurements for programs: collects the kernel's `@bench` and `@row` lines into one JSON document.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde_json::{Map, Value};
+
+use crate::Outcome;
+use crate::files;
+use crate::machine::{MachineOptions, Version};
+use crate::programs;
+use crate::progress::Progress;
+use crate::qemu::{Boot, Keyboard, Session};
+use crate::workspace::Workspace;
+
+/// The version of the document's form.
+const SCHEMA: u64 = 1;
+/// Fields of a row, and of the document as far as the kernel knows them.
+const ROW: [&str; 9] = [
+    "id", "hook", "program", "target", "guard", "calls", "baseline", "total", "overhead",
+];
+const HEAD: [&str; 3] = ["board", "counter", "exact"];
+
+/// Why there are no measurements.
+#[derive(Debug, PartialEq, thiserror::Error)]
+pub(crate) enum BenchError {
+    /// A line for programs that is not the JSON object it should be.
+    #[error("the kernel's line {line:?}: {what}")]
+    Line { line: String, what: String },
+    /// No heading, or no rows.
+    #[error("the kernel printed no {0} line: it measured nothing")]
+    Missing(&'static str),
+    /// Not KIND:FUNCTION.
+    #[error("--attach {0:?}: KIND:FUNCTION expected, for example fentry:workload_call")]
+    Attach(String),
+    /// A name that the kernel command line cannot hold.
+    #[error(
+        "{0:?} contains a space, which the kernel command line cannot hold; the last parts of a function's path are enough \
+         (`Socket::process`), a file can be renamed"
+    )]
+    Space(String),
+    /// The kernel reported a failure.
+    #[error("the run failed with exit status {0}; the messages above say why")]
+    Status(i32),
+}
+
+/// The lines for programs, collected.
+#[derive(Debug, Default, PartialEq)]
+pub(crate) struct Collected {
+    head: Option<Map<String, Value>>,
+    /// The rows, in the order printed.
+    pub(crate) rows: Vec<Value>,
+}
+
+impl Collected {
+    /// Takes a line if it is one for programs; false if it is for people.
+    pub(crate) fn take(&mut self, line: &str) -> Result<bool, BenchError> {
+        let object = |json: &str, fields: &[&str]| {
+            let bad = |what: String| BenchError::Line {
+                line: line.to_owned(),
+                what,
+            };
+            let object: Map<String, Value> =
+                serde_json::from_str(json).map_err(|error| bad(error.to_string()))?;
+            match fields.iter().find(|field| !object.contains_key(**field)) {
+                Some(field) => Err(bad(format!("field {field:?} is missing"))),
+                None => Ok(object),
+            }
+        };
+        if let Some(json) = line.strip_prefix("@row ") {
+            self.rows.push(object(json, &ROW)?.into());
+        } else if let Some(json) = line.strip_prefix("@bench ") {
+            self.head = Some(object(json, &HEAD)?);
+        }
+        Ok(line.starts_with('@'))
+    }
+
+    /// The document.
+    fn document(self, qemu: Version) -> Result<Value, BenchError> {
+        let head = self.head.ok_or(BenchError::Missing("@bench"))?;
+        if self.rows.is_empty() {
+            return Err(BenchError::Missing("@row"));
+        }
+        let mut document = Map::from_iter([("schema".to_owned(), SCHEMA.into())]);
+        document.extend(head);
+        document.insert("qemu".into(), qemu.to_string().into());
+        document.insert("rows".into(), self.rows.into());
+        Ok(document.into())
+    }
+}
+
+/// Someone else's program and where to hook it.
+#[derive(Debug, Clone)]
+pub(crate) struct Foreign {
+    /// The object file.
+    pub(crate) object: PathBuf,
+    /// KIND:FUNCTION.
+    pub(crate) attach: String,
+}
+
+impl Foreign {
+    /// The words of the kernel command line.
+    fn words(&self) -> Result<Vec<String>, BenchError> {
+        let valid = self.attach.split_once(':');
+        if !valid.is_some_and(|(kind, function)| !kind.is_empty() && !function.is_empty()) {
+            return Err(BenchError::Attach(self.attach.clone()));
+        }
+        let name = self
+            .object
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy();
+        for text in [&*name, &self.attach] {
+            if text.contains(char::is_whitespace) {
+                return Err(BenchError::Space(text.to_owned()));
+            }
+        }
+        Ok(vec![
+            format!("object={name}"),
+            format!("attach={}", self.attach),
+        ])
+    }
+}
+
+/// Measures; returns the document. The table is printed as the kernel prints it, unless `quiet`.
+pub(crate) fn measure(
+    workspace: &Workspace,
+    options: &MachineOptions,
+    boot: &Boot,
+    foreign: Option<&Foreign>,
+    limit: Option<Duration>,
+    quiet: bool,
+) -> Outcome<Value> {
+    let mut words = vec!["job=bench".to_owned(), "rows".to_owned()];
+    let mut boot = boot.clone();
+    if let Some(foreign) = foreign {
+        words.extend(foreign.words()?);
+        let mut objects = programs::compile(workspace)?;
+        objects.retain(|object| object.file_name() != foreign.object.file_name());
+        objects.push(foreign.object.clone());
+        let initrd = workspace.out().join("bench.cpio");
+        programs::pack(&objects, &initrd)?;
+        boot = boot.with_initrd(initrd);
+    }
+    let (mut session, machine) = Session::start(options, &boot, &words, Keyboard::None)?;
+    let progress = Progress::start(&format!("measuring on {machine}"));
+    let mut collected = Collected::default();
+    let mut first_error = None;
+    let status = session.to_end(
+        limit,
+        |line| match collected.take(line) {
+            Ok(true) => progress.update(&format!(
+                "measuring on {machine}: {} rows",
+                collected.rows.len()
+            )),
+            Ok(false) if quiet => {}
+            Ok(false) => progress.print(line),
+            Err(error) => first_error = first_error.take().or(Some(error)),
+        },
+        &progress,
+    )?;
+    drop(progress);
+    match (status, first_error) {
+        (0, None) => Ok(collected.document(machine.qemu)?),
+        (_, Some(error)) => Err(error.into()),
+        (status, None) if quiet => {
+            Err(format!("{}\n{}", BenchError::Status(status), session.tail()).into())
+        }
+        (status, None) => Err(BenchError::Status(status).into()),
+    }
+}
+
+/// Writes the document.
+pub(crate) fn write(document: &Value, path: &Path) -> Outcome<()> {
+    let text = serde_json::to_string_pretty(document)?;
+    Ok(files::write(path, format!("{text}\n").as_bytes())?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LINE: &str = r#"@row {"id":"fentry/empty/call","hook":"fentry","program":"empty","target":"call","guard":"none","calls":1000,"baseline":13,"total":20,"overhead":7}"#;
+    const HEADING: &str = r#"@bench {"board":"virt","counter":"instructions","exact":true}"#;
+
+    #[test]
+    fn lines_become_a_document() {
+        let mut collected = Collected::default();
+        assert_eq!(collected.take("| a table |"), Ok(false));
+        assert_eq!(collected.take(HEADING), Ok(true));
+        assert_eq!(collected.take(LINE), Ok(true));
+        let document = collected.document(Version(10, 0, 2)).expect("document");
+        let text = document.to_string();
+        assert!(
+            text.starts_with(
+                r#"{"schema":1,"board":"virt","counter":"instructions","exact":true,"qemu":"10.0.2","rows":[{"id":"fentry/empty/call","hook""#
+            ),
+            "{text}"
+        );
+        assert_eq!(document.pointer("/rows/0/overhead"), Some(&7.into()));
+    }
+
+    #[test]
+    fn damaged_lines_are_errors() {
+        let mut collected = Collected::default();
+        let message = |error: Result<bool, BenchError>| error.expect_err("refused").to_string();
+        assert!(message(collected.take("@row {")).contains("@row {"));
+        let short = LINE.replace("\"calls\"", "\"kalls\"");
+        assert!(message(collected.take(&short)).contains("\"calls\" is missing"));
+        assert_eq!(
+            collected.document(Version(1, 0, 0)),
+            Err(BenchError::Missing("@bench"))
+        );
+        let mut collected = Collected::default();
+        assert_eq!(collected.take(HEADING), Ok(true));
+        assert_eq!(
+            collected.document(Version(1, 0, 0)),
+            Err(BenchError::Missing("@row"))
+        );
+    }
+
+    #[test]
+    fn foreign_programs_become_words() {
+        let foreign = |object: &str, attach: &str| Foreign {
+            object: object.into(),
+            attach: attach.into(),
+        };
+        assert_eq!(
+            foreign("/tmp/mine.o", "fentry:workload_call").words(),
+            Ok(vec![
+                "object=mine.o".into(),
+                "attach=fentry:workload_call".into()
+            ])
+        );
+        for attach in ["workload_call", "fentry:", ":f"] {
+            let error = foreign("x.o", attach).words();
+            assert_eq!(error, Err(BenchError::Attach(attach.into())));
+        }
+        assert!(matches!(
+            foreign("x.o", "fentry:<A as B>::f").words(),
+            Err(BenchError::Space(_))
+        ));
+    }
+}

@@ -1,0 +1,222 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Writes the symbol blob that lies behind the image; its form and its reader are kernel/src/ksyms.rs.
+
+use crate::ksyms::{Flags, HEADER, MAGIC, SITE, SYMBOL};
+use crate::linked::Linked;
+
+/// Why no blob can be written.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SymbolError {
+    /// A number does not fit into its field.
+    #[error("symbol blob: {what} is {value}, more than its field holds ({limit})")]
+    TooLarge {
+        what: &'static str,
+        value: u64,
+        limit: u64,
+    },
+}
+
+fn fit<T: TryFrom<u64>>(what: &'static str, value: u64, limit: u64) -> Result<T, SymbolError> {
+    T::try_from(value).map_err(|_| SymbolError::TooLarge { what, value, limit })
+}
+
+fn word(what: &'static str, value: u64) -> Result<u32, SymbolError> {
+    fit(what, value, u32::MAX.into())
+}
+
+/// The functions that hooks may touch, by index: one an address, those of the compiler, without the notrace set.
+pub(crate) fn sites(linked: &Linked, notrace: impl Fn(usize) -> bool) -> Vec<usize> {
+    let mut sites: Vec<usize> = Vec::new();
+    for (index, function) in linked.functions.iter().enumerate() {
+        let entry = linked.entries.binary_search(&function.address).is_ok();
+        if entry && !function.label && !function.synthetic && !notrace(index) {
+            sites.push(index);
+        }
+    }
+    // Functions may share an address: their site is one.
+    sites.dedup_by_key(|index| linked.functions.get(*index).map(|f| f.address));
+    sites
+}
+
+/// The blob of a kernel. `notrace(i)` says whether function `i` belongs to the hook path; it keeps its name and loses its site.
+pub(crate) fn blob(
+    linked: &Linked,
+    notrace: impl Fn(usize) -> bool,
+    version: &str,
+) -> Result<Vec<u8>, SymbolError> {
+    let mut records = Vec::with_capacity(linked.functions.len() * SYMBOL);
+    let hookable = sites(linked, &notrace);
+    let mut sites = Vec::with_capacity(hookable.len() * SITE);
+    let mut names = String::new();
+    for (index, function) in linked.functions.iter().enumerate() {
+        let site = hookable.binary_search(&index).is_ok();
+        let flags = [
+            (site, Flags::SITE),
+            (notrace(index), Flags::NOTRACE),
+            (function.global, Flags::GLOBAL),
+            (function.synthetic, Flags::SYNTHETIC),
+            (function.label, Flags::LABEL),
+        ];
+        let flags = flags
+            .iter()
+            .filter(|(set, _)| *set)
+            .fold(Flags::default(), |all, (_, flag)| all.with(*flag));
+        let offset = word("an address", function.address - linked.base)?;
+        let length: u16 = fit(
+            "a name's length",
+            function.name.len() as u64,
+            u16::MAX.into(),
+        )?;
+        for field in [
+            offset,
+            word("a function's size", function.size)?,
+            word("the names' length", names.len() as u64)?,
+            u32::from(flags.0) | u32::from(length) << 16,
+        ] {
+            records.extend(field.to_le_bytes());
+        }
+        names.push_str(&function.name);
+        if site {
+            sites.extend(offset.to_le_bytes());
+        }
+    }
+    let sections = [
+        (linked.functions.len(), records),
+        (sites.len() / SITE, sites),
+        (names.len(), names.into_bytes()),
+        (version.len(), version.as_bytes().to_vec()),
+    ];
+    let mut blob = vec![0; HEADER];
+    let mut fields = Vec::new();
+    for (count, bytes) in &sections {
+        fields.push((
+            word("a count", *count as u64)?,
+            word("the length", blob.len() as u64)?,
+        ));
+        blob.extend(bytes);
+    }
+    let length = word("the length", blob.len() as u64)?;
+    let [symbols, sites, names, version] = fields[..] else {
+        return Ok(blob);
+    };
+    let mut header = MAGIC.to_vec();
+    header.extend(length.to_le_bytes());
+    for (count, offset) in [symbols, names, sites, version] {
+        header.extend(count.to_le_bytes());
+        header.extend(offset.to_le_bytes());
+    }
+    header.extend([0; 4]);
+    header.extend(linked.base.to_le_bytes());
+    for (place, byte) in blob.iter_mut().zip(header) {
+        *place = byte;
+    }
+    Ok(blob)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ksyms::{Blob, BlobError};
+    use crate::linked::NOP;
+    use crate::linked::tests::made_up;
+
+    const SITE_WORDS: &[u32] = &[NOP, NOP, 0xd65f_03c0];
+
+    fn sample() -> Vec<u8> {
+        let linked = made_up(&[
+            ("smoltcp::socket::tcp::Socket::process", SITE_WORDS),
+            ("workload_call", SITE_WORDS),
+            ("core::str::from_utf8", &[0xd65f_03c0]),
+            ("kernel::rcu::quiet", SITE_WORDS),
+            ("OUTLINED_FUNCTION_0", SITE_WORDS),
+            ("<kernel::udp::Socket>::process", SITE_WORDS),
+        ]);
+        blob(&linked, |i| i == 3, "springboard 0.1.0").expect("blob")
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        let bytes = sample();
+        let mut padded = bytes.clone();
+        padded.resize(8192, 0);
+        assert_eq!(Blob::length(&padded), Ok(bytes.len()));
+        let blob = Blob::parse(&padded).expect("parse");
+        let base = blob.base();
+        assert_eq!(base, 0xffff_ffff_8000_0000);
+        assert_eq!(blob.version(), "springboard 0.1.0");
+        assert_eq!(
+            blob.sites().map(|site| site - base).collect::<Vec<_>>(),
+            [0, 12, 52]
+        );
+        let names: Vec<_> = blob.symbols().map(|s| (s.name, s.flags.0)).collect();
+        assert_eq!(
+            names,
+            [
+                ("smoltcp::socket::tcp::Socket::process", Flags::SITE.0),
+                ("workload_call", Flags::SITE.with(Flags::GLOBAL).0),
+                ("core::str::from_utf8", 0),
+                ("kernel::rcu::quiet", Flags::NOTRACE.0),
+                (
+                    "OUTLINED_FUNCTION_0",
+                    Flags::SYNTHETIC.with(Flags::GLOBAL).0
+                ),
+                ("<kernel::udp::Socket>::process", Flags::SITE.0),
+            ]
+        );
+        assert!(blob.has_site(base + 12) && !blob.has_site(base + 24));
+        let (symbol, distance) = blob.lookup(base + 20).expect("lookup");
+        assert_eq!((symbol.name, distance), ("workload_call", 8));
+        assert!(blob.lookup(base + 64).is_none() && blob.lookup(base - 1).is_none());
+    }
+
+    #[test]
+    fn names_are_found_or_the_nearest_are() {
+        let bytes = sample();
+        let blob = Blob::parse(&bytes).expect("parse");
+        let names = |name| blob.by_name(name).map(|s| s.name).collect::<Vec<_>>();
+        assert_eq!(names("workload_call"), ["workload_call"]);
+        assert_eq!(names("process").len(), 2, "ambiguous");
+        assert_eq!(
+            names("udp::Socket::process"),
+            ["<kernel::udp::Socket>::process"]
+        );
+        assert!(names("workload_cal").is_empty());
+        let nearest = blob.nearest::<2>("worklod_call");
+        assert_eq!(nearest[0].map(|s| s.name), Some("workload_call"));
+        let nearest = blob.nearest::<9>("Socket::proces");
+        assert_eq!(
+            nearest[0].map(|s| s.name),
+            Some("smoltcp::socket::tcp::Socket::process")
+        );
+        assert_eq!(
+            nearest.iter().flatten().count(),
+            3,
+            "only what can be hooked"
+        );
+        assert_eq!(blob.matching("*::process").count(), 2);
+    }
+
+    #[test]
+    fn damaged_blobs_are_refused_or_harmless() {
+        let good = sample();
+        for length in 0..good.len() {
+            assert!(Blob::parse(&good[..length]).is_err(), "{length}");
+        }
+        for at in 0..good.len() {
+            for value in [0, 1, 0x7f, 0xff] {
+                let mut bad = good.clone();
+                bad[at] = value;
+                if let Ok(blob) = Blob::parse(&bad) {
+                    let _ = (blob.lookup(blob.base() + 20), blob.nearest::<3>("x"));
+                    assert!(blob.symbols().count() + blob.sites().count() < 1000);
+                }
+            }
+        }
+        let mut swapped = good.clone();
+        swapped[HEADER] = 0xff;
+        assert_eq!(
+            Blob::parse(&swapped).err(),
+            Some(BlobError::Record("symbol", 0))
+        );
+    }
+}
