@@ -656,7 +656,7 @@ fn extended(
     shift: ExtendShift,
 ) -> Result {
     let width = match extend {
-        Extend::Uxtx | Extend::Sxtx => Size::X,
+        Extend::Uxtx | Extend::Sxtx => size,
         _ => Size::W,
     };
     R(width, rm).fmt(f)?;

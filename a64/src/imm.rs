@@ -44,7 +44,7 @@ macro_rules! signed {
             #[doc = concat!("Holds ", $holds, "; an error for any other value.")]
             pub const fn new(value: i64) -> Result<Self, ImmError> {
                 let units = value / $scale;
-                if value % $scale != 0 || units < -(1 << ($bits - 1)) || units >= 1 << ($bits - 1) {
+                if units * $scale != value || units < -(1 << ($bits - 1)) || units >= 1 << ($bits - 1) {
                     return Err(ImmError { kind: stringify!($name), value: value as i128, holds: $holds });
                 }
                 Ok(Self(units as i32))
