@@ -91,35 +91,27 @@ impl Collected {
 }
 
 /// Someone else's program and where to hook it.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Foreign {
-    /// The object file.
-    pub(crate) object: PathBuf,
-    /// KIND:FUNCTION.
-    pub(crate) attach: String,
+    object: PathBuf,
+    words: Vec<String>,
 }
 
 impl Foreign {
-    /// The words of the kernel command line.
-    fn words(&self) -> Result<Vec<String>, BenchError> {
-        let valid = self.attach.split_once(':');
+    /// An object file, and KIND:FUNCTION.
+    pub(crate) fn new(object: PathBuf, attach: String) -> Result<Self, BenchError> {
+        let valid = attach.split_once(':');
         if !valid.is_some_and(|(kind, function)| !kind.is_empty() && !function.is_empty()) {
-            return Err(BenchError::Attach(self.attach.clone()));
+            return Err(BenchError::Attach(attach));
         }
-        let name = self
-            .object
-            .file_name()
-            .unwrap_or_default()
-            .to_string_lossy();
-        for text in [&*name, &self.attach] {
+        let name = object.file_name().unwrap_or_default().to_string_lossy();
+        for text in [&*name, &attach] {
             if text.contains(char::is_whitespace) {
                 return Err(BenchError::Space(text.to_owned()));
             }
         }
-        Ok(vec![
-            format!("object={name}"),
-            format!("attach={}", self.attach),
-        ])
+        let words = vec![format!("object={name}"), format!("attach={attach}")];
+        Ok(Self { object, words })
     }
 }
 
@@ -135,7 +127,7 @@ pub(crate) fn measure(
     let mut words = vec!["job=bench".to_owned(), "rows".to_owned()];
     let mut boot = boot.clone();
     if let Some(foreign) = foreign {
-        words.extend(foreign.words()?);
+        words.extend(foreign.words.iter().cloned());
         let mut objects = programs::compile(workspace)?;
         objects.retain(|object| object.file_name() != foreign.object.file_name());
         objects.push(foreign.object.clone());
@@ -147,7 +139,7 @@ pub(crate) fn measure(
     let progress = Progress::start(&format!("measuring on {machine}"));
     let mut collected = Collected::default();
     let mut first_error = None;
-    let status = session.to_end(
+    let status = session.follow(
         limit,
         |line| match collected.take(line) {
             Ok(true) => progress.update(&format!(
@@ -222,24 +214,21 @@ mod tests {
 
     #[test]
     fn foreign_programs_become_words() {
-        let foreign = |object: &str, attach: &str| Foreign {
-            object: object.into(),
-            attach: attach.into(),
-        };
+        let foreign = |object: &str, attach: &str| Foreign::new(object.into(), attach.into());
+        let words = foreign("/tmp/mine.o", "fentry:workload_call").map(|f| f.words);
         assert_eq!(
-            foreign("/tmp/mine.o", "fentry:workload_call").words(),
+            words,
             Ok(vec![
                 "object=mine.o".into(),
                 "attach=fentry:workload_call".into()
             ])
         );
         for attach in ["workload_call", "fentry:", ":f"] {
-            let error = foreign("x.o", attach).words();
+            let error = foreign("x.o", attach);
             assert_eq!(error, Err(BenchError::Attach(attach.into())));
         }
-        assert!(matches!(
-            foreign("x.o", "fentry:<A as B>::f").words(),
-            Err(BenchError::Space(_))
-        ));
+        for (object, attach) in [("x.o", "fentry:<A as B>::f"), ("my x.o", "fentry:f")] {
+            assert!(matches!(foreign(object, attach), Err(BenchError::Space(_))));
+        }
     }
 }

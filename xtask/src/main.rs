@@ -26,10 +26,6 @@ mod interrupt;
 mod kernel;
 mod kernel_tests;
 #[path = "../../kernel/src/ksyms.rs"]
-#[cfg_attr(
-    not(test),
-    expect(dead_code, reason = "the kernel reads; here is only written")
-)]
 pub mod ksyms;
 mod linked;
 mod machine;
@@ -163,6 +159,13 @@ fn main() -> ExitCode {
     }
 }
 
+/// Sets up, and checks the machine's options before anything is built for it.
+fn prepare(workspace: &Workspace, machine: &MachineOptions) -> Outcome<Boot> {
+    setup::ensure(workspace)?;
+    machine.machine(machine::qemu_version()?)?;
+    Boot::build(workspace)
+}
+
 /// Carries out a command; the exit status of this program.
 fn execute(command: Task) -> Outcome<i32> {
     let workspace = Workspace::find()?;
@@ -172,14 +175,12 @@ fn execute(command: Task) -> Outcome<i32> {
             timeout,
             words,
         } => {
-            setup::ensure(&workspace)?;
-            let boot = Boot::build(&workspace)?;
+            let boot = prepare(&workspace, &machine)?;
             let limit = Some(Duration::from_secs(timeout));
             qemu::run(&machine, &boot, &job(words, "bench"), Keyboard::None, limit)
         }
         Task::Shell { machine, words } => {
-            setup::ensure(&workspace)?;
-            let boot = Boot::build(&workspace)?;
+            let boot = prepare(&workspace, &machine)?;
             qemu::run(
                 &machine,
                 &boot,
@@ -215,11 +216,11 @@ fn execute(command: Task) -> Outcome<i32> {
             attach,
             timeout,
         } => {
-            setup::ensure(&workspace)?;
-            let boot = Boot::build(&workspace)?;
-            let foreign = object
-                .zip(attach)
-                .map(|(object, attach)| bench::Foreign { object, attach });
+            let foreign = match object.zip(attach) {
+                Some((object, attach)) => Some(bench::Foreign::new(object, attach)?),
+                None => None,
+            };
+            let boot = prepare(&workspace, &machine)?;
             let limit = Some(Duration::from_secs(timeout));
             let document =
                 bench::measure(&workspace, &machine, &boot, foreign.as_ref(), limit, false)?;

@@ -293,7 +293,7 @@ impl Session {
     }
 
     /// Follows the run to its end, `line` seeing each line; returns the status that the kernel stated.
-    pub(crate) fn to_end(
+    pub(crate) fn follow(
         &mut self,
         limit: Option<Duration>,
         mut line: impl FnMut(&str),
@@ -367,7 +367,7 @@ impl Session {
             exchange = next;
         }
         self.exchange(exchange, "springboard: exit ", limit)?;
-        let found = self.to_end(Some(limit), |_| {}, &Progress::start("waiting for the end"))?;
+        let found = self.follow(Some(limit), |_| {}, &Progress::start("waiting for the end"))?;
         match found == transcript.exit {
             true => Ok(()),
             false => Err(QemuError::Status {
@@ -445,7 +445,7 @@ pub(crate) fn run(
     let _terminal = (keyboard == Keyboard::Terminal).then(Terminal::save);
     let (session, _) = Session::start(options, boot, words, keyboard)?;
     let progress = Progress::start("running");
-    Ok(session.echo().to_end(limit, |_| {}, &progress)?)
+    Ok(session.echo().follow(limit, |_| {}, &progress)?)
 }
 
 #[cfg(test)]

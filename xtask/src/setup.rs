@@ -239,7 +239,7 @@ fn plan(os: Os, needs: &[&Need], toolchain: &Toolchain) -> Vec<Step> {
         steps.push(Step::new(why, root, &[install, &packages[..]].concat()));
     }
     let headers = |need: &&Need| matches!(need.check, Check::LibbpfHeaders);
-    if os == Os::Macos && needs.iter().any(|need| headers(need)) {
+    if os == Os::Macos && needs.iter().any(headers) {
         let root = format!("target/{}", OWN_LIBBPF.trim_end_matches("/usr/include"));
         steps.push(Step::new(
             "libbpf's sources, for its headers",
