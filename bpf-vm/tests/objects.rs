@@ -221,8 +221,7 @@ fn host_is_asked() {
 /// Shared functions, several programs, every data section.
 #[test]
 fn linking() {
-    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/objects/linking.bpf.c");
-    let Some(object) = compile(source.as_ref()) else {
+    let Some(object) = own("linking") else {
         return;
     };
     let parsed = Object::parse(&object).unwrap();
@@ -411,4 +410,159 @@ fn memory_may_run_out() {
         short.allocate(need - 8).is_some(),
         "all memory is given back"
     );
+}
+
+/// The object of `tests/objects/NAME.bpf.c`.
+fn own(name: &str) -> Option<Vec<u8>> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/objects");
+    compile(&folder.join(format!("{name}.bpf.c")))
+}
+
+/// Offset in the file, and size, of a section.
+fn section(file: &[u8], name: &str) -> (usize, usize) {
+    use object::{Object as _, ObjectSection as _};
+    let elf = object::File::parse(file).unwrap();
+    let section = elf
+        .section_by_name(name)
+        .unwrap_or_else(|| panic!("no {name}"));
+    let (start, size) = section.file_range().unwrap();
+    (start as usize, size as usize)
+}
+
+/// Adds to a little-endian word of a file.
+fn add(file: &mut [u8], at: usize, difference: i32) {
+    let word: &mut [u8; 4] = (&mut file[at..at + 4]).try_into().unwrap();
+    *word = u32::from_le_bytes(*word)
+        .wrapping_add_signed(difference)
+        .to_le_bytes();
+}
+
+/// Damage that a random byte hardly does: each row changes one field of a good object and has one error.
+#[test]
+fn damage_is_named() {
+    type Change = fn(&mut Vec<u8>);
+    const PROGRAM: &str = "fentry/workload_call";
+    const RELOCATIONS: &str = ".relfentry/workload_call";
+    let Some(object) = own("linking") else {
+        return;
+    };
+    let rows: [(&str, Change, &[&str]); 8] = [
+        (
+            "a relocation past its section",
+            |o| {
+                let (at, _) = section(o, RELOCATIONS);
+                o[at + 2] = 1;
+            },
+            &["`.relfentry/workload_call`", "a relocation at offset 0x1"],
+        ),
+        (
+            "a relocation of the second slot of lddw",
+            |o| {
+                let (at, _) = section(o, RELOCATIONS);
+                add(o, at, 8);
+            },
+            &[
+                "section `fentry/workload_call`",
+                "not at the start of an instruction",
+            ],
+        ),
+        (
+            "a relocation of an unknown type",
+            |o| {
+                let (at, _) = section(o, RELOCATIONS);
+                o[at + 8] = 3;
+            },
+            &["section `fentry/workload_call`", "relocation of type 3"],
+        ),
+        (
+            "a variable past its section's end",
+            |o| {
+                // The addend is the immediate of the instruction that refers to the variable.
+                let (code, size) = section(o, PROGRAM);
+                let (at, bytes) = section(o, RELOCATIONS);
+                let wanted = symbol(o, "wanted");
+                let entry = (at..at + bytes).step_by(16).find(|&entry| {
+                    u32::from_le_bytes(o[entry + 12..entry + 16].try_into().unwrap()) == wanted
+                });
+                let offset = o[entry.unwrap()] as usize;
+                assert!(offset < size);
+                o[code + offset + 5] = 0x10;
+            },
+            &["symbol `wanted`", "offset 0x1000 of section `.rodata`"],
+        ),
+        (
+            "types cut off",
+            |o| {
+                let (at, _) = section(o, ".BTF");
+                add(o, at + 12, -4);
+            },
+            &["section `.BTF`", "cut off"],
+        ),
+        (
+            "a function over the next",
+            |o| {
+                let (at, _) = section(o, ".symtab");
+                let symbol = at + 24 * symbol(o, "both") as usize;
+                add(o, symbol + 16, 8);
+            },
+            &["function `one`", "overlaps"],
+        ),
+        (
+            "a function past the end of its section",
+            |o| {
+                let (at, _) = section(o, ".symtab");
+                let symbol = at + 24 * symbol(o, "one") as usize;
+                o[symbol + 17] = 0x10;
+            },
+            &["function `one`", "past the section's end"],
+        ),
+        (
+            "sections that share bytes",
+            |o| {
+                // e_shoff; each header has 64 bytes, sh_offset at 24, sh_size at 32.
+                let headers = u64::from_le_bytes(o[40..48].try_into().unwrap()) as usize;
+                let length = o.len() as u64;
+                for header in (headers..o.len()).step_by(64).skip(1) {
+                    if o[header + 4] == 1 {
+                        o[header + 24..header + 32].copy_from_slice(&0u64.to_le_bytes());
+                        o[header + 32..header + 40].copy_from_slice(&length.to_le_bytes());
+                    }
+                }
+            },
+            &["section table", "some overlap"],
+        ),
+    ];
+    for (what, change, wanted) in rows {
+        let mut object = object.clone();
+        change(&mut object);
+        let message = match Object::parse(&object) {
+            Ok(_) => panic!("{what}: accepted"),
+            Err(error) => error.to_string(),
+        };
+        for wanted in wanted {
+            assert!(
+                message.contains(wanted),
+                "{what}: `{wanted}` is not in: {message}"
+            );
+        }
+    }
+}
+
+/// The index of a symbol.
+fn symbol(file: &[u8], name: &str) -> u32 {
+    use object::{Object as _, ObjectSymbol as _};
+    let elf = object::File::parse(file).unwrap();
+    elf.symbol_by_name(name).unwrap().index().0 as u32
+}
+
+/// A million instructions, and no more.
+#[test]
+fn length_is_limited() {
+    let Some(object) = own("long") else {
+        return;
+    };
+    let message = Object::parse(&object).unwrap_err().to_string();
+    for wanted in ["program `fourth`", "1000000"] {
+        assert!(message.contains(wanted), "`{wanted}` is not in: {message}");
+    }
 }

@@ -132,3 +132,29 @@ pub(super) fn overwrite(words: &[AtomicU64], offset: usize, bytes: &[u8]) {
         word.store(u64::from_ne_bytes(whole), Relaxed);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every offset and length, inside and past the end: what is named changes, the rest stays.
+    #[test]
+    fn overwrite_changes_only_what_is_named() {
+        const BYTES: usize = 24;
+        let new: [u8; BYTES] = core::array::from_fn(|index| index as u8 + 1);
+        for offset in 0..BYTES + 2 {
+            for len in 0..=BYTES {
+                let words: [AtomicU64; BYTES / WORD_BYTES] = Default::default();
+                write_bytes(&words, &[0xff; BYTES]);
+                overwrite(&words, offset, &new[..len]);
+                let mut want = [0xff; BYTES];
+                for (to, from) in want.iter_mut().skip(offset).zip(&new[..len]) {
+                    *to = *from;
+                }
+                let mut got = [0; BYTES];
+                read_bytes(&words, &mut got);
+                assert_eq!(got, want, "{len} bytes at {offset}");
+            }
+        }
+    }
+}
