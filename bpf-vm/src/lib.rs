@@ -14,6 +14,7 @@ pub mod helpers;
 pub mod host;
 pub mod interp;
 pub mod isa;
+pub mod jit;
 pub mod map;
 pub mod object;
 pub mod program;

@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! A compiled function's stack frame: only what the function needs, and nothing for most leaves.
+//!
+//! ```text
+//!            |                      | the caller's
+//!   r10 ->   +----------------------+
+//!            | BPF stack            | if r10 is used: down to the lowest byte accessed, 512 bytes if r10 is
+//!            |                      | anything but the base of accesses
+//!            +----------------------+
+//!            | x19, x20, ...        | those that are used, in pairs
+//!            +----------------------+
+//!            | x29, x30             | frame record, if the function calls
+//!   sp, x29  +----------------------+ 16-byte aligned (AAPCS64, 6.4.5)
+//! ```
+use a64::Reg as A64;
+use alloc::vec::Vec;
+
+use crate::{
+    isa::{Op, Operand, Reg},
+    program::{Instruction, STACK_BYTES},
+};
+
+/// The layout of a frame.
+#[derive(Debug)]
+pub(super) struct Frame {
+    /// All of it, a multiple of 16.
+    pub(super) bytes: u32,
+    /// Whether it begins with a frame record.
+    pub(super) record: bool,
+    saved: Vec<A64>,
+}
+
+/// Bytes of the frame record, and the alignment of the stack.
+const RECORD: u32 = 16;
+
+impl Frame {
+    /// The frame of a function that calls or not, and uses these callee-saved registers.
+    pub(super) fn new(body: &[Instruction], calls: bool, saved: Vec<A64>) -> Self {
+        let record = if calls { RECORD } else { 0 };
+        let saves = (saved.len() as u32 * 8).next_multiple_of(RECORD);
+        let stack = stack_used(body).next_multiple_of(RECORD);
+        Self {
+            bytes: record + saves + stack,
+            record: calls,
+            saved,
+        }
+    }
+
+    /// The saved registers by pairs (the last may be alone), with their offset from sp.
+    pub(super) fn saved_pairs(&self) -> impl Iterator<Item = (i64, &[A64])> {
+        let first = if self.record { RECORD.into() } else { 0 };
+        (first..).step_by(RECORD as usize).zip(self.saved.chunks(2))
+    }
+}
+
+/// Bytes below r10 that a function may access.
+fn stack_used(body: &[Instruction]) -> u32 {
+    const ALL: u32 = STACK_BYTES as u32;
+    let fp = Operand::Reg(Reg::FP);
+    let used = |op| match op {
+        Op::Store { src, .. } | Op::Alu { src, .. } | Op::If { src, .. } if src == fp => ALL,
+        Op::Atomic { src: Reg::FP, .. } | Op::StoreRelease { src: Reg::FP, .. } => ALL,
+        Op::If { dst: Reg::FP, .. } => ALL,
+        Op::Load {
+            base: Reg::FP, off, ..
+        }
+        | Op::Store {
+            base: Reg::FP, off, ..
+        }
+        | Op::Atomic {
+            base: Reg::FP, off, ..
+        }
+        | Op::LoadAcquire {
+            base: Reg::FP, off, ..
+        }
+        | Op::StoreRelease {
+            base: Reg::FP, off, ..
+        } => u32::from(off.min(0).unsigned_abs()).min(ALL),
+        _ => 0,
+    };
+    body.iter().map(|i| used(i.op)).max().unwrap_or(0)
+}
