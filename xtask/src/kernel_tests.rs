@@ -2,7 +2,8 @@
 //! The tests in the kernel, board by board; one that panics or hangs fails alone, and the next boot goes on behind it.
 //!
 //! With `job=test` the kernel prints `@test list NAME` for each test (all that it does under `list`), and as it runs them
-//! `@test start NAME`, then `@test ok NAME` or `@test skip NAME: reason`. A test that prints neither has failed.
+//! `@test start NAME`, then `@test ok NAME`, `@test fail NAME: reason` or `@test skip NAME: reason`. A test that prints none of them
+//! panicked or hung.
 
 use std::time::{Duration, Instant};
 
@@ -51,19 +52,19 @@ enum Said<'l> {
     List(&'l str),
     Start(&'l str),
     Ok(&'l str),
+    Fail(&'l str, &'l str),
     Skip(&'l str, &'l str),
 }
 
 fn parse(line: &str) -> Option<Said<'_>> {
     let (verb, name) = line.trim().strip_prefix("@test ")?.split_once(' ')?;
+    let (short, why) = name.split_once(": ").unwrap_or((name, "no reason given"));
     match verb {
         "list" => Some(Said::List(name)),
         "start" => Some(Said::Start(name)),
         "ok" => Some(Said::Ok(name)),
-        "skip" => {
-            let (name, why) = name.split_once(": ").unwrap_or((name, "no reason given"));
-            Some(Said::Skip(name, why))
-        }
+        "fail" => Some(Said::Fail(short, why)),
+        "skip" => Some(Said::Skip(short, why)),
         _ => None,
     }
 }
@@ -88,6 +89,12 @@ impl Boots {
                 self.current = Some((name.to_owned(), Vec::new()));
             }
             Some(Said::Ok(name)) => self.result(name, Verdict::Passed),
+            Some(Said::Fail(name, why)) => match self.current.is_some() {
+                true => {
+                    self.fail(why);
+                }
+                false => self.result(name, Verdict::Failed(format!("    {why}"))),
+            },
             Some(Said::Skip(name, why)) => self.result(name, Verdict::Skipped(why.to_owned())),
             None => {
                 if let Some((_, lines)) = &mut self.current {
@@ -234,6 +241,9 @@ pub(crate) fn run(
             Err(error) => (error.to_string(), false),
         };
         let failed = boots.fail(&why);
+        // The kernel's status is 1 when a test failed: that one is reported already.
+        let is_failure = |(_, verdict): &(_, Verdict)| matches!(verdict, Verdict::Failed(_));
+        let clean = clean || boots.results.iter().any(is_failure);
         for (test, verdict) in boots.results {
             report.add(&format!("{name}/{test}"), verdict, None);
         }
@@ -300,6 +310,18 @@ mod tests {
         assert_eq!(name, "a");
         assert!(
             why.contains("the run ended") && why.contains("*** panicked"),
+            "{why}"
+        );
+        let boots = after(&[
+            "@test start a",
+            "a clue",
+            "@test fail a: 1 found: 2 expected",
+        ]);
+        let (_, Verdict::Failed(why)) = &boots.results[0] else {
+            panic!("no failure");
+        };
+        assert!(
+            why.contains("1 found: 2 expected") && why.contains("a clue"),
             "{why}"
         );
         let boots = after(&["@test start a", "@test start b", "@test ok b"]);

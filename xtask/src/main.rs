@@ -328,6 +328,9 @@ pub(crate) fn build_book(workspace: &Workspace) -> Outcome<PathBuf> {
         ])
         .args(["--features", "book", "--bin", "book", "--"])
         .args([workspace.root.join("book"), out.clone()])
+        // mdBook is compiled for one short run.
+        .env("CARGO_PROFILE_DEV_OPT_LEVEL", "0")
+        .env("CARGO_PROFILE_DEV_DEBUG", "0")
         .stdin(Stdio::null())
         .status()?;
     match status.success() {
