@@ -1,392 +1,443 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The engine: attach and detach, several programs on one function, code that is freed later.
+//! The engine: attaches programs to functions and detaches them.
 //!
-//! **Publishing.** The image is written and made visible; every core has a context synchronisation event; only then the site
-//! branches to it (Arm ARM B2.4.4: without the event a core could execute stale instructions prefetched from there). The
-//! site's word changes by one store between words that may change while executed (B2.2.5); a second event follows, so
-//! that when attach returns every core that calls the function is hit, and when detach returns none is.
+//! The engine is plain state behind `&mut self`: the host puts it into a lock of its own kind, and
+//! makes of an [`AttachId`] a value whose drop detaches.
 //!
-//! **Freeing.** A task may have been preempted inside the image, or be in a program that returns into it. Detach hands out a
-//! [`Retired`]; the host gives it to [`Engine::reclaim`] when each task has been elsewhere (tasks RCU), and nobody waits.
-//! What the image's programs need is kept by it, and returned by `reclaim` to be dropped outside of the host's lock.
+//! **Publishing** (Arm ARM B2.4.4 and B2.2.5): the image is written and cleaned to the point of
+//! unification; every core gets a context synchronisation event, so that none has stale words of that
+//! memory; only then the site's first word is replaced, by one store; then every core is synchronised
+//! again, so that a call that begins after `attach` has returned runs the program.
+//!
+//! **Retiring**: the site is replaced first, every core synchronised, and the old image goes to
+//! [`Platform::defer`]: someone may be executing it, or have been preempted in it.
 
-use crate::body::{self, Callee};
+use crate::body::{ArgSpec, Callee};
+use crate::image::Image;
 use crate::ingredient::{CallerIn, Ingredient};
-use crate::platform::{Platform, SiteKind};
-use crate::pool::{Pool, PoolFull, Span};
-use crate::site;
-use a64::AsmError;
+use crate::patch::patch;
+use crate::platform::{Platform, PlatformError, Retired};
+use crate::pool::{Found, Pool, PoolError};
+use crate::site::{Site, SiteState, SiteTable};
+use a64::{AsmError, Inst};
 use alloc::collections::BTreeMap;
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
 
-/// What free executable memory is filled with: BRK #0xdead.
-pub const FREE: u32 = 0xd420_0000 | 0xdead << 5;
+/// Names one attached program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct AttachId(u64);
 
-/// Names an attachment.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub struct AttachId(pub u32);
+impl AttachId {
+    /// Its number, counted from 1; no two attachments of an engine have the same.
+    pub const fn number(self) -> u64 {
+        self.0
+    }
+}
 
 impl fmt::Display for AttachId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.0)
+        fmt::Display::fmt(&self.0, f)
     }
 }
 
-/// Why something was not attached or detached. The site is as it was.
-#[derive(Debug)]
-pub enum AttachError<E> {
-    /// There is no site at that address.
-    NoSite(u64),
-    /// The function is on a hook's own path.
-    Notrace(u64),
-    /// The site holds a word that this engine did not put there.
-    Foreign {
-        /// The function.
-        function: u64,
-        /// The word at its entry, if it can be read.
-        found: Option<u32>,
-    },
-    /// No executable memory is left.
-    Full(PoolFull),
-    /// The trampoline cannot be generated: something is out of reach.
-    Code(AsmError),
-    /// Code does not fit into what was set aside for it.
-    TooLong {
-        /// Words it has.
-        words: usize,
-        /// Words set aside.
-        room: usize,
-    },
-    /// The host could not write code.
-    Platform(E),
-    /// There is no such attachment (any more).
-    NoSuchId(AttachId),
+/// Why a program was not attached. The function's site is as it was.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AttachError {
+    /// Address of the function.
+    pub function: u64,
+    /// What was in the way, and what can be done.
+    pub reason: Reason,
 }
 
-impl<E: fmt::Display> fmt::Display for AttachError<E> {
+/// What keeps a program from being attached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// The address is not the entry of a function that has a site.
+    NotASite {
+        /// The nearest site at or below it.
+        nearest: Option<u64>,
+    },
+    /// The function is on a hook's own path.
+    Notrace,
+    /// A word of the site is not what it should be.
+    WordAtSite {
+        /// Address of the word.
+        at: u64,
+        /// What should be there.
+        expected: u32,
+        /// What is there; `None`: no code.
+        found: Option<u32>,
+    },
+    /// No memory for the image.
+    Pool(PoolError),
+    /// The image cannot be generated: something is out of a branch's reach.
+    Code(AsmError),
+    /// The host could not write or patch.
+    Platform(PlatformError),
+}
+
+impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            AttachError::NoSite(at) => write!(f, "there is no site at {at:#x}: it is not the entry of a function with one"),
-            AttachError::Notrace(at) => {
-                write!(f, "the function at {at:#x} is on a hook's own path (notrace): a hook on it would recurse")
-            }
-            AttachError::Foreign { function, found: Some(word) } => write!(
+            Self::NotASite { nearest: Some(near) } => write!(
                 f,
-                "the entry at {function:#x} holds {word:#010x}, which this engine did not put there; undo that first"
+                "not the entry of a function with a site; the nearest below is at {near:#x}, hook that one"
             ),
-            AttachError::Foreign { function, found: None } => write!(f, "the entry at {function:#x} cannot be read"),
-            AttachError::Full(e) => write!(f, "{e}"),
-            AttachError::Code(e) => write!(f, "the trampoline: {e}"),
-            AttachError::TooLong { words, room } => write!(f, "the code has {words} words, {room} were set aside"),
-            AttachError::Platform(e) => write!(f, "code was not written: {e}"),
-            AttachError::NoSuchId(id) => write!(f, "there is no hook {id} (any more)"),
+            Self::NotASite { nearest: None } => f.write_str(
+                "not the entry of a function with a site, and none lies below; give a function's address",
+            ),
+            Self::Notrace => {
+                f.write_str("it is on the path of a hook itself (notrace); hook one of its callers")
+            }
+            Self::WordAtSite { at, expected, found: Some(found) } => write!(
+                f,
+                "its site holds `{}` at {at:#x}, not `{}`: someone else changed it; undo that first",
+                a64::display_word(*found, *at),
+                a64::display_word(*expected, *at)
+            ),
+            Self::WordAtSite { at, .. } => {
+                write!(f, "its site at {at:#x} is not mapped as code; map it, or leave it out of the table")
+            }
+            Self::Pool(error) => error.fmt(f),
+            Self::Code(error) => write!(f, "its trampoline cannot be generated: {error}"),
+            Self::Platform(error) => error.fmt(f),
         }
     }
 }
 
-/// A trampoline in executable memory.
-struct Image {
-    span: Span,
-    map: Vec<Ingredient>,
-}
-
-/// A hooked function.
-struct Hooked {
-    image: Image,
-    /// The word at the site: a branch to the image.
-    word: u32,
-    programs: Vec<(AttachId, Callee)>,
-}
-
-/// Executable memory that is no longer reached from a site, and what it may still need. The host gives it to
-/// [`Engine::reclaim`] after a tasks-RCU grace period; dropping it loses the memory.
-#[must_use = "give it to Engine::reclaim after a grace period"]
-pub struct Retired {
-    span: Span,
-    keep: Vec<Callee>,
-}
-
-impl Retired {
-    /// Where the code is.
-    pub fn start(&self) -> u64 {
-        self.span.start()
+impl fmt::Display for AttachError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "cannot hook the function at {:#x}: {}",
+            self.function, self.reason
+        )
     }
 }
 
-/// Executable memory with code that a callee was compiled to. The host gives it to [`Engine::free_code`] when nothing can
-/// call it any more; dropping it loses the memory.
-#[derive(Debug)]
-#[must_use = "give it to Engine::free_code"]
-pub struct Code {
-    span: Span,
-    words: usize,
+impl core::error::Error for AttachError {}
+
+/// Why a program was not detached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DetachError {
+    /// Nothing is attached under that number.
+    Unknown {
+        /// The number.
+        id: AttachId,
+    },
+    /// The function's code could not be changed back; the program is still attached.
+    Stuck {
+        /// Address of the function.
+        function: u64,
+        /// What was in the way.
+        reason: Reason,
+    },
 }
 
-impl Code {
-    /// Address of the first instruction.
-    pub fn address(&self) -> u64 {
-        self.span.start()
-    }
-
-    /// Instructions.
-    pub fn words(&self) -> usize {
-        self.words
+impl fmt::Display for DetachError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unknown { id } => {
+                write!(
+                    f,
+                    "nothing is attached under number {id}; list what is, it may be detached already"
+                )
+            }
+            Self::Stuck { function, reason } => {
+                write!(f, "cannot unhook the function at {function:#x}: {reason}")
+            }
+        }
     }
 }
 
-/// A line of `show`: a word of code and what it is for.
-#[derive(Clone, Copy, Debug)]
-pub struct CodeLine {
-    /// Address.
-    pub at: u64,
-    /// The word there now.
+impl core::error::Error for DetachError {}
+
+/// One attached program.
+#[derive(Clone)]
+pub(crate) struct Program {
+    pub(crate) id: AttachId,
+    pub(crate) args: ArgSpec,
+    pub(crate) callee: Callee,
+}
+
+/// A hooked function: the image its site leads to, and the programs in attach order.
+struct Hook<P: Platform> {
+    image: Image<P>,
+    programs: Vec<Program>,
+}
+
+/// An attached program, as listed.
+pub struct Attached<'a> {
+    /// Its number.
+    pub id: AttachId,
+    /// Address of the function.
+    pub function: u64,
+    /// What is called.
+    pub callee: &'a Callee,
+    /// Bytes of the pool that the function's image takes; programs on one function share it.
+    pub image_bytes: u64,
+    /// The deepest stack of a hit: image and programs, in bytes.
+    pub stack_bytes: u32,
+}
+
+/// One instruction of a hooked function's path, as it is in memory now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Line<'a> {
+    /// Where it is.
+    pub address: u64,
+    /// What is there.
     pub word: u32,
     /// What it is for.
     pub ingredient: Ingredient,
+    /// The name of the program that it serves, if it serves one.
+    pub note: &'a str,
 }
 
-/// An attachment, for a list.
-pub struct Info<'a> {
-    /// Its name.
-    pub id: AttachId,
-    /// The hooked function.
-    pub function: u64,
-    /// The program.
-    pub callee: &'a Callee,
-    /// Bytes of the function's image, which all its programs share.
-    pub bytes: u64,
-}
-
-/// What an address in the pool belongs to.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Owner {
-    /// The trampoline of this function.
-    Trampoline {
-        /// The function.
-        function: u64,
-        /// Where the caller's return address is at that instruction.
-        caller: CallerIn,
-    },
-    /// A callee's code.
-    Code,
-    /// Code that was taken off and waits for its grace period, or nothing.
-    Unknown,
-}
-
-/// All hooks of a host. Methods that change something take `&mut self`: the host puts it behind a lock that may block.
+/// The hook engine of a host.
 pub struct Engine<P: Platform> {
-    platform: P,
-    pool: Pool,
-    hooked: BTreeMap<u64, Hooked>,
-    /// Start and end of placed code.
-    code: BTreeMap<u64, u64>,
-    next_id: u32,
+    pool: Arc<Pool<P>>,
+    sites: SiteTable,
+    hooks: BTreeMap<u64, Hook<P>>,
+    functions: BTreeMap<AttachId, u64>,
+    last: u64,
 }
+
+const NOP: u32 = Inst::NOP.encode();
 
 impl<P: Platform> Engine<P> {
-    /// An engine without hooks; fills the pool with BRK, so that a stray branch into it is caught.
-    ///
-    /// # Errors
-    /// The pool could not be written.
-    pub fn new(platform: P) -> Result<Engine<P>, P::Error> {
-        let range = platform.pool();
-        let pool = Pool::new(range.clone());
-        fill(&platform, range.start, range.end - range.start)?;
-        Ok(Engine { platform, pool, hooked: BTreeMap::new(), code: BTreeMap::new(), next_id: 1 })
-    }
-
-    /// Hooks `callee` onto the entry of `function`, behind those that are there. Where there are some, their image is
-    /// replaced by one with all of them, and the old one is handed out.
-    ///
-    /// # Errors
-    /// See [`AttachError`]; the site is as it was.
-    pub fn attach(&mut self, function: u64, callee: Callee) -> Result<(AttachId, Option<Retired>), AttachError<P::Error>> {
-        match self.platform.site(function) {
-            SiteKind::Site => {}
-            SiteKind::Notrace => return Err(AttachError::Notrace(function)),
-            SiteKind::None => return Err(AttachError::NoSite(function)),
-        }
-        let id = AttachId(self.next_id);
-        let mut programs = self.hooked.get(&function).map_or(Vec::new(), |h| h.programs.clone());
-        programs.push((id, callee));
-        let retired = self.install(function, programs)?;
-        self.next_id += 1;
-        Ok((id, retired))
-    }
-
-    /// Takes an attachment off. Nothing waits: what is to be freed later is handed out.
-    ///
-    /// # Errors
-    /// See [`AttachError`]; the hook is still there.
-    pub fn detach(&mut self, id: AttachId) -> Result<Option<Retired>, AttachError<P::Error>> {
-        let found = self.hooked.iter().find(|(_, h)| h.programs.iter().any(|(i, _)| *i == id));
-        let Some((&function, hooked)) = found else {
-            return Err(AttachError::NoSuchId(id));
-        };
-        let programs = hooked.programs.iter().filter(|(i, _)| *i != id).cloned().collect();
-        self.install(function, programs)
-    }
-
-    /// Makes `programs` the ones that are hooked onto `function`, by one store to its site.
-    fn install(
-        &mut self,
-        function: u64,
-        programs: Vec<(AttachId, Callee)>,
-    ) -> Result<Option<Retired>, AttachError<P::Error>> {
-        let old_word = self.hooked.get(&function).map_or(site::NOP, |h| h.word);
-        let found = self.platform.read(function);
-        if found != Some(old_word) {
-            return Err(AttachError::Foreign { function, found });
-        }
-        let new = if programs.is_empty() { None } else { Some(self.generate(function, &programs)?) };
-        let new_word = new.as_ref().map_or(site::NOP, |(_, word)| *word);
-        debug_assert!(site::may_change_while_executed(old_word) && site::may_change_while_executed(new_word));
-        if let Err(e) = self.platform.patch(function, old_word, new_word) {
-            if let Some((image, _)) = new {
-                self.release(image.span)?;
-            }
-            return Err(AttachError::Platform(e));
-        }
-        self.platform.sync_cores();
-        let old = match new {
-            Some((image, word)) => self.hooked.insert(function, Hooked { image, word, programs }),
-            None => self.hooked.remove(&function),
-        };
-        Ok(old.map(|h| Retired { span: h.image.span, keep: h.programs.into_iter().map(|(_, c)| c).collect() }))
-    }
-
-    /// Writes an image for `programs` and makes it visible to every core: the image and the site's branch to it.
-    fn generate(
-        &mut self,
-        function: u64,
-        programs: &[(AttachId, Callee)],
-    ) -> Result<(Image, u32), AttachError<P::Error>> {
-        let callees: Vec<Callee> = programs.iter().map(|(_, c)| c.clone()).collect();
-        let base = self.platform.pool().start;
-        let size = body::entry(function, &callees, base).map_err(AttachError::Code)?.words.len();
-        let span = self.pool.allocate(size as u64 * 4).map_err(AttachError::Full)?;
-        let built = body::entry(function, &callees, span.start()).map_err(AttachError::Code).and_then(|body| {
-            let word = site::branch(function, span.start()).ok_or(AttachError::NoSite(function))?;
-            self.platform.write_code(span.start(), &body.words).map_err(AttachError::Platform)?;
-            Ok((body.map, word))
-        });
-        match built {
-            Ok((map, word)) => {
-                self.platform.sync_cores();
-                Ok((Image { span, map }, word))
-            }
-            Err(e) => {
-                self.release(span)?;
-                Err(e)
-            }
-        }
-    }
-
-    /// Fills a range with BRK and gives it back to the pool.
-    fn release(&mut self, span: Span) -> Result<(), AttachError<P::Error>> {
-        let filled = fill(&self.platform, span.start(), span.bytes());
-        self.pool.free(span);
-        filled.map_err(AttachError::Platform)
-    }
-
-    /// Frees what was taken off. To be called when no task can be in it any more; the callees that come back may be dropped.
-    ///
-    /// # Errors
-    /// The memory could not be filled with BRK; it is free all the same.
-    pub fn reclaim(&mut self, retired: Retired) -> Result<Vec<Callee>, AttachError<P::Error>> {
-        self.release(retired.span)?;
-        Ok(retired.keep)
-    }
-
-    /// Places a callee's code: `compile` gets the address it will run at and returns the words, at most `room` of them.
-    ///
-    /// # Errors
-    /// No room in the pool, more words than were set aside, or what `compile` says through `From`.
-    pub fn place<X: From<AttachError<P::Error>>>(
-        &mut self,
-        room: usize,
-        compile: impl FnOnce(u64) -> Result<Vec<u32>, X>,
-    ) -> Result<Code, X> {
-        let span = self.pool.allocate(room as u64 * 4).map_err(|e| X::from(AttachError::Full(e)))?;
-        let written = compile(span.start()).and_then(|words| {
-            if words.len() > room {
-                return Err(AttachError::TooLong { words: words.len(), room }.into());
-            }
-            self.platform.write_code(span.start(), &words).map_err(|e| X::from(AttachError::Platform(e)))?;
-            Ok(words.len())
-        });
-        match written {
-            Ok(words) => {
-                self.platform.sync_cores();
-                self.code.insert(span.start(), span.start() + span.bytes());
-                Ok(Code { span, words })
-            }
-            Err(e) => {
-                self.release(span)?;
-                Err(e)
-            }
-        }
-    }
-
-    /// Frees placed code that nothing can call any more.
-    ///
-    /// # Errors
-    /// As [`Engine::reclaim`].
-    pub fn free_code(&mut self, code: Code) -> Result<(), AttachError<P::Error>> {
-        self.code.remove(&code.span.start());
-        self.release(code.span)
-    }
-
-    /// Bytes of the pool that are free.
-    pub fn available(&self) -> u64 {
-        self.pool.available()
-    }
-
-    /// All attachments, by function and in the order they are called.
-    pub fn list(&self) -> impl Iterator<Item = Info<'_>> {
-        self.hooked.iter().flat_map(|(&function, h)| {
-            h.programs.iter().map(move |(id, callee)| Info { id: *id, function, callee, bytes: h.image.span.bytes() })
+    /// An engine for these sites, in the platform's pool.
+    pub fn new(platform: P, sites: SiteTable) -> Result<Self, PoolError> {
+        let (hooks, functions) = (BTreeMap::new(), BTreeMap::new());
+        Ok(Self {
+            pool: Pool::new(platform)?,
+            sites,
+            hooks,
+            functions,
+            last: 0,
         })
     }
 
-    /// The live code of a function's site and of its trampoline.
-    pub fn describe(&self, function: u64) -> Vec<CodeLine> {
-        let line = |at, ingredient| self.platform.read(at).map(|word| CodeLine { at, word, ingredient });
-        let mut lines: Vec<_> = (0..4).filter_map(|i| line(function - 8 + 4 * i, Ingredient::Site)).collect();
-        if let Some(h) = self.hooked.get(&function) {
-            let start = h.image.span.start();
-            lines.extend((0..).zip(&h.image.map).filter_map(|(i, &what)| line(start + 4 * i, what)));
-        }
-        lines
+    /// The executable memory; a clone of it serves unwinders without the engine's lock.
+    pub fn pool(&self) -> &Arc<Pool<P>> {
+        &self.pool
     }
 
-    /// What an address in the pool belongs to.
-    pub fn owner(&self, pc: u64) -> Owner {
-        for (&function, h) in &self.hooked {
-            if h.image.span.contains(pc) {
-                let index = (pc - h.image.span.start()) as usize / 4;
-                return Owner::Trampoline { function, caller: body::caller_at(&h.image.map, index) };
+    /// The host.
+    pub fn platform(&self) -> &P {
+        self.pool.platform()
+    }
+
+    /// Where functions can be hooked.
+    pub fn sites(&self) -> &SiteTable {
+        &self.sites
+    }
+
+    /// Calls `callee` at every entry of `function`, after the programs that are attached already.
+    ///
+    /// `args` says what is live there; with several programs, what any of them says.
+    pub fn attach_entry(
+        &mut self,
+        function: u64,
+        args: ArgSpec,
+        callee: Callee,
+    ) -> Result<AttachId, AttachError> {
+        let id = AttachId(self.last + 1);
+        self.attach(function, Program { id, args, callee })
+            .map_err(|reason| AttachError { function, reason })?;
+        self.last = id.0;
+        self.functions.insert(id, function);
+        Ok(id)
+    }
+
+    fn attach(&mut self, function: u64, program: Program) -> Result<(), Reason> {
+        match self.sites.get(function) {
+            None => {
+                let nearest = self.sites.at_or_below(function).map(|s| s.address);
+                return Err(Reason::NotASite { nearest });
+            }
+            Some(Site { notrace: true, .. }) => return Err(Reason::Notrace),
+            Some(_) => {}
+        }
+        let old = match self.hooks.get(&function) {
+            Some(hook) => branch(function, &hook.image)?,
+            None => NOP,
+        };
+        for (at, expected) in [(function, old), (function.wrapping_add(4), NOP)] {
+            let found = self.platform().read(at);
+            if found != Some(expected) {
+                return Err(Reason::WordAtSite {
+                    at,
+                    expected,
+                    found,
+                });
             }
         }
-        match self.code.range(..=pc).next_back() {
-            Some((_, &end)) if pc < end => Owner::Code,
-            _ => Owner::Unknown,
+        let attached = self
+            .hooks
+            .get(&function)
+            .map(|h| h.programs.as_slice())
+            .unwrap_or(&[]);
+        let programs: Vec<_> = attached.iter().cloned().chain([program]).collect();
+        self.swap(function, old, programs)
+    }
+
+    /// Builds the image of `programs`, leads the site there, retires the image it led to.
+    fn swap(&mut self, function: u64, old: u32, programs: Vec<Program>) -> Result<(), Reason> {
+        let image = Image::entry(&self.pool, function, &programs)?;
+        let new = branch(function, &image)?;
+        patch(self.platform(), function, old, new).map_err(Reason::Platform)?;
+        if let Some(hook) = self.hooks.insert(function, Hook { image, programs }) {
+            self.retire(hook.image);
         }
+        Ok(())
+    }
+
+    fn retire(&self, image: Image<P>) {
+        self.platform().defer(Retired::new(image));
+    }
+
+    /// Takes a program off its function. Does not wait: what it leaves is freed by [`Platform::defer`].
+    pub fn detach(&mut self, id: AttachId) -> Result<(), DetachError> {
+        let unknown = DetachError::Unknown { id };
+        let Some(function) = self.functions.get(&id).copied() else {
+            return Err(unknown);
+        };
+        let Some(hook) = self.hooks.get(&function) else {
+            return Err(unknown);
+        };
+        let rest: Vec<_> = hook
+            .programs
+            .iter()
+            .filter(|p| p.id != id)
+            .cloned()
+            .collect();
+        let done = match (branch(function, &hook.image), rest.is_empty()) {
+            (Err(reason), _) => Err(reason),
+            (Ok(old), true) => patch(self.platform(), function, old, NOP)
+                .map_err(Reason::Platform)
+                .map(|()| {
+                    self.hooks
+                        .remove(&function)
+                        .into_iter()
+                        .for_each(|h| self.retire(h.image))
+                }),
+            (Ok(old), false) => match self.swap(function, old, rest) {
+                // Detaching must not need memory: the call becomes a NOP where it is.
+                Err(Reason::Pool(_)) => self.silence(function, id),
+                other => other,
+            },
+        };
+        done.map_err(|reason| DetachError::Stuck { function, reason })?;
+        self.functions.remove(&id);
+        Ok(())
+    }
+
+    /// Replaces a program's call in the image by a NOP; BL and NOP may replace each other (B2.2.5).
+    fn silence(&mut self, function: u64, id: AttachId) -> Result<(), Reason> {
+        let Some(hook) = self.hooks.get_mut(&function) else {
+            return Ok(());
+        };
+        let Some((_, at)) = hook
+            .image
+            .calls
+            .iter()
+            .copied()
+            .find(|(other, _)| *other == id)
+        else {
+            return Ok(());
+        };
+        let platform = self.pool.platform();
+        let found = platform.read(at).filter(|word| a64::is_call(*word));
+        let Some(call) = found else {
+            return Err(Reason::Platform(PlatformError::NotCode { at }));
+        };
+        patch(platform, at, call, NOP).map_err(Reason::Platform)?;
+        hook.image.calls.retain(|(other, _)| *other != id);
+        hook.programs.retain(|p| p.id != id);
+        Ok(())
+    }
+
+    /// What a function's site leads to; `None` if it has no site.
+    pub fn state(&self, function: u64) -> Option<SiteState> {
+        self.sites.get(function)?;
+        Some(match self.hooks.get(&function) {
+            Some(hook) => SiteState::Branch(hook.image.code.address()),
+            None => SiteState::Nops,
+        })
+    }
+
+    /// Everything that is attached, function by function, in attach order.
+    pub fn attached(&self) -> impl Iterator<Item = Attached<'_>> {
+        self.hooks.iter().flat_map(|(function, hook)| {
+            hook.programs.iter().map(|p| Attached {
+                id: p.id,
+                function: *function,
+                callee: &p.callee,
+                image_bytes: hook.image.code.bytes(),
+                stack_bytes: hook.image.stack_bytes,
+            })
+        })
+    }
+
+    /// The function that a program is attached to.
+    pub fn function_of(&self, id: AttachId) -> Option<u64> {
+        self.functions.get(&id).copied()
+    }
+
+    /// The live code of a function's site and of its image; nothing if it has no site.
+    pub fn describe(&self, function: u64) -> impl Iterator<Item = Line<'_>> {
+        let site = self.sites.get(function);
+        let words = site
+            .into_iter()
+            .flat_map(move |_| (0..Site::WORDS).map(move |i| function + 4 * i));
+        let site = words.filter_map(|address| {
+            let word = self.platform().read(address)?;
+            Some(Line {
+                address,
+                word,
+                ingredient: Ingredient::Site,
+                note: "",
+            })
+        });
+        let hook = self.hooks.get(&function);
+        let image = hook.into_iter().flat_map(|hook| {
+            (0..hook.image.code.words()).filter_map(|index| {
+                let address = hook.image.code.address() + 4 * index as u64;
+                let word = self.platform().read(address)?;
+                let span = hook.image.span(index)?;
+                let callee = span
+                    .program
+                    .and_then(|number| hook.image.callees.get(number));
+                let note = callee.map_or("", |c| c.name.as_str());
+                Some(Line {
+                    address,
+                    word,
+                    ingredient: span.ingredient,
+                    note,
+                })
+            })
+        });
+        site.chain(image)
+    }
+
+    /// What an address in the pool belongs to, also an image that is detached and not freed yet.
+    pub fn owner(&self, pc: u64) -> Option<Found> {
+        self.pool.find(pc)
+    }
+
+    /// Where the caller is when the PC is in the pool.
+    pub fn unwind(&self, pc: u64) -> Option<CallerIn> {
+        self.owner(pc).map(|found| found.caller)
     }
 }
 
-/// Fills executable memory with [`FREE`].
-fn fill<P: Platform>(platform: &P, start: u64, bytes: u64) -> Result<(), P::Error> {
-    const PIECE: usize = 1024;
-    let words = [FREE; PIECE];
-    let mut at = start;
-    let mut left = (bytes / 4) as usize;
-    while left > 0 {
-        let now = left.min(PIECE);
-        platform.write_code(at, &words[..now])?;
-        at += now as u64 * 4;
-        left -= now;
-    }
-    Ok(())
+/// The word that leads a site to an image.
+fn branch<P: Platform>(function: u64, image: &Image<P>) -> Result<u32, Reason> {
+    let (pc, target) = (function, image.code.address());
+    a64::ops::b()
+        .with_offset(target.wrapping_sub(pc) as i64)
+        .map(Inst::encode)
+        .map_err(|error| Reason::Code(AsmError::OutOfReach { pc, target, error }))
 }

@@ -1,99 +1,130 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! A host for tests: memory in a map, every call recorded.
+//! A platform in ordinary memory, for host tests: it records calls and fails on request.
 
-use crate::platform::{Platform, SiteKind};
-use crate::site::NOP;
-use alloc::collections::BTreeMap;
-use alloc::string::String;
+use crate::platform::{Platform, PlatformError, Retired};
+use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::cell::RefCell;
 use core::ops::Range;
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// A call that the engine made.
-#[derive(Clone, PartialEq, Eq, Debug)]
+/// One call of the platform.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Call {
-    /// `write_code`: address and number of words.
+    /// `write_code(at, words)`, with the number of words.
     Write(u64, usize),
-    /// `patch`: address, old and new word.
-    Patch(u64, u32, u32),
-    /// `sync_cores`.
+    /// `sync_cores()`
     Sync,
+    /// `patch(at, old, new)`
+    Patch(u64, u32, u32),
+    /// `defer(..)`
+    Defer,
 }
 
-/// A host whose functions and pool are where it is told.
+#[derive(Default)]
+struct State {
+    words: BTreeMap<u64, u32>,
+    calls: Vec<Call>,
+    deferred: Vec<Retired>,
+    failing: Option<PlatformError>,
+}
+
+/// A platform whose code is a map from address to word. Clones share it.
+#[derive(Clone)]
 pub struct FakePlatform {
     pool: Range<u64>,
-    notrace: Vec<u64>,
-    sites: Vec<u64>,
-    /// Words of code, by address.
-    pub memory: RefCell<BTreeMap<u64, u32>>,
-    /// What was called, in order.
-    pub calls: RefCell<Vec<Call>>,
-    /// Addresses whose patch fails.
-    pub broken: RefCell<Vec<u64>>,
+    state: Arc<Mutex<State>>,
 }
 
 impl FakePlatform {
-    /// Functions at `sites`, each with two NOPs at its entry and two before it; those in `notrace` may not be hooked.
-    pub fn new(pool: Range<u64>, sites: &[u64], notrace: &[u64]) -> FakePlatform {
-        let memory = sites.iter().flat_map(|&s| [s - 8, s - 4, s, s + 4]).map(|at| (at, NOP)).collect();
-        FakePlatform {
+    /// A host with this pool, and functions at these addresses: two NOPs and a RET each.
+    pub fn new(pool: Range<u64>, functions: &[u64]) -> Self {
+        let fake = Self {
             pool,
-            notrace: notrace.into(),
-            sites: sites.into(),
-            memory: RefCell::new(memory),
-            calls: RefCell::default(),
-            broken: RefCell::default(),
+            state: Arc::default(),
+        };
+        for function in functions {
+            fake.set(*function, a64::ops::nop().encode());
+            fake.set(*function + 4, a64::ops::nop().encode());
+            fake.set(*function + 8, a64::ops::ret().encode());
         }
+        fake
     }
 
-    /// The calls since the last time this was asked.
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sets a word behind the engine's back.
+    pub fn set(&self, at: u64, word: u32) {
+        self.state().words.insert(at, word);
+    }
+
+    /// Takes the record of calls.
     pub fn take_calls(&self) -> Vec<Call> {
-        self.calls.take()
+        core::mem::take(&mut self.state().calls)
+    }
+
+    /// The next write or patch fails with this.
+    pub fn fail_next(&self, error: PlatformError) {
+        self.state().failing = Some(error);
+    }
+
+    /// Ends the grace period: drops what was deferred, and says how many that were.
+    pub fn end_grace_period(&self) -> usize {
+        let deferred = core::mem::take(&mut self.state().deferred);
+        deferred.into_iter().map(Retired::free).count()
     }
 }
 
-impl Platform for &FakePlatform {
-    type Error = String;
-
+impl Platform for FakePlatform {
     fn pool(&self) -> Range<u64> {
         self.pool.clone()
     }
 
-    fn site(&self, function: u64) -> SiteKind {
-        match () {
-            () if self.notrace.contains(&function) => SiteKind::Notrace,
-            () if self.sites.contains(&function) => SiteKind::Site,
-            () => SiteKind::None,
+    fn write_code(&self, at: u64, words: &[u32]) -> Result<(), PlatformError> {
+        let mut state = self.state();
+        state.calls.push(Call::Write(at, words.len()));
+        if let Some(error) = state.failing.take() {
+            return Err(error);
         }
-    }
-
-    fn read(&self, at: u64) -> Option<u32> {
-        self.memory.borrow().get(&at).copied()
-    }
-
-    fn write_code(&self, at: u64, words: &[u32]) -> Result<(), String> {
-        if !self.pool.contains(&at) {
-            return Err(alloc::format!("{at:#x} is not in the pool"));
-        }
-        self.calls.borrow_mut().push(Call::Write(at, words.len()));
-        self.memory.borrow_mut().extend((0..).zip(words).map(|(i, &w)| (at + 4 * i, w)));
-        Ok(())
-    }
-
-    fn patch(&self, at: u64, old: u32, new: u32) -> Result<(), String> {
-        if self.broken.borrow().contains(&at) {
-            return Err("broken".into());
-        }
-        if self.read(at) != Some(old) {
-            return Err("another word".into());
-        }
-        self.calls.borrow_mut().push(Call::Patch(at, old, new));
-        self.memory.borrow_mut().insert(at, new);
+        state
+            .words
+            .extend((at..).step_by(4).zip(words.iter().copied()));
         Ok(())
     }
 
     fn sync_cores(&self) {
-        self.calls.borrow_mut().push(Call::Sync);
+        self.state().calls.push(Call::Sync);
+    }
+
+    fn patch(&self, at: u64, old: u32, new: u32) -> Result<(), PlatformError> {
+        let mut state = self.state();
+        state.calls.push(Call::Patch(at, old, new));
+        if let Some(error) = state.failing.take() {
+            return Err(error);
+        }
+        match state.words.get_mut(&at) {
+            None => Err(PlatformError::NotCode { at }),
+            Some(word) if *word != old => Err(PlatformError::Mismatch {
+                at,
+                expected: old,
+                found: *word,
+            }),
+            Some(word) => {
+                *word = new;
+                Ok(())
+            }
+        }
+    }
+
+    fn read(&self, at: u64) -> Option<u32> {
+        self.state().words.get(&at).copied()
+    }
+
+    fn defer(&self, retired: Retired) {
+        let mut state = self.state();
+        state.calls.push(Call::Defer);
+        state.deferred.push(retired);
     }
 }

@@ -1,49 +1,67 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What each instruction of a trampoline is for, and where an unwinder finds the caller at it.
+//! What each instruction of a hook is for, and where its caller is while it executes.
 
-/// What an instruction is for.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, PartialOrd, Ord)]
-#[repr(u8)]
+use core::fmt;
+
+/// The part of a hook that an instruction belongs to; costs are told apart by it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Ingredient {
-    /// The site's own words.
+    /// The function's own two words: NOPs, or the branch to the image.
     Site,
-    /// Keeps what the function and its caller need.
+    /// Saves registers that are live at the function's entry.
     Save,
-    /// Turns away a hit on itself.
+    /// Keeps a program from running inside itself.
     Guard,
-    /// Prepares a program's arguments and context.
+    /// Prepares a program's run: its arguments, its protection.
     Enter,
-    /// Runs the program.
+    /// The program, or the call of it.
     Program,
-    /// Leaves the program's context.
+    /// Ends a program's run.
     Exit,
-    /// Puts back what was kept.
+    /// Restores what was saved.
     Restore,
     /// Goes on in the function, or returns to its caller.
     Return,
 }
 
 impl Ingredient {
-    /// The word for tables.
-    pub fn name(self) -> &'static str {
+    /// Its name in listings.
+    pub const fn name(self) -> &'static str {
         match self {
-            Ingredient::Site => "site",
-            Ingredient::Save => "save",
-            Ingredient::Guard => "guard",
-            Ingredient::Enter => "enter",
-            Ingredient::Program => "program",
-            Ingredient::Exit => "exit",
-            Ingredient::Restore => "restore",
-            Ingredient::Return => "return",
+            Self::Site => "site",
+            Self::Save => "save",
+            Self::Guard => "guard",
+            Self::Enter => "enter",
+            Self::Program => "program",
+            Self::Exit => "exit",
+            Self::Restore => "restore",
+            Self::Return => "return",
         }
     }
 }
 
-/// Where the return address into the hooked function's caller is.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+impl fmt::Display for Ingredient {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// Where the return address to the caller is, for an unwinder that finds a PC in the pool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum CallerIn {
-    /// In x30.
+    /// In x30; x29 is the caller's own frame record.
     LinkRegister,
-    /// In the frame record that x29 points to.
+    /// In the frame record that x29 points to: the caller's x29, then the return address (AAPCS64 6.4.6).
     FrameRecord,
+}
+
+/// Instructions in a row of one ingredient.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Span {
+    /// How many.
+    pub len: usize,
+    /// What they are for.
+    pub ingredient: Ingredient,
+    /// The program they serve, by its place in attach order.
+    pub program: Option<usize>,
 }

@@ -1,31 +1,37 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Function hooks for arm64 kernels: sites, text patching, direct-call trampolines.
+//! Function hooks by direct-call trampolines; knows no kernel and no BPF.
 //!
-//! For a kernel, hypervisor or firmware built with `-Zpatchable-function-entry=4,2`: every function begins with two NOPs and
-//! has two words before it. An [`Engine`] hooks a function by writing a trampoline of its own into executable memory and
-//! making the first NOP a branch to it; what it needs from its host is the trait [`Platform`].
+//! Every function that can be hooked begins with two NOPs, its *site* ([`site`]). To attach a
+//! program to a function's entry, the [`Engine`] generates an *image* ([`body`]) in the executable
+//! pool ([`pool`]): save what is live, call the programs, restore, branch to the function behind its
+//! site. Then one store makes the first NOP a branch to the image ([`patch`]). Several programs on a
+//! function are one image, rebuilt with all of them and swapped by one store. To detach is the way
+//! back; the old image is freed by callback, when nobody can be executing it.
 //!
-//! - [`site`]: what a site is, and which words may replace each other while they are executed.
-//! - [`body`]: generates a trampoline, and says of each of its instructions what it is for ([`ingredient`]).
-//! - [`pool`]: accounts for executable memory.
-//! - [`attach`]: the engine.
-//!
-//! The crate knows no BPF and no kernel, allocates only when something is attached or detached, and has no unsafe code.
+//! What the host kernel has to provide is one trait, [`Platform`]. Of each instruction of an image
+//! it is known what it is for ([`ingredient`]) and, for unwinding, where the caller is.
+
 #![no_std]
 #![forbid(unsafe_code)]
 
 extern crate alloc;
+#[cfg(feature = "fakes")]
+extern crate std;
 
 pub mod attach;
 pub mod body;
-#[cfg(any(test, feature = "fakes"))]
+#[cfg(feature = "fakes")]
 pub mod fakes;
+pub mod image;
 pub mod ingredient;
+pub mod patch;
 pub mod platform;
 pub mod pool;
 pub mod site;
 
-pub use attach::{AttachError, AttachId, Code, Engine, Retired};
-pub use body::Callee;
+pub use attach::{AttachError, AttachId, DetachError, Engine, Line, Reason};
+pub use body::{ArgSpec, Callee};
 pub use ingredient::{CallerIn, Ingredient};
-pub use platform::{Platform, SiteKind};
+pub use platform::{Platform, PlatformError, Retired};
+pub use pool::{Code, Found, Label, Owner, Pool, PoolError, Record, Reserved};
+pub use site::{Site, SiteError, SiteState, SiteTable};

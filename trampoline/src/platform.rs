@@ -1,51 +1,131 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What the engine needs from its host.
+//! What the host kernel provides: memory for code, patching, synchronisation, freeing later.
 
-use core::fmt::Display;
+use alloc::boxed::Box;
+use alloc::string::String;
+use core::fmt;
 use core::ops::Range;
 
-/// What stands at an address that someone wants to hook.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum SiteKind {
-    /// The entry of a function with a site.
-    Site,
-    /// A function on a hook's own path: hooking it would recurse through the hook.
-    Notrace,
-    /// No function's entry, or one without a site.
-    None,
+/// Why the host could not read, write or patch code.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PlatformError {
+    /// The word to be replaced is not the one that should be there; nothing was written.
+    Mismatch {
+        /// Address of the word.
+        at: u64,
+        /// What should be there.
+        expected: u32,
+        /// What is there.
+        found: u32,
+    },
+    /// Not an aligned address of executable memory.
+    NotCode {
+        /// The address.
+        at: u64,
+    },
+    /// The two words may not replace each other while a core executes them.
+    NotPatchable {
+        /// Address of the word.
+        at: u64,
+        /// The word to be replaced.
+        old: u32,
+        /// Its replacement.
+        new: u32,
+    },
+    /// Something of the host's own, in its words.
+    Host {
+        /// Address that was to be written.
+        at: u64,
+        /// What happened and what can be done.
+        why: String,
+    },
 }
 
-/// A host of hooks: its executable memory, its text, its cores.
-///
-/// Code becomes visible to other cores in three steps (Arm ARM DDI 0487, B2.4.4): written and cleaned to the point of
-/// unification, invalidated by the address it runs at, and a context synchronisation event on each core. The first two
-/// are [`Platform::write_code`] and [`Platform::patch`], the third is [`Platform::sync_cores`].
-pub trait Platform {
-    /// Why code was not written.
-    type Error: Display;
+impl fmt::Display for PlatformError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Mismatch {
+                at,
+                expected,
+                found,
+            } => write!(
+                f,
+                "{at:#x} holds {found:#010x} (`{}`), not {expected:#010x} (`{}`): someone else changed it; nothing was written, undo that change first",
+                a64::display_word(*found, *at),
+                a64::display_word(*expected, *at)
+            ),
+            Self::NotCode { at } => {
+                write!(
+                    f,
+                    "{at:#x} is no aligned address of code; give the address of an instruction"
+                )
+            }
+            Self::NotPatchable { at, old, new } => write!(
+                f,
+                "at {at:#x}, `{}` may not become `{}` while cores run: only B, BL, BRK, HVC, ISB, NOP, SMC and SVC may; stop the other cores first",
+                a64::display_word(*old, *at),
+                a64::display_word(*new, *at)
+            ),
+            Self::Host { at, why } => write!(f, "writing code at {at:#x}: {why}"),
+        }
+    }
+}
 
-    /// Addresses of executable memory that is the engine's alone. All of it, and all of the text, within ±128 MiB.
+impl core::error::Error for PlatformError {}
+
+/// Something that is no longer reachable, but may still be in use: to be dropped after a grace period.
+pub struct Retired {
+    what: Box<dyn Send>,
+}
+
+impl Retired {
+    pub(crate) fn new(what: impl Send + 'static) -> Self {
+        Self {
+            what: Box::new(what),
+        }
+    }
+
+    /// Frees it: fills the code with BRK and gives the memory back to the pool. Same as dropping it.
+    pub fn free(self) {
+        drop(self.what);
+    }
+}
+
+impl fmt::Debug for Retired {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Retired")
+    }
+}
+
+/// What a host kernel provides to the engine.
+pub trait Platform: Send + Sync + 'static {
+    /// The window of executable memory for images, by the addresses that the code runs at.
+    ///
+    /// It lies within 128 MiB of everything that is hooked or called: B and BL reach no further.
+    /// Whatever it holds at first must trap when executed; zeroes do (UDF).
     fn pool(&self) -> Range<u64>;
 
-    /// What stands at `function`.
-    fn site(&self, function: u64) -> SiteKind;
+    /// Writes words that no core executes, and makes them fetchable *by the address they run at*.
+    ///
+    /// That is, on this core: store, clean the data cache to the point of unification, invalidate
+    /// the instruction cache, with the barriers between (Arm ARM B2.4.4).
+    fn write_code(&self, at: u64, words: &[u32]) -> Result<(), PlatformError>;
 
-    /// Reads a word of code.
+    /// Returns after every other core has had a context synchronisation event (Arm ARM B2.4.4).
+    fn sync_cores(&self);
+
+    /// Replaces the word `old` by one aligned 32-bit store, then does the maintenance of `write_code`.
+    ///
+    /// Other cores may be executing the word. If it is not `old`, [`PlatformError::Mismatch`] and
+    /// no store.
+    fn patch(&self, at: u64, old: u32, new: u32) -> Result<(), PlatformError>;
+
+    /// The word of code at an address; `None` if there is no code.
     fn read(&self, at: u64) -> Option<u32>;
 
-    /// Writes words that no core can be executing, and makes them visible to instruction fetches that begin after the next
-    /// [`Platform::sync_cores`].
+    /// Drops `retired` after a tasks-RCU grace period; does not wait for it.
     ///
-    /// # Errors
-    /// Nothing, or a part, was written; the memory is still not executed by anyone.
-    fn write_code(&self, at: u64, words: &[u32]) -> Result<(), Self::Error>;
-
-    /// Replaces the word `old` by `new` with one aligned 32-bit store, while other cores may be executing it.
-    ///
-    /// # Errors
-    /// The word there is not `old`, or could not be written; it is as it was.
-    fn patch(&self, at: u64, old: u32, new: u32) -> Result<(), Self::Error>;
-
-    /// Returns when every core has had a context synchronisation event since the call.
-    fn sync_cores(&self);
+    /// That is when every task that may have been executing in the pool, or was preempted or
+    /// interrupted there, has since been seen elsewhere.
+    fn defer(&self, retired: Retired);
 }

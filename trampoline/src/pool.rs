@@ -1,137 +1,461 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The executable pool's bookkeeping: which addresses are free. First fit, neighbours joined.
+//! Executable memory: a window of addresses, handed out in units of 16 bytes, first fit.
+//!
+//! Bookkeeping is two bitmaps of atomics, so that memory may be freed from a callback and looked up
+//! from any context, with no lock. In front of each block's code lies a header of four words:
+//!
+//! ```text
+//! +0  owner, low half     +4  owner, high half     +8  words of code
+//! +12 bit 0: a program's code (else a trampoline's)   bit 8: it makes a frame record
+//!     bits 16-23: instructions before the record is there, bits 24-31: after it is gone
+//! +16 code
+//! ```
+//!
+//! so that an unwinder can ask what a PC belongs to for as long as anyone may execute there, also
+//! after a detach. Freed memory is filled with [`FILL`].
 
-use alloc::collections::BTreeMap;
+use crate::ingredient::CallerIn;
+use crate::platform::{Platform, PlatformError};
+use alloc::boxed::Box;
+use alloc::string::String;
+use alloc::sync::Arc;
+use alloc::vec;
 use core::fmt;
 use core::ops::Range;
+use core::sync::atomic::{AtomicU64, Ordering};
 
-/// Bytes that every allocation is a multiple of: four instructions.
+/// Bytes of the allocation unit; code starts at a multiple of it.
 pub const UNIT: u64 = 16;
 
-/// There is no room.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct PoolFull {
-    /// Bytes asked for.
-    pub asked: u64,
-    /// Bytes in the largest free piece.
-    pub largest: u64,
-    /// Bytes in the pool.
-    pub total: u64,
+/// The immediate of the BRK that freed memory is filled with.
+pub const FILL_IMMEDIATE: u16 = 0xdead;
+
+/// The word that freed memory is filled with: `brk #0xdead`.
+pub const FILL: u32 = a64::ops::brk(FILL_IMMEDIATE).encode();
+
+const HEADER_WORDS: usize = 4;
+const UNIT_WORDS: usize = UNIT as usize / 4;
+
+/// Why memory for code was not handed out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PoolError {
+    /// No free piece is large enough.
+    Full {
+        /// Whom it was for.
+        name: String,
+        /// Bytes asked for, header included.
+        asked: u64,
+        /// Bytes of the largest free piece.
+        largest: u64,
+        /// Bytes that are free in all.
+        free: u64,
+    },
+    /// The window is not made of whole units, or empty.
+    Window {
+        /// Its first address.
+        start: u64,
+        /// The address after its last.
+        end: u64,
+    },
 }
 
-impl fmt::Display for PoolFull {
+impl fmt::Display for PoolError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "the executable pool of {} bytes is full: {} are needed in one piece, the largest free one has {}; detach \
-             something, or make the pool larger",
-            self.total, self.asked, self.largest
-        )
+        match self {
+            Self::Full {
+                name,
+                asked,
+                largest,
+                free,
+            } => write!(
+                f,
+                "the executable pool is full: {name} asked for {asked} bytes, the largest free piece is {largest} bytes ({free} free in all); detach something, or wait for the grace period of what was detached"
+            ),
+            Self::Window { start, end } => write!(
+                f,
+                "the executable pool {start:#x}..{end:#x} is empty or not made of whole units of {UNIT} bytes; align both ends"
+            ),
+        }
     }
 }
 
-/// Free and used addresses.
-pub struct Pool {
-    total: u64,
-    /// Start and length of each free piece; no two touch.
-    free: BTreeMap<u64, u64>,
+impl core::error::Error for PoolError {}
+
+/// Whose code a block is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Owner {
+    /// The image of the function at this address.
+    Trampoline {
+        /// Address of the hooked function.
+        function: u64,
+    },
+    /// A program's code, by the number that the host gave it.
+    Program {
+        /// That number.
+        id: u64,
+    },
 }
 
-/// An owned range of the pool. Not giving it back to [`Pool::free`] loses it.
-#[derive(Debug, PartialEq, Eq)]
-#[must_use = "a range that is dropped stays allocated"]
-pub struct Span {
-    start: u64,
-    bytes: u64,
+/// Which instructions of a block run with a frame record of the block's own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// Instructions at the start that run before x29 points to it.
+    pub before: u8,
+    /// Instructions at the end that run after x29 and x30 are restored.
+    pub after: u8,
 }
 
-impl Span {
-    /// First address.
-    pub fn start(&self) -> u64 {
-        self.start
+/// What the pool knows about a block of code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Label {
+    /// Whose it is.
+    pub owner: Owner,
+    /// Where it has a frame record; `None`: nowhere, x30 is the caller throughout.
+    pub record: Option<Record>,
+}
+
+impl Label {
+    fn encode(self, words: u32) -> [u32; HEADER_WORDS] {
+        let (id, kind) = match self.owner {
+            Owner::Trampoline { function } => (function, 0),
+            Owner::Program { id } => (id, 1),
+        };
+        let record = self.record.map_or(0, |r| {
+            1 << 8 | (r.before as u32) << 16 | (r.after as u32) << 24
+        });
+        [id as u32, (id >> 32) as u32, words, kind | record]
     }
 
-    /// Bytes, a multiple of [`UNIT`].
-    pub fn bytes(&self) -> u64 {
-        self.bytes
-    }
-
-    /// Whether an address lies in it.
-    pub fn contains(&self, address: u64) -> bool {
-        address.wrapping_sub(self.start) < self.bytes
+    fn decode([low, high, words, flags]: [u32; HEADER_WORDS]) -> (Self, u32) {
+        let id = (high as u64) << 32 | low as u64;
+        let owner = match flags & 1 {
+            0 => Owner::Trampoline { function: id },
+            _ => Owner::Program { id },
+        };
+        let [_, _, before, after] = flags.to_le_bytes();
+        let record = (flags >> 8 & 1 == 1).then_some(Record { before, after });
+        (Self { owner, record }, words)
     }
 }
 
-impl Pool {
-    /// All of `range` is free.
-    pub fn new(range: Range<u64>) -> Pool {
-        let start = range.start.next_multiple_of(UNIT);
-        let total = range.end.saturating_sub(start) / UNIT * UNIT;
-        let free = if total == 0 { BTreeMap::new() } else { BTreeMap::from([(start, total)]) };
-        Pool { total, free }
+/// What an address in the pool belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// The block's label.
+    pub label: Label,
+    /// Address of the block's first instruction.
+    pub start: u64,
+    /// Its instructions.
+    pub words: u64,
+    /// Where the caller is at the address that was asked for.
+    pub caller: CallerIn,
+}
+
+/// The executable memory of a host.
+pub struct Pool<P> {
+    platform: P,
+    window: Range<u64>,
+    /// A bit a unit: handed out.
+    used: Box<[AtomicU64]>,
+    /// A bit a unit: a published block starts here.
+    starts: Box<[AtomicU64]>,
+}
+
+impl<P: Platform> Pool<P> {
+    /// The pool in the platform's window.
+    pub fn new(platform: P) -> Result<Arc<Self>, PoolError> {
+        let window = platform.pool();
+        let Range { start, end } = window;
+        let whole = start.is_multiple_of(UNIT) && end.is_multiple_of(UNIT);
+        if !whole || start >= end {
+            return Err(PoolError::Window { start, end });
+        }
+        let bitmap = || -> Box<[AtomicU64]> {
+            let units = (end - start) / UNIT;
+            (0..units.div_ceil(64)).map(|_| AtomicU64::new(0)).collect()
+        };
+        let (used, starts) = (bitmap(), bitmap());
+        Ok(Arc::new(Self {
+            platform,
+            window,
+            used,
+            starts,
+        }))
     }
 
-    /// Bytes that are free, in however many pieces.
-    pub fn available(&self) -> u64 {
-        self.free.values().sum()
+    /// The host.
+    pub fn platform(&self) -> &P {
+        &self.platform
     }
 
-    /// A range of at least `bytes` bytes.
+    /// The addresses that code may have.
+    pub fn window(&self) -> Range<u64> {
+        self.window.clone()
+    }
+
+    fn units(&self) -> usize {
+        ((self.window.end - self.window.start) / UNIT) as usize
+    }
+
+    fn address(&self, unit: usize) -> u64 {
+        self.window.start + unit as u64 * UNIT
+    }
+
+    /// The free runs of units, by ascending address.
+    fn free_runs(&self) -> impl Iterator<Item = Range<usize>> + '_ {
+        let end = self.units();
+        let mut unit = 0;
+        core::iter::from_fn(move || {
+            unit = next(&self.used, unit, end, false)?;
+            let start = unit;
+            unit = next(&self.used, unit, end, true).unwrap_or(end);
+            Some(start..unit)
+        })
+    }
+
+    /// Bytes that are free.
+    pub fn free_bytes(&self) -> u64 {
+        self.free_runs().map(|run| run.len() as u64 * UNIT).sum()
+    }
+
+    /// Bytes of the largest free piece.
+    pub fn largest_free(&self) -> u64 {
+        self.free_runs()
+            .map(|run| run.len() as u64 * UNIT)
+            .max()
+            .unwrap_or(0)
+    }
+
+    /// Memory for `words` instructions of `name`, not yet written.
+    pub fn reserve(self: &Arc<Self>, words: usize, name: &str) -> Result<Reserved<P>, PoolError> {
+        let count = (HEADER_WORDS + words).div_ceil(UNIT_WORDS);
+        loop {
+            let Some(run) = self.free_runs().find(|run| run.len() >= count) else {
+                return Err(PoolError::Full {
+                    name: name.into(),
+                    asked: count as u64 * UNIT,
+                    largest: self.largest_free(),
+                    free: self.free_bytes(),
+                });
+            };
+            let units = run.start..run.start + count;
+            if claim(&self.used, units.clone()) {
+                return Ok(Reserved {
+                    block: Block {
+                        pool: self.clone(),
+                        units,
+                        written: false,
+                    },
+                });
+            }
+            // Another core was faster: look again.
+        }
+    }
+
+    /// What code an address belongs to. Any context: no lock, no allocation.
+    pub fn find(&self, pc: u64) -> Option<Found> {
+        if !self.window.contains(&pc) {
+            return None;
+        }
+        let unit = previous(&self.starts, ((pc - self.window.start) / UNIT) as usize)?;
+        let header = self.address(unit);
+        let mut words = [0; HEADER_WORDS];
+        for (at, word) in (header..).step_by(4).zip(&mut words) {
+            *word = self.platform.read(at)?;
+        }
+        let (label, words) = Label::decode(words);
+        let (start, words) = (header + HEADER_WORDS as u64 * 4, words as u64);
+        let index = pc.checked_sub(start)? / 4;
+        if index >= words {
+            return None;
+        }
+        let caller = match label.record {
+            Some(r) if index >= r.before as u64 && index + (r.after as u64) < words => {
+                CallerIn::FrameRecord
+            }
+            _ => CallerIn::LinkRegister,
+        };
+        Some(Found {
+            label,
+            start,
+            words,
+            caller,
+        })
+    }
+}
+
+/// The first unit from `from` on, below `end`, whose bit is `set`.
+fn next(bitmap: &[AtomicU64], from: usize, end: usize, set: bool) -> Option<usize> {
+    let mut first = u64::MAX << (from % 64);
+    for (index, word) in bitmap.iter().enumerate().skip(from / 64) {
+        let bits = word.load(Ordering::Acquire);
+        let wanted = (if set { bits } else { !bits }) & first;
+        if wanted != 0 {
+            return Some(index * 64 + wanted.trailing_zeros() as usize).filter(|unit| *unit < end);
+        }
+        first = u64::MAX;
+    }
+    None
+}
+
+/// The last unit up to `from` whose bit is set.
+fn previous(bitmap: &[AtomicU64], from: usize) -> Option<usize> {
+    let mut last = u64::MAX >> (63 - from % 64);
+    for (index, word) in bitmap.iter().enumerate().take(from / 64 + 1).rev() {
+        let bits = word.load(Ordering::Acquire) & last;
+        if bits != 0 {
+            return Some(index * 64 + 63 - bits.leading_zeros() as usize);
+        }
+        last = u64::MAX;
+    }
+    None
+}
+
+/// The words of the bitmap that cover `units`, each with its bits of it.
+fn masks(
+    bitmap: &[AtomicU64],
+    units: Range<usize>,
+) -> impl DoubleEndedIterator<Item = (&AtomicU64, u64)> {
+    let words = units.start / 64..units.end.div_ceil(64);
+    bitmap
+        .iter()
+        .enumerate()
+        .take(words.end)
+        .skip(words.start)
+        .map(move |(index, word)| {
+            let low = units.start.saturating_sub(index * 64);
+            let high = (units.end - index * 64).min(64);
+            (word, u64::MAX >> (64 - (high - low)) << low)
+        })
+}
+
+/// Sets all bits of `units`, or none: false if one of them was set already.
+fn claim(bitmap: &[AtomicU64], units: Range<usize>) -> bool {
+    let mut done = units.start;
+    for (word, mask) in masks(bitmap, units.clone()) {
+        let before = word.fetch_or(mask, Ordering::AcqRel);
+        if before & mask != 0 {
+            word.fetch_and(!(mask & !before), Ordering::AcqRel);
+            release(bitmap, units.start..done);
+            return false;
+        }
+        done = (done / 64 + 1) * 64;
+    }
+    true
+}
+
+fn release(bitmap: &[AtomicU64], units: Range<usize>) {
+    if !units.is_empty() {
+        masks(bitmap, units).for_each(|(word, mask)| {
+            word.fetch_and(!mask, Ordering::Release);
+        });
+    }
+}
+
+/// Units that are handed out; dropping gives them back.
+struct Block<P: Platform> {
+    pool: Arc<Pool<P>>,
+    units: Range<usize>,
+    written: bool,
+}
+
+impl<P: Platform> Block<P> {
+    fn code(&self) -> u64 {
+        self.pool.address(self.units.start) + HEADER_WORDS as u64 * 4
+    }
+}
+
+impl<P: Platform> Drop for Block<P> {
+    fn drop(&mut self) {
+        let (pool, units) = (&self.pool, self.units.clone());
+        release(&pool.starts, units.start..units.start + 1);
+        if self.written {
+            let fill = vec![FILL; units.len() * UNIT_WORDS];
+            if pool
+                .platform
+                .write_code(pool.address(units.start), &fill)
+                .is_err()
+            {
+                return; // it may still hold code: never handed out again
+            }
+        }
+        release(&pool.used, units);
+    }
+}
+
+/// Memory for code that nobody executes yet.
+pub struct Reserved<P: Platform> {
+    block: Block<P>,
+}
+
+impl<P: Platform> Reserved<P> {
+    /// The address that its first instruction will run at.
+    pub fn address(&self) -> u64 {
+        self.block.code()
+    }
+
+    /// Instructions that it has room for.
+    pub fn capacity(&self) -> usize {
+        self.block.units.len() * UNIT_WORDS - HEADER_WORDS
+    }
+
+    /// Writes the code and makes it executable on every core; memory behind it is given back.
     ///
-    /// # Errors
-    /// No free piece is as large.
-    pub fn allocate(&mut self, bytes: u64) -> Result<Span, PoolFull> {
-        let largest = self.free.values().copied().max().unwrap_or(0);
-        let full = PoolFull { asked: bytes, largest, total: self.total };
-        let bytes = bytes.max(1).checked_next_multiple_of(UNIT).ok_or(full)?;
-        let (&start, &length) = self.free.iter().find(|&(_, &length)| length >= bytes).ok_or(full)?;
-        self.free.remove(&start);
-        if length > bytes {
-            self.free.insert(start + bytes, length - bytes);
+    /// `words` must not be more than [`Self::capacity`]. On an error the memory is given back.
+    pub fn publish(self, label: Label, words: &[u32]) -> Result<Code<P>, PlatformError> {
+        let mut block = self.block;
+        let needed = (HEADER_WORDS + words.len()).div_ceil(UNIT_WORDS);
+        let at = block.pool.address(block.units.start);
+        if needed > block.units.len() {
+            let why = alloc::format!(
+                "{} words of code for a block of {}; reserve as many as are written",
+                words.len(),
+                block.units.len() * UNIT_WORDS - HEADER_WORDS
+            );
+            return Err(PlatformError::Host { at, why });
         }
-        Ok(Span { start, bytes })
-    }
-
-    /// Takes a range back.
-    pub fn free(&mut self, span: Span) {
-        let Span { mut start, mut bytes } = span;
-        if let Some((&before, &length)) = self.free.range(..start).next_back()
-            && before + length == start
-        {
-            self.free.remove(&before);
-            (start, bytes) = (before, bytes + length);
-        }
-        if let Some(length) = self.free.remove(&(start + bytes)) {
-            bytes += length;
-        }
-        self.free.insert(start, bytes);
+        let end = block.units.start + needed;
+        release(&block.pool.used, end..block.units.end);
+        block.units.end = end;
+        block.written = true;
+        let header = label.encode(words.len() as u32);
+        block
+            .pool
+            .platform
+            .write_code(at, &[&header, words].concat())?;
+        // Written here and fetchable from the point of unification; a core may still hold what it
+        // fetched before, until its next context synchronisation event (Arm ARM B2.4.4).
+        block.pool.platform.sync_cores();
+        let first = block.units.start..block.units.start + 1;
+        masks(&block.pool.starts, first).for_each(|(word, mask)| {
+            word.fetch_or(mask, Ordering::Release);
+        });
+        Ok(Code {
+            block,
+            words: words.len(),
+        })
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// Code that any core may execute. Whoever drops it knows that none does.
+pub struct Code<P: Platform> {
+    block: Block<P>,
+    words: usize,
+}
 
-    #[test]
-    fn everything_comes_back_in_one_piece() {
-        let mut pool = Pool::new(0x1000..0x2000);
-        let mut spans: alloc::vec::Vec<_> = (1..20).map(|i| pool.allocate(i * 8)).collect::<Result<_, _>>().unwrap();
-        spans.sort_by_key(|s| s.start().wrapping_mul(0x9e37_79b9) & 0xffff);
-        for span in spans {
-            assert_eq!(span.start() % UNIT, 0);
-            pool.free(span);
-        }
-        assert_eq!(pool.available(), 0x1000);
-        assert_eq!(pool.allocate(0x1000).map(|s| s.start()), Ok(0x1000));
+impl<P: Platform> Code<P> {
+    /// Address of its first instruction.
+    pub fn address(&self) -> u64 {
+        self.block.code()
     }
 
-    #[test]
-    fn a_full_pool_names_the_numbers() {
-        let mut pool = Pool::new(0..64);
-        let first = pool.allocate(48).unwrap();
-        assert_eq!(pool.allocate(17), Err(PoolFull { asked: 17, largest: 16, total: 64 }));
-        assert!(pool.allocate(u64::MAX).is_err());
-        pool.free(first);
-        assert!(pool.allocate(64).is_ok());
+    /// Its instructions.
+    pub fn words(&self) -> usize {
+        self.words
+    }
+
+    /// Bytes of the pool that it takes, header included.
+    pub fn bytes(&self) -> u64 {
+        self.block.units.len() as u64 * UNIT
     }
 }

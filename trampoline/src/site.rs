@@ -1,65 +1,116 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! A site: the two NOPs at a function's entry, and the words that may stand there.
-//!
-//! ```text
-//!   function-8   word for data          (-Zpatchable-function-entry=4,2)
-//!   function-4   word for data
-//!   function+0   NOP    <->   b trampoline
-//!   function+4   NOP          skipped while hooked: the trampoline ends in `b function+8`
-//!   function+8   the function as the compiler wrote it
-//! ```
-//! x30 still holds the caller's return address in the trampoline, so the return stack of the branch predictor stays right.
+//! Where functions can be hooked: the table of entries that begin with two NOPs.
 
-use a64::{Assembler, ops};
+use alloc::vec::Vec;
+use core::fmt;
 
-/// NOP (Arm ARM C6.2, NOP).
-pub const NOP: u32 = 0xd503_201f;
-/// From the entry to where the function goes on behind its site.
-pub const BEHIND: u64 = 8;
-
-/// Whether a word may be replaced, and may replace another, while a core executes it.
-///
-/// B2.2.5 of the Arm ARM, "Concurrent modification and execution of instructions": B, BL, BRK, HVC, ISB, NOP, SMC, SVC.
-/// Each core then executes either the old or the new instruction, and after a context synchronisation event the new one.
-pub fn may_change_while_executed(word: u32) -> bool {
-    const BRANCH: u32 = 0xfc00_0000;
-    const EXCEPTION: u32 = 0xffe0_001f;
-    word == NOP
-        || word & 0xffff_f0ff == 0xd503_30df // ISB, any option
-        || word & BRANCH == 0x1400_0000 // B
-        || word & BRANCH == 0x9400_0000 // BL
-        || [0xd420_0000, 0xd400_0001, 0xd400_0002, 0xd400_0003].contains(&(word & EXCEPTION)) // BRK SVC HVC SMC
+/// A function's entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Site {
+    /// Address of the function: its first NOP.
+    pub address: u64,
+    /// The function is on a hook's own path and must not be hooked.
+    pub notrace: bool,
 }
 
-/// The word that branches from `function` to `trampoline`, `None` when it is out of B's reach (±128 MiB).
-pub fn branch(function: u64, trampoline: u64) -> Option<u32> {
-    let mut word = [0];
-    let mut assembler = Assembler::new(&mut word, function);
-    assembler.branch_to(ops::b(), trampoline);
-    assembler.finish().ok()?;
-    Some(word[0])
+impl Site {
+    /// The site's instructions: two NOPs.
+    pub const WORDS: u64 = 2;
+
+    /// Where the function goes on behind its site, in bytes from its address.
+    pub const BYTES: u64 = 4 * Self::WORDS;
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// What the first word of a site is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SiteState {
+    /// Two NOPs: the function is not hooked.
+    Nops,
+    /// A branch to the image at this address.
+    Branch(u64),
+}
 
-    #[test]
-    fn only_the_eight_instructions_may_change() {
-        let may = [NOP, 0x1400_0001, 0x97ff_ffff, 0xd420_1a20, 0xd400_0001, 0xd400_0002, 0xd400_0003, 0xd503_3fdf];
-        let may_not = [0xd503_203f, 0x5400_0000, 0xaa1e_03e9, 0xd65f_03c0, 0xd440_0000, 0xd503_3f9f, 0xb400_0000, 0];
-        for word in may {
-            assert!(may_change_while_executed(word), "{word:#010x}");
+/// Why addresses do not make a site table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SiteError {
+    /// An entry that is no multiple of four.
+    Misaligned {
+        /// That entry.
+        address: u64,
+    },
+    /// An entry that occurs twice.
+    Duplicate {
+        /// That entry.
+        address: u64,
+    },
+    /// There is no entry at all.
+    Empty,
+}
+
+impl fmt::Display for SiteError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Misaligned { address } => write!(
+                f,
+                "site table: {address:#x} is not a multiple of 4, so no function's entry; write the table again"
+            ),
+            Self::Duplicate { address } => {
+                write!(f, "site table: {address:#x} occurs twice; write the table again")
+            }
+            Self::Empty => f.write_str(
+                "site table: it is empty; compile with -Zpatchable-function-entry=4,2 and keep the section",
+            ),
         }
-        for word in may_not {
-            assert!(!may_change_while_executed(word), "{word:#010x}");
+    }
+}
+
+impl core::error::Error for SiteError {}
+
+/// All sites, sorted by address.
+pub struct SiteTable {
+    sites: Vec<Site>,
+}
+
+impl SiteTable {
+    /// A table of these sites, in any order.
+    pub fn new(sites: impl IntoIterator<Item = Site>) -> Result<Self, SiteError> {
+        let mut sites: Vec<_> = sites.into_iter().collect();
+        sites.sort_unstable();
+        if sites.is_empty() {
+            return Err(SiteError::Empty);
+        }
+        if let Some(Site { address, .. }) = sites.iter().find(|s| !s.address.is_multiple_of(4)) {
+            return Err(SiteError::Misaligned { address: *address });
+        }
+        let twice = sites
+            .iter()
+            .zip(sites.iter().skip(1))
+            .find(|(a, b)| a.address == b.address);
+        match twice {
+            Some((site, _)) => Err(SiteError::Duplicate {
+                address: site.address,
+            }),
+            None => Ok(Self { sites }),
         }
     }
 
-    #[test]
-    fn branches_reach_128_mib() {
-        assert_eq!(branch(0x1000, 0x1004), Some(0x1400_0001));
-        assert!(branch(0, (128 << 20) - 4).is_some());
-        assert_eq!(branch(0, 128 << 20), None);
+    /// The site of the function at exactly this address.
+    pub fn get(&self, address: u64) -> Option<Site> {
+        let index = self
+            .sites
+            .binary_search_by_key(&address, |s| s.address)
+            .ok()?;
+        self.sites.get(index).copied()
+    }
+
+    /// The last site at or below an address: the function that the address may be in.
+    pub fn at_or_below(&self, address: u64) -> Option<Site> {
+        let count = self.sites.partition_point(|s| s.address <= address);
+        self.sites.get(count.checked_sub(1)?).copied()
+    }
+
+    /// All of them, by ascending address.
+    pub fn iter(&self) -> impl Iterator<Item = Site> + '_ {
+        self.sites.iter().copied()
     }
 }
