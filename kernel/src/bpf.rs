@@ -1,1 +1,316 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Joins BPF to this kernel: objects from the initrd, maps near the code, programs as hooks.
+//!
+//! An object is loaded when it is first asked for; its maps then live as long as it does, and all its programs share them.
+//! A hook holds its program, and the program its maps, until the grace period after its trampoline was taken off.
 
+use crate::arch::callee::{self, Context, NativeHook};
+use crate::arch::{cpu, switch, timer};
+use crate::hook::{self, Function, HookId};
+use crate::initrd::{self, InitrdError};
+use crate::mm::near::NearMemory;
+use crate::sched::Mutex;
+use crate::trace;
+use alloc::boxed::Box;
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use bpf_vm::interp::{Interpreter, Region};
+use bpf_vm::jit;
+use bpf_vm::map::{Map, MapMemory, MapRegion};
+use bpf_vm::object::{AttachKind, AttachPoint, Object};
+use bpf_vm::program::ValidatedProgram;
+use core::fmt;
+use core::sync::atomic::{AtomicU64, Ordering};
+
+/// How a program is run.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Engine {
+    /// Instruction by instruction, every memory access checked.
+    Interpreter,
+    /// Compiled to A64.
+    Jit,
+}
+
+impl Engine {
+    /// The word for tables.
+    pub fn name(self) -> &'static str {
+        match self {
+            Engine::Interpreter => "interpreter",
+            Engine::Jit => "jit",
+        }
+    }
+}
+
+/// The most instructions that an interpreted program may run before it is ended.
+const BUDGET: u64 = 1_000_000;
+
+/// Why a program was not attached.
+#[derive(Debug)]
+pub enum BpfError {
+    /// There are no objects at all.
+    Initrd(InitrdError),
+    /// No object has that name.
+    NoObject {
+        /// What was asked for.
+        asked: String,
+        /// What there is.
+        there: Vec<String>,
+    },
+    /// The object has no such program, or several and none was named.
+    NoProgram {
+        /// The object.
+        object: String,
+        /// Its programs.
+        there: Vec<String>,
+    },
+    /// The object could not be loaded, or its program is not sound, or not compiled: what the stage says.
+    Refused {
+        /// The object.
+        object: String,
+        /// The stage's message.
+        why: String,
+    },
+    /// The program is made for another way in than a function's entry.
+    WrongKind {
+        /// Its section.
+        section: String,
+    },
+    /// The hook engine refused.
+    Hook(hook::HookError),
+}
+
+impl fmt::Display for BpfError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            BpfError::Initrd(e) => write!(f, "{e}"),
+            BpfError::NoObject { asked, there } => {
+                write!(f, "the initrd has no object {asked:?}; it has {}", there.join(", "))
+            }
+            BpfError::NoProgram { object, there } => {
+                write!(f, "name one of object {object}'s programs, as {object}/NAME: {}", there.join(", "))
+            }
+            BpfError::Refused { object, why } => write!(f, "object {object}: {why}"),
+            BpfError::WrongKind { section } => {
+                write!(f, "section {section:?}: what can be attached to a function's entry so far is fentry/…")
+            }
+            BpfError::Hook(e) => write!(f, "{e}"),
+        }
+    }
+}
+
+/// What helpers ask of this kernel.
+struct Host;
+
+impl bpf_vm::host::Host for Host {
+    fn ktime_ns(&self) -> u64 {
+        timer::now_ns()
+    }
+
+    fn cpu(&self) -> u32 {
+        cpu::index() as u32
+    }
+
+    fn current_pid_tgid(&self) -> u64 {
+        let id = switch::current().id();
+        id << 32 | id & 0xffff_ffff
+    }
+
+    fn print(&self, text: fmt::Arguments<'_>) {
+        trace::write(text);
+    }
+}
+
+/// Map values within ADRP's reach of the pool.
+struct Near;
+
+impl MapMemory for Near {
+    fn allocate(&self, bytes: usize) -> Option<Box<dyn MapRegion>> {
+        Some(Box::new(NearMemory::new(bytes)?))
+    }
+}
+
+/// A loaded object.
+struct Loaded {
+    name: String,
+    maps: Vec<Arc<Map>>,
+    programs: Vec<Arc<ValidatedProgram>>,
+}
+
+static OBJECTS: Mutex<Vec<Arc<Loaded>>> = Mutex::empty();
+
+/// Tells bpf-vm what its host is. Once, before any program runs.
+pub fn init() {
+    // A second call would change nothing.
+    let _ = bpf_vm::host::register(&Host);
+    OBJECTS.put(Box::new(Vec::new()));
+}
+
+/// An object's name: its file's, without folders and endings.
+fn object_name(path: &str) -> &str {
+    let file = path.rsplit('/').next().unwrap_or(path);
+    file.strip_suffix(".bpf.o").or(file.strip_suffix(".o")).unwrap_or(file)
+}
+
+/// Loads an object from bytes: all of it or nothing.
+fn load(name: &str, bytes: &[u8]) -> Result<Loaded, BpfError> {
+    let refused = |why: &dyn fmt::Display| BpfError::Refused { object: name.into(), why: why.to_string() };
+    let object = Object::parse(bytes).map_err(|e| refused(&e))?;
+    let loaded = object.instantiate(&Near).map_err(|e| refused(&e))?;
+    let programs = loaded
+        .programs
+        .into_iter()
+        .map(|p| p.validate().map(Arc::new).map_err(|e| refused(&e)))
+        .collect::<Result<Vec<_>, _>>()?;
+    Ok(Loaded { name: name.into(), maps: loaded.maps, programs })
+}
+
+/// The object of that name, loaded if it was not.
+fn object(name: &str) -> Result<Arc<Loaded>, BpfError> {
+    let mut objects = OBJECTS.lock();
+    if let Some(found) = objects.iter().find(|o| o.name == name) {
+        return Ok(found.clone());
+    }
+    let files = initrd::files().map_err(BpfError::Initrd)?;
+    let Some(file) = files.iter().find(|f| object_name(f.name) == name) else {
+        let there = files.iter().map(|f| object_name(f.name).into()).collect();
+        return Err(BpfError::NoObject { asked: name.into(), there });
+    };
+    let loaded = Arc::new(load(name, file.bytes)?);
+    objects.push(loaded.clone());
+    Ok(loaded)
+}
+
+/// Loads bytes that a test brings as an object, and forgets it; for bad input.
+pub fn try_load(name: &str, bytes: &[u8]) -> Result<usize, BpfError> {
+    load(name, bytes).map(|l| l.programs.len())
+}
+
+/// `OBJECT` with one program, or `OBJECT/PROGRAM`.
+fn program(spec: &str) -> Result<(Arc<Loaded>, Arc<ValidatedProgram>), BpfError> {
+    let (name, wanted) = match spec.split_once('/') {
+        Some((name, program)) => (name, Some(program)),
+        None => (spec, None),
+    };
+    let object = object(name)?;
+    let program = match wanted {
+        Some(wanted) => object.programs.iter().find(|p| p.name() == wanted),
+        None if object.programs.len() == 1 => object.programs.first(),
+        None => None,
+    };
+    match program.cloned() {
+        Some(program) => Ok((object, program)),
+        None => {
+            let there = object.programs.iter().map(|p| p.name().into()).collect();
+            Err(BpfError::NoProgram { object: name.into(), there })
+        }
+    }
+}
+
+/// A program run by the interpreter.
+struct Interpreted {
+    interpreter: Interpreter,
+    faults: AtomicU64,
+}
+
+impl NativeHook for Interpreted {
+    fn hit(&self, context: &Context) -> u64 {
+        let words = context.words();
+        match self.interpreter.run(&[words.as_ptr().expose_provenance() as u64], &[Region::constant(words)], BUDGET) {
+            Ok(outcome) => outcome.r0,
+            Err(fault) => {
+                self.faults.fetch_add(1, Ordering::Relaxed);
+                trace::write(format_args!("a program was ended: {fault}"));
+                0
+            }
+        }
+    }
+}
+
+/// Hooks a program onto a function's entry.
+pub fn attach(spec: &str, function: &Function, engine: Engine) -> Result<HookId, BpfError> {
+    let (_, program) = program(spec)?;
+    match AttachPoint::parse(program.section()) {
+        Ok(point) if point.kind == AttachKind::Fentry => {}
+        _ => return Err(BpfError::WrongKind { section: program.section().into() }),
+    }
+    let label = spec.to_string();
+    match engine {
+        Engine::Interpreter => {
+            let hook = Arc::new(Interpreted { interpreter: Interpreter::new(program), faults: AtomicU64::new(0) });
+            hook::attach(function, label, engine.name(), callee::callee(hook)).map_err(BpfError::Hook)
+        }
+        Engine::Jit => {
+            let code = hook::place(|base| {
+                let target = jit::Target { features: jit::Features { lse: cpu::has_lse() }, ..jit::Target::new(base) };
+                jit::compile(&program, &target).map(|c| c.words).map_err(|e| e.to_string())
+            })
+            .map_err(BpfError::Hook)?;
+            let callee = callee::Callee {
+                address: code.address(),
+                data: None,
+                keep: Arc::new(Compiled { _code: code, _program: program }),
+            };
+            hook::attach(function, label, engine.name(), callee).map_err(BpfError::Hook)
+        }
+    }
+}
+
+/// A compiled program: its code, and the program that holds the maps the code names.
+struct Compiled {
+    _code: hook::ProgramCode,
+    _program: Arc<ValidatedProgram>,
+}
+
+/// A loaded program, for a list.
+pub struct ProgramInfo {
+    /// Its object.
+    pub object: String,
+    /// Its name.
+    pub name: String,
+    /// Its section.
+    pub section: String,
+    /// How many instructions it has.
+    pub insns: usize,
+}
+
+/// What the initrd's objects hold; an object that can't be loaded is an error in its place.
+pub fn programs() -> Vec<Result<ProgramInfo, BpfError>> {
+    let files = match initrd::files() {
+        Ok(files) => files,
+        Err(e) => return alloc::vec![Err(BpfError::Initrd(e))],
+    };
+    let mut list = Vec::new();
+    for file in files {
+        match object(object_name(file.name)) {
+            Ok(loaded) => list.extend(loaded.programs.iter().map(|p| {
+                Ok(ProgramInfo {
+                    object: loaded.name.clone(),
+                    name: p.name().into(),
+                    section: p.section().into(),
+                    insns: p.instructions().len(),
+                })
+            })),
+            Err(e) => list.push(Err(e)),
+        }
+    }
+    list
+}
+
+/// The maps of the loaded objects: `OBJECT.MAP` and the map.
+pub fn maps() -> Vec<(String, Arc<Map>)> {
+    let objects = OBJECTS.lock();
+    let named = |o: &Arc<Loaded>| {
+        let name = o.name.clone();
+        o.maps.iter().map(move |m| (format!("{name}.{}", m.definition().name), m.clone())).collect::<Vec<_>>()
+    };
+    objects.iter().flat_map(named).collect()
+}
+
+/// A map by `OBJECT.MAP`, loading the object if it was not.
+pub fn map(name: &str) -> Option<Arc<Map>> {
+    let (object_name, _) = name.split_once('.')?;
+    let _ = object(object_name).ok()?;
+    maps().into_iter().find(|(n, _)| n == name).map(|(_, m)| m)
+}

@@ -30,6 +30,7 @@ mod sched;
 mod shell;
 mod symbols;
 mod tests;
+mod trace;
 mod workload;
 
 use alloc::boxed::Box;

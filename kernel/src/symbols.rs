@@ -30,3 +30,13 @@ impl core::fmt::Display for Name {
         crate::hook::describe_address(self.0, f)
     }
 }
+
+impl Name {
+    /// The function that the address lies in, without the offset.
+    pub fn function(&self) -> alloc::string::String {
+        match blob().and_then(|b| b.lookup(self.0 as u64)) {
+            Some((symbol, _)) => symbol.name.into(),
+            None => alloc::format!("{:#x}", self.0),
+        }
+    }
+}

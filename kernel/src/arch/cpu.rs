@@ -88,3 +88,8 @@ pub fn online() -> impl Iterator<Item = usize> {
 pub(super) fn address(index: usize) -> usize {
     core::ptr::from_ref(per_cpu(index)).addr()
 }
+
+/// Whether this core has FEAT_LSE's atomics (ID_AA64ISAR0_EL1.Atomic at least 2).
+pub fn has_lse() -> bool {
+    mrs!("id_aa64isar0_el1") >> 20 & 0xf >= 2
+}

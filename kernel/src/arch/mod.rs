@@ -5,6 +5,7 @@
 //! first line says otherwise.
 
 pub mod barrier;
+pub mod callee;
 pub mod code;
 pub mod cpu;
 pub mod devices;

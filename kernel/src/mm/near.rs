@@ -63,3 +63,12 @@ impl Drop for NearMemory {
         }
     }
 }
+
+// SAFETY: the pages stay mapped at one address from `new` to `drop`; values there are only ever atomic words, and programs
+// access them by the same address (its provenance is exposed by the integer it was made from).
+unsafe impl bpf_vm::map::MapRegion for NearMemory {
+    fn words(&self) -> &[core::sync::atomic::AtomicU64] {
+        // SAFETY: mapped RW-NX, page aligned, `bytes` long, zeroed, and no non-atomic reference to it exists.
+        unsafe { core::slice::from_raw_parts(self.start as *const _, self.bytes() / 8) }
+    }
+}

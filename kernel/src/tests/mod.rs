@@ -5,6 +5,7 @@
 //! `@test skip NAME: why`. A panic or a fault ends the run with its report, and a test that takes longer than its limit
 //! in emulated time panics: `cargo xtask test` then counts that one as failed and goes on behind it.
 
+mod hooks;
 mod interrupts;
 mod memory;
 mod tasks;
@@ -37,7 +38,7 @@ pub struct Test {
     pub run: fn() -> Outcome,
 }
 
-const TESTS: &[&[Test]] = &[memory::TESTS, interrupts::TESTS, tasks::TESTS];
+const TESTS: &[&[Test]] = &[memory::TESTS, interrupts::TESTS, tasks::TESTS, hooks::TESTS];
 
 /// Fails the test unless the condition holds; the rest is the message, as for `format!`.
 #[macro_export]

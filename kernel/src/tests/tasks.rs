@@ -76,7 +76,7 @@ fn preempted() -> Outcome {
 
 fn stay() -> Outcome {
     let stop = Arc::new(AtomicBool::new(false));
-    let noise: Vec<_> = (0..6)
+    let noise: Vec<_> = (0..cpu::online().count() + 2)
         .filter_map(|_| {
             let stop = stop.clone();
             sched::spawn("noise", move || {

@@ -18,8 +18,11 @@ use smoltcp::wire::{HardwareAddress, IpAddress, IpCidr};
 /// The function of smoltcp that the benchmark hooks, by its full name in the symbol table: it takes each segment that comes.
 pub(crate) const TCP_TARGET: &str = "<smoltcp::socket::tcp::Socket>::process";
 
+/// The same, for a table.
+pub(crate) const TCP_TARGET_SHORT: &str = "tcp::Socket::process";
+
 /// Bytes that a transfer moves unless it is told otherwise.
-pub(crate) const DEFAULT_BYTES: usize = 64 << 10;
+pub(crate) const TRANSFER_BYTES: usize = 64 << 10;
 
 /// Both ends' address, and the prefix length of its network.
 const ADDRESS: (IpAddress, u8) = (IpAddress::v4(127, 0, 0, 1), 8);

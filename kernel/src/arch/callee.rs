@@ -1,0 +1,63 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Rust functions as a trampoline's callees: `extern "C" fn(ctx, data) -> u64`, with data that lives long enough.
+
+use alloc::sync::Arc;
+use core::any::Any;
+
+/// A hook written in Rust, with what it works on.
+pub trait NativeHook: Send + Sync + 'static {
+    /// One hit; `context` gives the arguments. Runs in any context: no lock, no allocation, nothing that has a site.
+    fn hit(&self, context: &Context) -> u64;
+}
+
+/// The arguments of a hit: the `u64 ctx[]` that the trampoline stored.
+#[repr(transparent)]
+pub struct Context(*const u64);
+
+/// How many argument words a trampoline stores: x0 to x7.
+pub const ARGUMENTS: usize = 8;
+
+impl Context {
+    /// The words: x0 to x7 as the hooked function got them.
+    #[inline(always)]
+    pub fn words(&self) -> &[u64; ARGUMENTS] {
+        // SAFETY: only `thunk` makes a Context, from the ctx of a trampoline, which stored ARGUMENTS words there that no
+        // one else writes until the hit is over.
+        unsafe { &*self.0.cast() }
+    }
+}
+
+/// What a trampoline needs to call a [`NativeHook`], and what keeps it alive.
+pub struct Callee {
+    /// Address of the function.
+    pub address: u64,
+    /// Its second argument, if it takes one.
+    pub data: Option<u64>,
+    /// Dropped when nothing can call it any more.
+    pub keep: Arc<dyn Any + Send + Sync>,
+}
+
+extern "C" fn thunk<T: NativeHook>(context: *const u64, data: *const T) -> u64 {
+    // SAFETY: `data` is the Arc's contents of the Callee that this thunk's address came with; whoever attaches it keeps
+    // `keep` until a grace period after the last trampoline that names it was taken off its site.
+    let hook = unsafe { &*data };
+    hook.hit(&Context(context))
+}
+
+/// Makes a callee of a hook.
+pub fn callee<T: NativeHook>(hook: Arc<T>) -> Callee {
+    Callee {
+        address: thunk::<T> as *const () as usize as u64,
+        data: Some(Arc::as_ptr(&hook).expose_provenance() as u64),
+        keep: hook,
+    }
+}
+
+/// The same function without its site: past the two NOPs at its entry.
+pub fn past_site(f: extern "C" fn(u64, u64) -> u64) -> extern "C" fn(u64, u64) -> u64 {
+    let entry = f as usize;
+    debug_assert!(crate::symbols::blob().is_some_and(|b| b.has_site(entry as u64)));
+    // SAFETY: every function with a site begins with two words that are a NOP each, so the code behind them is the function
+    // with the same signature; xtask checks the words in the linked image.
+    unsafe { core::mem::transmute::<usize, extern "C" fn(u64, u64) -> u64>(entry + 8) }
+}

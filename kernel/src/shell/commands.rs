@@ -1,0 +1,367 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The commands: their table, how one is found, how its arguments are completed, and those that change something.
+
+use super::inspect;
+use super::{Shell, ShellError};
+use crate::arch::pmu::{self, Counter};
+use crate::bpf::Engine;
+use crate::hook::{self, Function, HookId, Native};
+use crate::ksyms::Flags;
+use crate::workload::{self, TARGETS};
+use crate::{bench, bpf, println, sched, symbols, system};
+use alloc::borrow::ToOwned;
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+
+/// What a command returns.
+pub(super) type Outcome = Result<(), ShellError>;
+
+/// What an argument is, for completion.
+#[derive(Clone, Copy)]
+pub(super) enum Argument {
+    Command,
+    Function,
+    Program,
+    Map,
+    Target,
+    Word(&'static str),
+    /// Nothing that could be completed.
+    None,
+}
+
+/// A command.
+pub(super) struct Command {
+    name: &'static str,
+    /// Its arguments; brackets mark what may be left out.
+    arguments: &'static str,
+    /// A line, and more for `help COMMAND`.
+    help: &'static str,
+    /// The last kind also takes what follows: names of functions may hold spaces.
+    completes: &'static [Argument],
+    run: fn(&mut Shell, &'static Command, &str) -> Outcome,
+}
+
+impl Command {
+    /// Name and arguments.
+    pub(super) fn usage(&self) -> String {
+        format!("{} {}", self.name, self.arguments)
+            .trim_end()
+            .to_owned()
+    }
+
+    /// What it does, in a line.
+    pub(super) fn summary(&self) -> &'static str {
+        self.help.lines().next().unwrap_or_default()
+    }
+}
+
+macro_rules! commands {
+    ($($name:literal, $arguments:literal, [$($completes:expr),*], $run:path, $help:literal;)*) => {
+        &[$(Command { name: $name, arguments: $arguments, help: $help, completes: &[$($completes),*], run: $run }),*]
+    };
+}
+
+/// All commands, in the order of `help`.
+pub(super) static COMMANDS: &[Command] = commands![
+    "help", "[COMMAND]", [Argument::Command], help, "lists the commands, or explains one";
+    "functions", "[PATTERN]", [Argument::Function], inspect::functions, "functions that can be hooked
+    PATTERN is a name in which * stands for anything; without a * every name that holds it fits";
+    "programs", "", [], inspect::programs, "BPF programs of the initrd's objects";
+    "attach", "PROGRAM FUNCTION [interp|jit|native]", [Argument::Program, Argument::Function], attach,
+    "hooks a program onto a function's entry
+    PROGRAM is OBJECT/PROGRAM, or OBJECT if it has one program, run by the interpreter or compiled (jit, if not said)
+    or, with native, one of the kernel's own: empty, count
+    FUNCTION is a full name or the end of one";
+    "detach", "ID|FUNCTION", [Argument::Function], detach, "takes off a hook, or all hooks of a function";
+    "hooks", "", [], inspect::hooks, "what is hooked";
+    "show", "FUNCTION", [Argument::Function], inspect::show, "live code of a function's entry and of its trampoline";
+    "maps", "", [], inspect::maps, "maps of the objects that are loaded";
+    "map", "dump MAP", [Argument::Word("dump"), Argument::Map], inspect::map, "keys and values of a map, OBJECT.MAP";
+    "trace", "", [], inspect::trace, "what programs printed since the last time";
+    "call", "[N] [FUNCTION]", [Argument::None, Argument::Target], call, "calls a function N times
+    FUNCTION is workload_call, workload_nested or workload_six, the first if not said; N is 1000 if not said";
+    "tcp", "[BYTES]", [], tcp, "moves BYTES over TCP on a loopback, 65536 if not said";
+    "bench", "", [], bench, "measures what hooks cost and prints the table";
+    "cpus", "", [], inspect::cpus, "the cores that run";
+    "tasks", "", [], inspect::tasks, "the kernel's threads";
+    "mem", "", [], inspect::mem, "memory in use";
+    "poweroff", "[CODE]", [], poweroff, "ends the run with an exit code, 0 if not said";
+];
+
+/// Runs a line.
+pub(super) fn execute(shell: &mut Shell, line: &str) -> Outcome {
+    let (name, arguments) = first_word(line);
+    if name.is_empty() {
+        return Ok(());
+    }
+    let command = find(name)?;
+    (command.run)(shell, command, arguments)
+}
+
+/// The first word and the rest, both without spaces around them.
+pub(super) fn first_word(line: &str) -> (&str, &str) {
+    let line = line.trim();
+    let (word, rest) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
+    (word, rest.trim_start())
+}
+
+/// The command called `name`; an error names the one most like it.
+fn find(name: &str) -> Result<&'static Command, ShellError> {
+    if let Some(command) = COMMANDS.iter().find(|command| command.name == name) {
+        return Ok(command);
+    }
+    // Alike is what begins and ends alike: one letter wrong, missing or too many leaves all the others in these two parts.
+    let alike = |known: &str| {
+        let same = |a: &mut dyn Iterator<Item = (u8, u8)>| a.take_while(|(a, b)| a == b).count();
+        let start = same(&mut known.bytes().zip(name.bytes()));
+        let end = same(&mut known.bytes().rev().zip(name.bytes().rev()));
+        start + end
+    };
+    let best = COMMANDS.iter().max_by_key(|command| alike(command.name));
+    let near = best.filter(|best| 2 * alike(best.name) >= best.name.len().max(name.len()));
+    Err(ShellError::Unknown(
+        name.to_owned(),
+        near.map(|command| command.name),
+    ))
+}
+
+/// Completion for the line editor: the length of the word before the cursor, and what it could become.
+pub(super) fn complete(before: &str) -> (usize, Vec<String>) {
+    let Some((name, mut rest)) = before.trim_start().split_once(' ') else {
+        let typed = before.trim_start();
+        return (typed.len(), candidates(Argument::Command, typed));
+    };
+    let kinds = COMMANDS
+        .iter()
+        .find(|command| command.name == name)
+        .map_or(&[][..], |command| command.completes);
+    let Some((last, others)) = kinds.split_last() else {
+        return (0, Vec::new());
+    };
+    for kind in others {
+        match rest.trim_start().split_once(' ') {
+            Some((_, behind)) => rest = behind,
+            None => {
+                return (
+                    rest.trim_start().len(),
+                    candidates(*kind, rest.trim_start()),
+                );
+            }
+        }
+    }
+    let typed = rest.trim_start();
+    (typed.len(), candidates(*last, typed))
+}
+
+/// What begins with `typed`.
+fn candidates(kind: Argument, typed: &str) -> Vec<String> {
+    let mut all: Vec<String> = match kind {
+        Argument::Command => COMMANDS
+            .iter()
+            .map(|command| command.name.to_owned())
+            .collect(),
+        Argument::Function => symbols::blob()
+            .into_iter()
+            .flat_map(|blob| blob.symbols())
+            .filter(|symbol| symbol.flags.contains(Flags::SITE) && symbol.name.starts_with(typed))
+            .map(|symbol| symbol.name.to_owned())
+            .collect(),
+        Argument::Program => {
+            let programs = bpf::programs();
+            programs
+                .into_iter()
+                .flatten()
+                .map(|p| format!("{}/{}", p.object, p.name))
+                .collect()
+        }
+        Argument::Map => bpf::maps().into_iter().map(|(name, _)| name).collect(),
+        Argument::Target => TARGETS.iter().map(|(name, _)| (*name).to_owned()).collect(),
+        Argument::Word(word) => [word.to_owned()].into(),
+        Argument::None => Vec::new(),
+    };
+    all.retain(|candidate| candidate.starts_with(typed));
+    all.sort_unstable();
+    all.dedup();
+    all
+}
+
+/// Fails if there are arguments.
+pub(super) fn no_arguments(command: &'static Command, arguments: &str) -> Outcome {
+    match arguments.is_empty() {
+        true => Ok(()),
+        false => Err(ShellError::Usage(command)),
+    }
+}
+
+/// The only argument as a number up to `most`; `default` if there is none.
+fn number(what: &'static str, typed: &str, default: u64, most: u64) -> Result<u64, ShellError> {
+    if typed.is_empty() {
+        return Ok(default);
+    }
+    let parsed = match typed.strip_prefix("0x") {
+        Some(digits) => u64::from_str_radix(digits, 16),
+        None => typed.parse(),
+    };
+    parsed
+        .ok()
+        .filter(|value| *value <= most)
+        .ok_or_else(|| ShellError::Number(what, typed.to_owned(), most))
+}
+
+/// The function that the rest of a line names.
+pub(super) fn function(command: &'static Command, name: &str) -> Result<Function, ShellError> {
+    match name.is_empty() {
+        true => Err(ShellError::Usage(command)),
+        false => Ok(hook::resolve(name)?),
+    }
+}
+
+fn help(_: &mut Shell, _: &'static Command, arguments: &str) -> Outcome {
+    if !arguments.is_empty() {
+        let command = find(arguments)?;
+        println!("{}\n    {}", command.usage(), command.help);
+        return Ok(());
+    }
+    let width = COMMANDS
+        .iter()
+        .map(|command| command.usage().len())
+        .max()
+        .unwrap_or(0);
+    for command in COMMANDS {
+        println!("{:width$}  {}", command.usage(), command.summary());
+    }
+    Ok(())
+}
+
+/// How a program is run, by the word for it.
+enum By {
+    Engine(Engine),
+    Native,
+}
+
+const ENGINES: [(&str, By); 3] = [
+    ("interp", By::Engine(Engine::Interpreter)),
+    ("jit", By::Engine(Engine::Jit)),
+    ("native", By::Native),
+];
+
+fn attach(_: &mut Shell, command: &'static Command, arguments: &str) -> Outcome {
+    let (program, rest) = first_word(arguments);
+    let (before, last) = rest.rsplit_once(' ').unwrap_or(("", rest));
+    let (name, by) = match ENGINES.iter().find(|(word, _)| *word == last) {
+        Some((_, by)) => (before.trim_end(), by),
+        None => (rest, &By::Engine(Engine::Jit)),
+    };
+    let function = function(command, name)?;
+    let id = match by {
+        By::Engine(engine) => bpf::attach(program, &function, *engine)?,
+        By::Native => {
+            let natives = [Native::Empty, Native::Count];
+            let native = natives.into_iter().find(|native| native.name() == program);
+            hook::attach_native(
+                &function,
+                native.ok_or_else(|| ShellError::Native(program.to_owned()))?,
+            )?
+        }
+    };
+    println!("hook {id}: {program} on {}", function.name);
+    Ok(())
+}
+
+fn detach(_: &mut Shell, command: &'static Command, arguments: &str) -> Outcome {
+    let ids: Vec<HookId> = match arguments.parse() {
+        Ok(number) => [HookId(number)].into(),
+        Err(_) => {
+            let name = function(command, arguments)?.name;
+            hook::list()
+                .iter()
+                .filter(|hook| hook.function == name)
+                .map(|hook| hook.id)
+                .collect()
+        }
+    };
+    if ids.is_empty() {
+        return Err(ShellError::NoHook(arguments.to_owned()));
+    }
+    for id in ids {
+        hook::detach(id)?;
+        println!("hook {id} is off");
+    }
+    Ok(())
+}
+
+/// Counts what `work` takes, interrupts and other cores included, and prints it behind what was done.
+fn counted<T>(
+    work: impl FnOnce() -> Result<T, ShellError>,
+    done: impl FnOnce(T) -> String,
+) -> Outcome {
+    sched::migrate_disable(); // a cycle counter is a core's own
+    let start = pmu::read();
+    let result = work();
+    let count = pmu::difference(start, pmu::read());
+    sched::migrate_enable();
+    let done = done(result?);
+    match pmu::counter() {
+        Counter::None => println!("{done}"),
+        counter => println!("{done}; {count} {}, interrupts included", counter.name()),
+    }
+    Ok(())
+}
+
+fn call(shell: &mut Shell, command: &'static Command, arguments: &str) -> Outcome {
+    /// Calls between two looks at the keys.
+    const PIECE: u64 = 1_000_000;
+    let (calls, name) = first_word(arguments);
+    let calls = number("N", calls, 1000, u64::MAX)?;
+    let target = TARGETS
+        .iter()
+        .find(|(target, _)| name.is_empty() || *target == name);
+    let (name, target) = target.ok_or(ShellError::Usage(command))?;
+    let work = || {
+        let (mut left, mut last) = (calls, 0);
+        while left != 0 {
+            let piece = left.min(PIECE);
+            last = target(piece);
+            left -= piece;
+            if left != 0 && shell.keys.interrupted() {
+                return Err(ShellError::Interrupted);
+            }
+        }
+        Ok(last)
+    };
+    counted(work, |last| {
+        format!("{calls} calls of {name}, the last returned {last:#x}")
+    })
+}
+
+fn tcp(_: &mut Shell, _: &'static Command, arguments: &str) -> Outcome {
+    let bytes = number(
+        "BYTES",
+        arguments,
+        workload::TRANSFER_BYTES as u64,
+        16 << 20,
+    )?;
+    counted(
+        || Ok(workload::transfer(bytes as usize)?),
+        |stats| {
+            format!(
+                "{} bytes arrived as sent, in {} packets and {} polls",
+                stats.bytes, stats.packets, stats.polls
+            )
+        },
+    )
+}
+
+fn bench(_: &mut Shell, command: &'static Command, arguments: &str) -> Outcome {
+    no_arguments(command, arguments)?;
+    if let Some(system) = system() {
+        bench::run(&system.options); // says itself what failed
+    }
+    Ok(())
+}
+
+fn poweroff(shell: &mut Shell, _: &'static Command, arguments: &str) -> Outcome {
+    shell.exit = Some(number("CODE", arguments, 0, u64::from(u32::MAX))? as u32);
+    Ok(())
+}
