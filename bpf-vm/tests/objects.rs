@@ -352,35 +352,38 @@ fn bad_programs_are_refused_by_name() {
     }
 }
 
+/// Damage to an object.
+type Change = fn(&mut Vec<u8>);
+
 /// Files that are no BPF object at all, made from a good one by changing its header.
 #[test]
 fn foreign_files_are_named() {
     let Some(object) = program("count") else {
         return;
     };
-    let message = |change: &dyn Fn(&mut Vec<u8>)| {
+    let message = |change: Change| {
         let mut object = object.clone();
         change(&mut object);
         Object::parse(&object).unwrap_err().to_string()
     };
     // Offsets of e_ident's class and byte order, e_type, e_machine, e_shoff (ELF-64 object file format).
-    let rows: [(&dyn Fn(&mut Vec<u8>), &str); 10] = [
+    let rows: [(Change, &str); 10] = [
         (
-            &|o| o.clear(),
+            |o| o.clear(),
             "the ELF header ends at byte 64, the file has 0",
         ),
         (
-            &|o| o.truncate(40),
+            |o| o.truncate(40),
             "the ELF header ends at byte 64, the file has 40",
         ),
-        (&|o| o.truncate(1000), "the section table ends at byte"),
-        (&|o| o[0] = b'#', "starts with the bytes 23 45 4c 46"),
-        (&|o| o[4] = 1, "class 1 and byte order 1"),
-        (&|o| o[5] = 2, "for an unknown machine (machine 63232)"),
-        (&|o| o[18] = 183, "for EM_AARCH64 (machine 183)"),
-        (&|o| o[18] = 62, "for EM_X86_64 (machine 62)"),
-        (&|o| o[16] = 2, "of ELF type 2"),
-        (&|o| o[40] ^= 1, "the section table"),
+        (|o| o.truncate(1000), "the section table ends at byte"),
+        (|o| o[0] = b'#', "starts with the bytes 23 45 4c 46"),
+        (|o| o[4] = 1, "class 1 and byte order 1"),
+        (|o| o[5] = 2, "for an unknown machine (machine 63232)"),
+        (|o| o[18] = 183, "for EM_AARCH64 (machine 183)"),
+        (|o| o[18] = 62, "for EM_X86_64 (machine 62)"),
+        (|o| o[16] = 2, "of ELF type 2"),
+        (|o| o[40] ^= 1, "the section table"),
     ];
     for (change, wanted) in rows {
         let message = message(change);
@@ -440,7 +443,6 @@ fn add(file: &mut [u8], at: usize, difference: i32) {
 /// Damage that a random byte hardly does: each row changes one field of a good object and has one error.
 #[test]
 fn damage_is_named() {
-    type Change = fn(&mut Vec<u8>);
     const PROGRAM: &str = "fentry/workload_call";
     const RELOCATIONS: &str = ".relfentry/workload_call";
     let Some(object) = own("linking") else {
