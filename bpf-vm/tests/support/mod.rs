@@ -102,7 +102,7 @@ pub(crate) fn interpret(
 #[cfg(target_arch = "aarch64")]
 pub(crate) mod native {
     use super::*;
-    use bpf_vm::jit::{self, Code, Features, Target};
+    use bpf_vm::jit::{self, Code, Features, RegisterSet, Target};
 
     /// The shortest line that CTR_EL0 can name, bytes.
     const LINE: usize = 16;
@@ -174,12 +174,37 @@ pub(crate) mod native {
         }
     }
 
-    /// What the machine, or rather qemu's default core, can do.
-    pub(crate) const VARIANTS: [Features; 2] = [Features { lse: false }, Features { lse: true }];
+    /// Few registers: x0 to x2 and x19 to x26, so that callee-saved ones have to do for everything.
+    const FEW: RegisterSet = {
+        let mut few = RegisterSet::ALL;
+        let mut number = 3;
+        while number < 29 {
+            if let Some(reg) = a64::Reg::new(number)
+                && (number < 19 || number > 26)
+            {
+                few = few.without(reg);
+            }
+            number += 1;
+        }
+        few
+    };
 
-    pub(crate) fn compile(program: &ValidatedProgram, base: u64, features: Features) -> Code {
+    /// What programs are compiled for; qemu's default core has all of it.
+    pub(crate) const VARIANTS: [(Features, RegisterSet); 3] = [
+        (Features { lse: false }, RegisterSet::ALL),
+        (Features { lse: true }, RegisterSet::ALL),
+        (Features { lse: false }, FEW),
+    ];
+
+    pub(crate) fn compile(
+        program: &ValidatedProgram,
+        base: u64,
+        variant: (Features, RegisterSet),
+    ) -> Code {
+        let (features, registers) = variant;
         let target = Target {
             features,
+            registers,
             arguments: 2,
             ..Target::new(base)
         };
@@ -202,8 +227,8 @@ pub(crate) fn run_all(
     #[cfg(target_arch = "aarch64")]
     {
         let pages = native::Pages::new(1 << 20);
-        for features in native::VARIANTS {
-            let code = native::compile(program, pages.address(), features);
+        for variant in native::VARIANTS {
+            let code = native::compile(program, pages.address(), variant);
             pages.load(&code);
             memory.set(&fresh);
             before();
@@ -213,13 +238,13 @@ pub(crate) fn run_all(
             if r0 != outcome.r0 {
                 let (want, text) = (outcome.r0, listing());
                 return Err(format!(
-                    "{features:?}: r0 is {r0:#x}, interpreted {want:#x}\n{text}"
+                    "{variant:?}: r0 is {r0:#x}, interpreted {want:#x}\n{text}"
                 ));
             }
             if memory.bytes() != after || state() != values {
                 let (is, text) = (memory.bytes(), listing());
                 return Err(format!(
-                    "{features:?}: memory is {is:02x?}, interpreted {after:02x?}\n{text}"
+                    "{variant:?}: memory is {is:02x?}, interpreted {after:02x?}\n{text}"
                 ));
             }
         }
