@@ -8,6 +8,7 @@ use crate::arch::callee::{self, Context, NativeHook};
 use crate::arch::{cpu, switch, timer};
 use crate::hook::{self, Function, HookId};
 use crate::initrd::{self, InitrdError};
+use crate::mm::layout::POOL;
 use crate::mm::near::NearMemory;
 use crate::sched::Mutex;
 use crate::trace;
@@ -242,14 +243,14 @@ pub fn attach(spec: &str, function: &Function, engine: Engine) -> Result<HookId,
             hook::attach(function, label, engine.name(), callee::callee(hook)).map_err(BpfError::Hook)
         }
         Engine::Jit => {
-            let code = hook::place(|base| {
-                let target = jit::Target { features: jit::Features { lse: cpu::has_lse() }, ..jit::Target::new(base) };
-                jit::compile(&program, &target).map(|c| c.words).map_err(|e| e.to_string())
-            })
-            .map_err(BpfError::Hook)?;
+            let target = |base| jit::Target { features: jit::Features { lse: cpu::has_lse() }, ..jit::Target::new(base) };
+            let compile = |base| jit::compile(&program, &target(base)).map_err(|e| e.to_string());
+            let stack_bytes = compile(POOL as u64).map_or(0, |c| c.stack_bytes);
+            let code = hook::place(spec, |base| compile(base).map(|c| c.words)).map_err(BpfError::Hook)?;
             let callee = callee::Callee {
                 address: code.address(),
                 data: None,
+                stack_bytes,
                 keep: Arc::new(Compiled { _code: code, _program: program }),
             };
             hook::attach(function, label, engine.name(), callee).map_err(BpfError::Hook)

@@ -3,22 +3,25 @@
 
 use crate::arch::callee::{Callee, Context, NativeHook, callee};
 use crate::arch::code::{self, CodeError};
+use crate::arch::lock::Late;
 use crate::arch::smp;
 use crate::ksyms::{Flags, Symbol};
 use crate::mm::layout::{POOL, POOL_SIZE};
 use crate::sched::Mutex;
 use crate::{rcu, symbols};
 use alloc::boxed::Box;
-use alloc::string::String;
+use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::any::Any;
 use core::fmt;
 use core::ops::Range;
 use core::sync::atomic::{AtomicU64, Ordering};
-use trampoline::attach::Owner;
-use trampoline::pool::PoolFull;
-use trampoline::{AttachError, AttachId, Code, Engine, Platform, Retired, SiteKind};
+use trampoline::attach::{DetachError, Reason};
+use trampoline::platform::{Platform, PlatformError, Retired};
+use trampoline::pool::{Label, Owner, Pool, PoolError, Reserved};
+use trampoline::site::{Site, SiteTable};
+use trampoline::{ArgSpec, Engine};
 
 /// A function that can be named.
 #[derive(Clone, Copy, Debug)]
@@ -138,19 +141,14 @@ impl Native {
     }
 }
 
-/// What the engine says when it refuses.
-pub type EngineError = AttachError<CodeError>;
-
 /// Why a function was not hooked, or a hook not taken off.
 #[derive(Debug)]
 pub enum HookError {
-    /// There is no engine: the boot did not get that far.
-    NoEngine,
     /// The pool is full.
-    Full(PoolFull),
+    Full(PoolError),
     /// The engine refused: which function, and why.
-    Refused(&'static str, EngineError),
-    /// A program's code could not be placed: what the compiler says.
+    Refused(String, Reason),
+    /// A program could not be compiled, or its code not be written.
     Code(String),
     /// There is no such hook.
     NoSuchHook(HookId),
@@ -159,28 +157,26 @@ pub enum HookError {
 impl fmt::Display for HookError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            HookError::NoEngine => write!(f, "the hook engine is not running"),
             HookError::Full(e) => write!(f, "{e}"),
             HookError::Refused(name, e) => write!(f, "{name} cannot be hooked: {e}"),
-            HookError::Code(why) => write!(f, "the program cannot be compiled: {why}"),
+            HookError::Code(why) => write!(f, "the program's code: {why}"),
             HookError::NoSuchHook(id) => write!(f, "there is no hook {id}; `hooks` lists them"),
         }
     }
 }
 
 impl HookError {
-    fn from_engine(name: &'static str, e: EngineError) -> HookError {
-        match e {
-            AttachError::Full(full) => HookError::Full(full),
-            AttachError::NoSuchId(id) => HookError::NoSuchHook(HookId(id.0)),
-            other => HookError::Refused(name, other),
+    fn refused(name: &str, reason: Reason) -> HookError {
+        match reason {
+            Reason::Pool(full) => HookError::Full(full),
+            other => HookError::Refused(name.into(), other),
         }
     }
 }
 
 /// Names a hook.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct HookId(pub u32);
+pub struct HookId(pub u64);
 
 impl fmt::Display for HookId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -189,61 +185,66 @@ impl fmt::Display for HookId {
 }
 
 /// This kernel, as the engine sees it.
-struct Kernel;
+pub struct Kernel;
+
+impl From<CodeError> for PlatformError {
+    fn from(e: CodeError) -> PlatformError {
+        match e {
+            CodeError::NotCode(at) => PlatformError::NotCode { at: at as u64 },
+            CodeError::Unexpected { at, expected, found } => PlatformError::Mismatch { at: at as u64, expected, found },
+            CodeError::Map(e) => PlatformError::Host { at: 0, why: e.to_string() },
+        }
+    }
+}
 
 impl Platform for Kernel {
-    type Error = CodeError;
-
     fn pool(&self) -> Range<u64> {
         POOL as u64..(POOL + POOL_SIZE) as u64
-    }
-
-    fn site(&self, function: u64) -> SiteKind {
-        match symbols::blob().and_then(|b| b.lookup(function)) {
-            Some((symbol, 0)) if symbol.flags.contains(Flags::SITE) => SiteKind::Site,
-            Some((symbol, 0)) if symbol.flags.contains(Flags::NOTRACE) => SiteKind::Notrace,
-            _ => SiteKind::None,
-        }
     }
 
     fn read(&self, at: u64) -> Option<u32> {
         code::read(at as usize)
     }
 
-    fn write_code(&self, at: u64, words: &[u32]) -> Result<(), CodeError> {
-        code::write(at as usize, words)
+    fn write_code(&self, at: u64, words: &[u32]) -> Result<(), PlatformError> {
+        Ok(code::write(at as usize, words)?)
     }
 
-    fn patch(&self, at: u64, old: u32, new: u32) -> Result<(), CodeError> {
-        code::patch(at as usize, old, new)
+    fn patch(&self, at: u64, old: u32, new: u32) -> Result<(), PlatformError> {
+        Ok(code::patch(at as usize, old, new)?)
     }
 
     fn sync_cores(&self) {
         smp::sync_cores();
     }
+
+    fn defer(&self, retired: Retired) {
+        rcu::defer(move || retired.free());
+    }
 }
 
 /// The engine, behind a lock that blocks: whoever changes code waits for other cores with interrupts on.
 static ENGINE: Mutex<Engine<Kernel>> = Mutex::empty();
+/// The same engine's memory, which needs no lock.
+static MEMORY: Late<Arc<Pool<Kernel>>> = Late::new();
 
-/// Makes the engine; fills the pool with BRK.
-pub fn init() -> Result<(), CodeError> {
-    ENGINE.put(Box::new(Engine::new(Kernel)?));
+/// Makes the engine: the image's sites, and a pool filled with BRK.
+pub fn init() -> Result<(), String> {
+    let blob = symbols::blob().ok_or("the image carries no symbols")?;
+    let site = |s: &Symbol<'_>| {
+        let notrace = s.flags.contains(Flags::NOTRACE);
+        (notrace || s.flags.contains(Flags::SITE)).then_some(Site { address: s.address, notrace })
+    };
+    let sites = SiteTable::new(blob.symbols().filter_map(|s| site(&s))).map_err(|e| e.to_string())?;
+    const PIECE: usize = 1024;
+    for at in (POOL..POOL + POOL_SIZE).step_by(PIECE * 4) {
+        code::write(at, &[trampoline::pool::FILL; PIECE]).map_err(|e| e.to_string())?;
+    }
+    let engine = Engine::new(Kernel, sites).map_err(|e| e.to_string())?;
+    MEMORY.set(Box::leak(Box::new(engine.pool().clone())));
+    ENGINE.put(Box::new(engine));
     crate::bpf::init();
     Ok(())
-}
-
-/// Frees what a detach or a replacement took off, when no task can be in it any more.
-fn defer(retired: Option<Retired>) {
-    let Some(retired) = retired else { return };
-    rcu::defer(move || {
-        let reclaimed = ENGINE.lock().reclaim(retired);
-        match reclaimed {
-            // Dropped outside of the lock: a callee's own code goes back to the engine.
-            Ok(callees) => drop(callees),
-            Err(e) => crate::println!("springboard: freeing a trampoline: {e}"),
-        }
-    });
 }
 
 /// What the kernel knows of a hook beside the engine.
@@ -266,12 +267,16 @@ fn attach_counted(
     callee: Callee,
     counter: Option<Arc<Count>>,
 ) -> Result<HookId, HookError> {
-    let keep: Arc<dyn Any + Send + Sync> = Arc::new(Attached { engine, counter, _own: callee.keep });
-    let callee = trampoline::Callee { address: callee.address, data: callee.data, label, keep };
-    let attached = ENGINE.lock().attach(function.address as u64, callee);
-    let (id, retired) = attached.map_err(|e| HookError::from_engine(function.name, e))?;
-    defer(retired);
-    Ok(HookId(id.0))
+    let callee = trampoline::Callee {
+        address: callee.address,
+        data: callee.data,
+        name: label,
+        stack_bytes: callee.stack_bytes,
+        keep: Some(Arc::new(Attached { engine, counter, _own: callee.keep })),
+    };
+    // Types come with the next stage: until then eight argument words and x8 are kept for every function.
+    let attached = ENGINE.lock().attach_entry(function.address as u64, ArgSpec::UNKNOWN, callee);
+    attached.map(|id| HookId(id.number())).map_err(|e| HookError::refused(function.name, e.reason))
 }
 
 /// Hooks one of the native hooks onto a function's entry.
@@ -285,83 +290,52 @@ pub fn attach_native(function: &Function, which: Native) -> Result<HookId, HookE
     }
 }
 
-/// Executable memory with a program's code; goes back to the engine when it is dropped.
-pub struct ProgramCode(Option<Code>);
+/// Executable memory with a program's code; its drop gives the memory back.
+pub type ProgramCode = trampoline::pool::Code<Kernel>;
 
-impl ProgramCode {
-    /// Address of the first instruction.
-    pub fn address(&self) -> u64 {
-        self.0.as_ref().map_or(0, Code::address)
-    }
-}
-
-impl Drop for ProgramCode {
-    fn drop(&mut self) {
-        if let Some(code) = self.0.take()
-            && let Err(e) = ENGINE.lock().free_code(code)
-        {
-            crate::println!("springboard: freeing a program's code: {e}");
-        }
-    }
-}
-
-/// What [`Engine::place`] is told by a compiler that fails.
-enum PlaceError {
-    Engine(EngineError),
-    Compiler(String),
-}
-
-impl From<EngineError> for PlaceError {
-    fn from(e: EngineError) -> PlaceError {
-        PlaceError::Engine(e)
-    }
-}
+/// Numbers programs, for the unwinder.
+static PROGRAMS: AtomicU64 = AtomicU64::new(1);
 
 /// Places a program's code in the pool. `compile` says what it is at an address; its length may depend on that a little.
-pub fn place(compile: impl Fn(u64) -> Result<Vec<u32>, String>) -> Result<ProgramCode, HookError> {
+pub fn place(name: &str, compile: impl Fn(u64) -> Result<Vec<u32>, String>) -> Result<ProgramCode, HookError> {
+    let memory = MEMORY.get().ok_or_else(|| HookError::Code("the hook engine is not running".into()))?;
     let mut room = compile(POOL as u64).map_err(HookError::Code)?.len();
     loop {
-        let placed = ENGINE.lock().place(room, |base| compile(base).map_err(PlaceError::Compiler));
-        match placed {
-            Ok(code) => return Ok(ProgramCode(Some(code))),
-            Err(PlaceError::Engine(AttachError::TooLong { words, .. })) if words > room => room = words,
-            Err(PlaceError::Engine(e)) => return Err(HookError::from_engine("the program", e)),
-            Err(PlaceError::Compiler(why)) => return Err(HookError::Code(why)),
+        let reserved = memory.reserve(room, name).map_err(HookError::Full)?;
+        let words = compile(reserved.address()).map_err(HookError::Code)?;
+        if words.len() > reserved.capacity() {
+            room = words.len();
+            continue;
         }
+        let id = PROGRAMS.fetch_add(1, Ordering::Relaxed);
+        let label = Label { owner: Owner::Program { id }, record: None };
+        return reserved.publish(label, &words).map_err(|e| HookError::Code(e.to_string()));
     }
 }
 
-/// Takes executable memory away, for the test of a full pool.
-pub fn take_pool(bytes: usize) -> Result<Vec<ProgramCode>, HookError> {
-    let mut taken = Vec::new();
-    let mut left = bytes;
-    let mut piece = bytes;
-    while left > 0 && piece >= 16 {
-        let placed = ENGINE.lock().place(piece / 4, |_| Ok::<_, PlaceError>(Vec::new()));
-        match placed {
-            Ok(code) => {
-                taken.push(ProgramCode(Some(code)));
-                left -= piece;
-            }
-            Err(_) => piece = (piece / 2) & !15,
-        }
-        piece = piece.min(left);
-    }
-    Ok(taken)
+/// Takes all executable memory away, for the test of a full pool.
+pub fn take_pool() -> Vec<Reserved<Kernel>> {
+    let Some(memory) = MEMORY.get() else { return Vec::new() };
+    let piece = || memory.reserve((memory.largest_free() / 4).checked_sub(4)? as usize, "a test").ok();
+    core::iter::from_fn(piece).collect()
 }
 
 /// Takes a hook off. Does not wait: what it used is freed by callback.
 pub fn detach(id: HookId) -> Result<(), HookError> {
-    let retired = ENGINE.lock().detach(AttachId(id.0)).map_err(|e| HookError::from_engine("the function", e))?;
-    defer(retired);
-    Ok(())
+    let mut engine = ENGINE.lock();
+    let found = engine.attached().find(|a| a.id.number() == id.0).map(|a| (a.id, a.function));
+    let (engine_id, function) = found.ok_or(HookError::NoSuchHook(id))?;
+    engine.detach(engine_id).map_err(|e| match e {
+        DetachError::Unknown { .. } => HookError::NoSuchHook(id),
+        DetachError::Stuck { reason, .. } => HookError::refused(&symbols::Name(function as usize).function(), reason),
+    })
 }
 
 /// How often a counting native hook was hit.
 pub fn hits(id: HookId) -> Option<u64> {
     let engine = ENGINE.lock();
-    let info = engine.list().find(|i| i.id.0 == id.0)?;
-    let attached = info.callee.keep.downcast_ref::<Attached>()?;
+    let hook = engine.attached().find(|a| a.id.number() == id.0)?;
+    let attached = hook.callee.keep.as_ref()?.downcast_ref::<Attached>()?;
     attached.counter.as_ref().map(|c| c.0.load(Ordering::Relaxed))
 }
 
@@ -384,22 +358,20 @@ pub struct HookInfo {
 /// All hooks.
 pub fn list() -> Vec<HookInfo> {
     let engine = ENGINE.lock();
-    engine
-        .list()
-        .map(|info| HookInfo {
-            id: HookId(info.id.0),
-            function: symbols::Name(info.function as usize).function(),
-            kind: "fentry",
-            program: info.callee.label.clone(),
-            engine: info.callee.keep.downcast_ref::<Attached>().map_or("", |a| a.engine),
-            bytes: info.bytes as usize,
-        })
-        .collect()
+    let info = |hook: trampoline::attach::Attached<'_>| HookInfo {
+        id: HookId(hook.id.number()),
+        function: symbols::Name(hook.function as usize).function(),
+        kind: "fentry",
+        program: hook.callee.name.clone(),
+        engine: hook.callee.keep.as_ref().and_then(|k| k.downcast_ref::<Attached>()).map_or("", |a| a.engine),
+        bytes: hook.image_bytes as usize,
+    };
+    engine.attached().map(info).collect()
 }
 
 /// Bytes of the executable pool that are free.
 pub fn pool_free() -> usize {
-    ENGINE.lock().available() as usize
+    MEMORY.get().map_or(0, |m| m.free_bytes() as usize)
 }
 
 /// A word of a function's site or trampoline.
@@ -415,25 +387,26 @@ pub struct CodeLine {
 /// The live code of a function's site and, if it is hooked, of its trampoline.
 pub fn describe(function: usize) -> Vec<CodeLine> {
     let engine = ENGINE.lock();
-    let line = |l: trampoline::attach::CodeLine| CodeLine {
-        address: l.at as usize,
+    let line = |l: trampoline::attach::Line<'_>| CodeLine {
+        address: l.address as usize,
         word: l.word,
         ingredient: l.ingredient.name(),
     };
-    engine.describe(function as u64).into_iter().map(line).collect()
+    engine.describe(function as u64).map(line).collect()
 }
 
-/// Says what an address outside of the image is; for reports, so it never waits.
+/// Says what an address outside of the image is; for reports, so it takes no lock.
 pub fn describe_address(address: usize, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     if !(POOL..POOL + POOL_SIZE).contains(&address) {
         return write!(f, "?");
     }
-    match ENGINE.try_lock().map(|e| e.owner(address as u64)) {
-        Some(Owner::Trampoline { function, .. }) => {
-            write!(f, "trampoline of {}", symbols::Name(function as usize))
-        }
-        Some(Owner::Code) => write!(f, "code of a BPF program"),
-        Some(Owner::Unknown) => write!(f, "executable pool, freed"),
-        None => write!(f, "executable pool"),
+    match MEMORY.get().and_then(|m| m.find(address as u64)) {
+        Some(found) => match found.label.owner {
+            Owner::Trampoline { function } => {
+                write!(f, "trampoline of {}+{:#x}", symbols::Name(function as usize).function(), address as u64 - found.start)
+            }
+            Owner::Program { id } => write!(f, "code of BPF program {id}+{:#x}", address as u64 - found.start),
+        },
+        None => write!(f, "free executable memory"),
     }
 }

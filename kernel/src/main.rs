@@ -107,6 +107,7 @@ extern "C" fn springboard_main(tree: u64, image_pa: u64) -> ! {
     SYSTEM.set(system);
     if let Err(e) = symbols::init() {
         println!("springboard: the image carries no symbols ({e}): build it with cargo xtask");
+        exit::exit(2)
     }
     if let Err(e) = timer::init() {
         println!("springboard: {e}");

@@ -33,9 +33,14 @@ pub struct Callee {
     pub address: u64,
     /// Its second argument, if it takes one.
     pub data: Option<u64>,
+    /// The most bytes of stack that a hit uses.
+    pub stack_bytes: u32,
     /// Dropped when nothing can call it any more.
     pub keep: Arc<dyn Any + Send + Sync>,
 }
+
+/// What a hook written in Rust is allowed: the interpreter's frame of 512 bytes, its registers, and formatting.
+const NATIVE_STACK: u32 = 3072;
 
 extern "C" fn thunk<T: NativeHook>(context: *const u64, data: *const T) -> u64 {
     // SAFETY: `data` is the Arc's contents of the Callee that this thunk's address came with; whoever attaches it keeps
@@ -49,6 +54,7 @@ pub fn callee<T: NativeHook>(hook: Arc<T>) -> Callee {
     Callee {
         address: thunk::<T> as *const () as usize as u64,
         data: Some(Arc::as_ptr(&hook).expose_provenance() as u64),
+        stack_bytes: NATIVE_STACK,
         keep: hook,
     }
 }

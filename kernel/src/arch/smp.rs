@@ -135,8 +135,8 @@ static SYNC_DONE: [AtomicU64; MAX_CPUS] = [const { AtomicU64::new(0) }; MAX_CPUS
 
 /// Returns when every core has had a context synchronisation event after this was called.
 ///
-/// Taking an exception is one (Arm ARM glossary; SCTLR_EL1.EIS). Interrupts must be on, or two callers could wait for each
-/// other; callers hold the text mutex, so there is one at a time.
+/// Taking an exception is one (Arm ARM glossary; SCTLR_EL1.EIS). Interrupts must be on: two cores may call this at a time,
+/// and each has to answer the other while it waits. A ticket that a core has answered covers all those before it.
 pub fn sync_cores() {
     debug_assert!(!irq::disabled());
     let ticket = SYNC_ASKED.fetch_add(1, Ordering::AcqRel) + 1;
