@@ -205,3 +205,8 @@ mod tests {
         }
     }
 }
+
+/// The shell's line editor, which is pure: its tests run here, on the host.
+#[cfg(test)]
+#[path = "../../kernel/src/shell/line.rs"]
+mod line;
