@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Golden listings of images, and what they cost. `BLESS=1 cargo test` writes the files anew.
+
+use std::fmt::Write;
+use std::path::Path;
+use trampoline::fakes::FakePlatform;
+use trampoline::{ArgSpec, Callee, CallerIn, Engine, Ingredient, Site, SiteTable};
+
+const FUNCTION: u64 = 0xffff_ffff_8000_1000;
+const POOL: u64 = 0xffff_ffff_8400_0000;
+const PROGRAM: u64 = 0xffff_ffff_8000_2000;
+
+fn engine() -> Engine<FakePlatform> {
+    let platform = FakePlatform::new(POOL..POOL + 0x1000, &[FUNCTION]);
+    let sites = SiteTable::new([Site {
+        address: FUNCTION,
+        notrace: false,
+    }])
+    .unwrap();
+    Engine::new(platform, sites).unwrap()
+}
+
+fn callee(name: &str, address: u64, data: Option<u64>) -> Callee {
+    Callee {
+        address,
+        data,
+        name: name.into(),
+        stack_bytes: 0,
+        keep: None,
+    }
+}
+
+fn hooked(args: ArgSpec, programs: &[Callee]) -> Engine<FakePlatform> {
+    let mut engine = engine();
+    for program in programs {
+        engine
+            .attach_entry(FUNCTION, args, program.clone())
+            .unwrap();
+    }
+    engine
+}
+
+fn listing(engine: &Engine<FakePlatform>) -> String {
+    let mut text = String::new();
+    for line in engine.describe(FUNCTION) {
+        let caller = match engine.unwind(line.address) {
+            Some(CallerIn::FrameRecord) => "record",
+            Some(CallerIn::LinkRegister) => "x30",
+            None => "",
+        };
+        let code = a64::display_word(line.word, line.address).to_string();
+        let (address, ingredient, note) = (line.address, line.ingredient, line.note);
+        let row = format!("{address:x}  {ingredient:8} {caller:7} {code:38} {note}");
+        writeln!(text, "{}", row.trim_end()).unwrap();
+    }
+    text
+}
+
+fn compare(name: &str, engine: &Engine<FakePlatform>) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/listings")
+        .join(name);
+    let text = listing(engine);
+    if std::env::var_os("BLESS").is_some() {
+        std::fs::write(&path, &text).unwrap();
+    }
+    let golden = std::fs::read_to_string(&path).unwrap_or_default();
+    assert!(
+        golden == text,
+        "{name} is now:\n{text}\nit was:\n{golden}\nBLESS=1 accepts it"
+    );
+}
+
+#[test]
+fn nothing_known_about_the_function() {
+    compare(
+        "unknown.txt",
+        &hooked(ArgSpec::UNKNOWN, &[callee("empty", PROGRAM, None)]),
+    );
+}
+
+#[test]
+fn two_programs_with_data_near_and_far() {
+    let programs = [
+        callee("near", PROGRAM, Some(POOL + 0x20_0010)),
+        callee("far", PROGRAM + 0x100, Some(0xffff_0000_1234_5678)),
+    ];
+    compare("two_programs.txt", &hooked(ArgSpec::UNKNOWN, &programs));
+}
+
+#[test]
+fn typed_arguments_only() {
+    for registers in 0..=3 {
+        let args = ArgSpec::new(registers, registers == 3).unwrap();
+        let engine = hooked(args, &[callee("typed", PROGRAM, None)]);
+        compare(&format!("typed_{registers}.txt"), &engine);
+    }
+}
+
+#[test]
+fn not_hooked() {
+    compare("not_hooked.txt", &engine());
+}
+
+/// A native program that does nothing is `mov w0, #0; ret`, two instructions.
+#[test]
+fn an_empty_hook_costs_at_most_twenty_instructions() {
+    const PROGRAM_INSTRUCTIONS: usize = 2;
+    let engine = hooked(ArgSpec::UNKNOWN, &[callee("empty", PROGRAM, None)]);
+    let image = engine
+        .describe(FUNCTION)
+        .filter(|l| l.ingredient != Ingredient::Site)
+        .count();
+    // The image is straight-line code; the branch at the site takes the place of its two NOPs.
+    let cost = image + PROGRAM_INSTRUCTIONS + 1 - 2;
+    assert!(cost <= 20, "{cost} instructions");
+    println!("an empty native hook with all registers saved: {cost} instructions");
+}
