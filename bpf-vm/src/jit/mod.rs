@@ -17,6 +17,7 @@ use a64::{
 mod alloc;
 mod frame;
 mod liveness;
+mod moves;
 mod select;
 
 pub use self::alloc::RegisterSet;

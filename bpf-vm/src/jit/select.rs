@@ -30,6 +30,7 @@ use super::{
     alloc::{ARGUMENTS, Homes, argument_home},
     frame::Frame,
     liveness::RegSet,
+    moves,
 };
 use crate::{
     isa::{AluOp, AtomicOp, Cond, Op, Operand, Reg, Size, Swap, Width},
@@ -744,19 +745,9 @@ impl Selector<'_, '_> {
     }
 
     /// All moves (to, from) as if done at once.
-    fn shuffle(&mut self, mut moves: Vec<(A64, A64)>) {
-        moves.retain(|(to, from)| to != from);
-        while !moves.is_empty() {
-            let free = |&(to, _): &(A64, A64)| !moves.iter().any(|(_, from)| *from == to);
-            if let Some(ready) = moves.iter().position(free) {
-                let (to, from) = moves.swap_remove(ready);
-                self.copy(Sf::X, to, from);
-            } else if let Some(&(_, cycle)) = moves.first() {
-                self.copy(Sf::X, X16, cycle);
-                for (_, from) in moves.iter_mut().filter(|(_, from)| *from == cycle) {
-                    *from = X16;
-                }
-            }
+    fn shuffle(&mut self, moves: Vec<(A64, A64)>) {
+        for (to, from) in moves::in_order(moves, X16) {
+            self.copy(Sf::X, to, from);
         }
     }
 

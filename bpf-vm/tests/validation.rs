@@ -1,0 +1,214 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What the validator refuses, and how it says so.
+mod support;
+
+use bpf_vm::{
+    asm::assemble,
+    isa::{DecodeError, Insn, Op},
+    program::MAX_SLOTS,
+};
+use support::{array, unchecked};
+
+/// What is appended to the error's front is the program's name.
+fn error(insns: Vec<Insn>) -> String {
+    let error = unchecked(insns, &[array(8, 3)]).validate().map(|_| ());
+    error.unwrap_err().to_string()
+}
+
+#[test]
+fn texts() {
+    const ROWS: &[(&str, &str)] = &[
+        (
+            "r0 = 0",
+            "instruction 0, `r0 = 0`: execution runs past the end",
+        ),
+        (
+            "r0 = 0\nif r0 == 0 goto -2",
+            "instruction 1, `if r0 == 0 goto -2`: execution runs past",
+        ),
+        (
+            "goto +1\nexit",
+            "instruction 0, `goto +1`: it leads to slot 2, outside",
+        ),
+        ("goto -2\nexit", "it leads to slot -1, outside"),
+        ("gotol +2000000000\nexit", "slot 2000000001, outside"),
+        (
+            "if r0 > 5 goto +1\nr1 = 1 ll\nexit",
+            "slot 2, the second half of an lddw",
+        ),
+        (
+            "r10 = 5\nexit",
+            "instruction 0, `r10 = 5`: r10 is the frame pointer and read only",
+        ),
+        ("r10 = *(u64 *)(r1 + 0)\nexit", "r10 is the frame pointer"),
+        (
+            "r10 = xchg_64(r1 + 0, r10)\nexit",
+            "r10 is the frame pointer",
+        ),
+        (
+            "call 9999\nexit",
+            "instruction 0, `call 9999`: there is no helper 9999; these exist: bpf_map_lookup",
+        ),
+        ("call -1\nexit", "was not relocated"),
+        ("call local -1\nexit", "was not relocated"),
+        ("call local +7\nexit", "slot 8, outside"),
+        ("r1 = map[1]\nexit", "there is no map 1; the program has 1"),
+        (
+            "r1 = map[0][0]+24\nexit",
+            "offset 24 is outside of the map's 24 bytes",
+        ),
+        (
+            "call local f\nexit\nf: goto -2",
+            "it leads to slot 1, which is in another function",
+        ),
+        (
+            "r0 = 0\ncall local f\ngoto over\nf: r0 = 1\nover: exit",
+            "which is in another function",
+        ),
+        (
+            "call local f\nr0 = 0\nf: r0 = 1\nexit",
+            "instruction 1, `r0 = 0`: execution runs past",
+        ),
+    ];
+    let mut wrong = Vec::new();
+    for (text, want) in ROWS {
+        let is = error(assemble(text).unwrap());
+        if !is.starts_with("program `test`: ") || !is.contains(want) {
+            wrong.push(format!("{text:?}: {is}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn slots() {
+    const ROWS: &[([u8; 8], &str)] = &[
+        ([0xff, 0, 0, 0, 0, 0, 0, 0], "opcode 0xff is not defined"),
+        (
+            [0x06, 0, 1, 0, 0, 0, 0, 0],
+            "field `off` of opcode 0x06 is reserved",
+        ),
+        (
+            [0x07, 0x10, 0, 0, 0, 0, 0, 0],
+            "field `src` of opcode 0x07 is reserved",
+        ),
+        (
+            [0x0f, 0x00, 0, 0, 9, 0, 0, 0],
+            "field `imm` of opcode 0x0f is reserved and must be 0, but is 9",
+        ),
+        (
+            [0x07, 0x0b, 0, 0, 0, 0, 0, 0],
+            "`dst` names register r11; the registers are r0 to r10",
+        ),
+        ([0x0f, 0xc0, 0, 0, 0, 0, 0, 0], "`src` names register r12"),
+        (
+            [0x0f, 0x00, 1, 0, 0, 0, 0, 0],
+            "field `off` = 0x1 has no meaning for opcode 0x0f",
+        ),
+        (
+            [0xd4, 0x00, 0, 0, 17, 0, 0, 0],
+            "field `imm` = 0x11 has no meaning",
+        ),
+        (
+            [0xdb, 0x00, 0, 0, 0x77, 0, 0, 0],
+            "field `imm` = 0x77 has no meaning",
+        ),
+        (
+            [0xc3, 0x00, 0, 0, 0x77, 0, 0, 0],
+            "field `imm` = 0x77 has no meaning",
+        ),
+        ([0xd3, 0x00, 0, 0, 0, 0, 0, 0], "opcode 0xd3 is not defined"),
+        ([0x18, 0x00, 0, 0, 0, 0, 0, 0], "lddw takes two slots"),
+        ([0x18, 0x30, 0, 0, 0, 0, 0, 0], "lddw takes two slots"),
+        ([0x20, 0, 0, 0, 0, 0, 0, 0], "legacy packet access"),
+        ([0x50, 0, 0, 0, 0, 0, 0, 0], "legacy packet access"),
+        (
+            [0x85, 0x20, 0, 0, 1, 0, 0, 0],
+            "call of kernel function 1 is not supported",
+        ),
+        (
+            [0x8d, 0x01, 0, 0, 0, 0, 0, 0],
+            "call by register 1 is not supported",
+        ),
+        (
+            [0x95, 0, 0, 0, 1, 0, 0, 0],
+            "field `imm` of opcode 0x95 is reserved",
+        ),
+        ([0x8f, 0, 0, 0, 0, 0, 0, 0], "opcode 0x8f is not defined"),
+        (
+            [0xbc, 0, 32, 0, 0, 0, 0, 0],
+            "field `off` = 0x20 has no meaning",
+        ),
+        (
+            [0xb7, 0, 8, 0, 0, 0, 0, 0],
+            "field `off` = 0x8 has no meaning",
+        ),
+    ];
+    let exit = Op::Exit.encode().0;
+    let mut wrong = Vec::new();
+    for (bytes, want) in ROWS {
+        let is = error(vec![Insn::from_bytes(*bytes), exit]);
+        if !is.contains("instruction 0, `") || !is.contains(want) {
+            wrong.push(format!("{bytes:02x?}: {is}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn length() {
+    assert!(error(Vec::new()).contains("it has no instructions"));
+    let exit = Op::Exit.encode().0;
+    assert!(unchecked(vec![exit; MAX_SLOTS], &[]).validate().is_ok());
+    let long = error(vec![exit; MAX_SLOTS + 1]);
+    assert!(
+        long.contains("1000001 instruction slots and the limit is 1000000"),
+        "{long}"
+    );
+}
+
+/// Whatever decodes encodes to the same slot: of the fields that it has no room for, each must be zero.
+#[test]
+fn every_opcode_decodes_to_itself_or_is_refused() {
+    let mut decoded = 0;
+    for opcode in 0..=255 {
+        for (regs, off, imm) in [
+            (0x21, 0, 0),
+            (0x21, 8, 0),
+            (0x21, 0, 0x11),
+            (0x01, 0, 0x10),
+            (0x01, 5, 64),
+            (0x00, 3, 0),
+            (0x00, 0, 0),
+            (0x10, 0, 7),
+            (0x01, 1, 7),
+            (0x21, -4, 0x41),
+            (0x21, -4, 0x100),
+            (0x21, 0, 0x110),
+        ] {
+            let insn = Insn {
+                opcode,
+                dst: regs & 15,
+                src: regs >> 4,
+                off,
+                imm,
+            };
+            let next = Some(Insn::default());
+            match Op::decode(insn, next) {
+                Ok(op) => {
+                    decoded += 1;
+                    let (first, second) = op.encode();
+                    assert_eq!(first, insn, "{op}");
+                    assert_eq!(second.is_some(), op.slots() == 2);
+                    let text = op.to_string();
+                    let back = assemble(&text).unwrap_or_else(|error| panic!("{error}"));
+                    assert_eq!(back.first(), Some(&first), "{text}");
+                    assert_eq!(back.get(1).copied(), second, "{text}");
+                }
+                Err(DecodeError::Lddw) => assert_eq!(opcode, 0x18),
+                Err(_) => {}
+            }
+        }
+    }
+    assert!(decoded > 400, "{decoded}");
+}
