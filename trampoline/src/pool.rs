@@ -459,3 +459,25 @@ impl<P: Platform> Code<P> {
         self.block.units.len() as u64 * UNIT
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Units 60 to 69 of which 65 is taken, as by another core between looking and claiming.
+    #[test]
+    fn a_claim_that_fails_leaves_nothing_behind() {
+        let bitmap = [0, 1 << 1].map(AtomicU64::new);
+        assert!(!claim(&bitmap, 60..70));
+        assert_eq!(
+            bitmap.each_ref().map(|w| w.load(Ordering::Relaxed)),
+            [0, 1 << 1]
+        );
+        release(&bitmap, 65..66);
+        assert!(claim(&bitmap, 60..70));
+        assert_eq!(
+            bitmap.each_ref().map(|w| w.load(Ordering::Relaxed)),
+            [0xf << 60, 0x3f]
+        );
+    }
+}

@@ -38,7 +38,7 @@ impl Memory {
     }
 
     fn word(&self, at: u64) -> Option<&'static std::sync::atomic::AtomicU32> {
-        let inside = (self.0..self.0 + BYTES as u64).contains(&at) && at % 4 == 0;
+        let inside = (self.0..self.0 + BYTES as u64).contains(&at) && at.is_multiple_of(4);
         // SAFETY: an aligned word of the mapping, which is never unmapped and only accessed as atomics.
         inside.then(|| unsafe { &*(at as *const std::sync::atomic::AtomicU32) })
     }
@@ -143,11 +143,14 @@ extern "C" fn program(ctx: *const u64, data: u64) -> u64 {
     hits.count.fetch_add(1, Ordering::Relaxed);
     for (i, slot) in hits.ctx.iter().enumerate().take(hits.words) {
         // SAFETY: the image stored `words` words at ctx.
-        slot.store(unsafe { ctx.add(i).read() }, Ordering::Relaxed);
+        slot.store(unsafe { ctx.wrapping_add(i).read() }, Ordering::Relaxed);
     }
     for (i, slot) in hits.record.iter().enumerate() {
         // SAFETY: below ctx lies the image's frame record of two words.
-        slot.store(unsafe { ctx.sub(2).add(i).read() }, Ordering::Relaxed);
+        slot.store(
+            unsafe { ctx.wrapping_sub(2).wrapping_add(i).read() },
+            Ordering::Relaxed,
+        );
     }
     // SAFETY: overwrites what a function may overwrite (AAPCS64 6.1.1), all of it declared.
     unsafe {
