@@ -132,6 +132,8 @@ fn leave(frame: &Frame) {
         irq::open_exceptions();
         context::run_softirqs();
         irq::mask_all();
+        // PSTATE masks everything; the priority mask has to be open, or nothing would end WFI in `park_if_asked`.
+        irq::open_priority();
     }
     smp::park_if_asked();
     if block.need_resched.load(Ordering::Relaxed) && switch::current().preemptible() {

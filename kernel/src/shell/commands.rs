@@ -7,7 +7,7 @@ use crate::arch::pmu::{self, Counter};
 use crate::bpf::Engine;
 use crate::hook::{self, Function, HookId, Native};
 use crate::ksyms::Flags;
-use crate::workload::{self, TARGETS};
+use crate::workload::{TARGETS, TRANSFER_BYTES, Transfer};
 use crate::{bench, bpf, println, sched, symbols, system};
 use alloc::borrow::ToOwned;
 use alloc::format;
@@ -82,7 +82,7 @@ pub(super) static COMMANDS: &[Command] = commands![
     "call", "[N] [FUNCTION]", [Argument::None, Argument::Target], call, "calls a function N times
     FUNCTION is workload_call, workload_nested or workload_six, the first if not said; N is 1000 if not said";
     "tcp", "[BYTES]", [], tcp, "moves BYTES over TCP on a loopback, 65536 if not said";
-    "bench", "", [], bench, "measures what hooks cost and prints the table";
+    "bench", "", [], bench, "measures what hooks cost and prints the table; nothing may be hooked";
     "cpus", "", [], inspect::cpus, "the cores that run";
     "tasks", "", [], inspect::tasks, "the kernel's threads";
     "mem", "", [], inspect::mem, "memory in use";
@@ -336,14 +336,10 @@ fn call(shell: &mut Shell, command: &'static Command, arguments: &str) -> Outcom
 }
 
 fn tcp(_: &mut Shell, _: &'static Command, arguments: &str) -> Outcome {
-    let bytes = number(
-        "BYTES",
-        arguments,
-        workload::TRANSFER_BYTES as u64,
-        16 << 20,
-    )?;
+    let bytes = number("BYTES", arguments, TRANSFER_BYTES as u64, 16 << 20)?;
+    let mut transfer = Transfer::new();
     counted(
-        || Ok(workload::transfer(bytes as usize)?),
+        || Ok(transfer.run(bytes as usize)?),
         |stats| {
             format!(
                 "{} bytes arrived as sent, in {} packets and {} polls",
@@ -355,6 +351,9 @@ fn tcp(_: &mut Shell, _: &'static Command, arguments: &str) -> Outcome {
 
 fn bench(_: &mut Shell, command: &'static Command, arguments: &str) -> Outcome {
     no_arguments(command, arguments)?;
+    if !hook::list().is_empty() {
+        return Err(ShellError::Hooked);
+    }
     if let Some(system) = system() {
         bench::run(&system.options); // says itself what failed
     }

@@ -128,7 +128,7 @@ pub(super) fn maps(_: &mut Shell, command: &'static Command, arguments: &str) ->
         let d = map.definition();
         let (key, value) = (d.key_size, d.value_size);
         println!(
-            "{name:24}  {}  key {key} bytes, value {value} bytes, at most {} entries",
+            "{name:24}  {}  key {key} bytes, value {value} bytes, entries: {}",
             d.kind, d.max_entries
         );
     }
@@ -265,17 +265,13 @@ pub(super) fn tasks(_: &mut Shell, command: &'static Command, arguments: &str) -
 /// `mem`
 pub(super) fn mem(_: &mut Shell, command: &'static Command, arguments: &str) -> Outcome {
     no_arguments(command, arguments)?;
-    let kib = |what: &str, total: usize, free: usize| {
-        println!(
-            "{what:12}  {:>9} KiB, {:>9} KiB of it free",
-            total >> 10,
-            free >> 10
-        );
+    let row = |what: &str, total: usize, free: usize| {
+        println!("{what:12}  {total:>11} bytes, {free:>11} of them free")
     };
     let (heap_total, heap_free) = heap::usage();
     let (total, free) = frames::usage();
-    kib("heap", heap_total, heap_free);
-    kib("code pool", layout::POOL_SIZE, hook::pool_free());
-    kib("page frames", total * layout::PAGE, free * layout::PAGE);
+    row("heap", heap_total, heap_free);
+    row("code pool", layout::POOL_SIZE, hook::pool_free());
+    row("page frames", total * layout::PAGE, free * layout::PAGE);
     Ok(())
 }

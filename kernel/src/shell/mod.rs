@@ -40,6 +40,8 @@ enum ShellError {
     NoMap(String, Vec<String>),
     /// No hook is there to detach: what was typed.
     NoHook(String),
+    /// Nothing can be measured while something is hooked.
+    Hooked,
     /// ^C.
     Interrupted,
     /// The name is no function's.
@@ -89,6 +91,7 @@ impl fmt::Display for ShellError {
                 there.join(", ")
             ),
             Self::NoHook(typed) => write!(f, "there is no hook on {typed}; hooks lists all"),
+            Self::Hooked => write!(f, "costs are differences to functions without hooks: detach what hooks lists"),
             Self::Interrupted => write!(f, "interrupted"),
             Self::Resolve(e) => e.fmt(f),
             Self::Hook(e) => e.fmt(f),

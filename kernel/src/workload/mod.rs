@@ -6,13 +6,8 @@
 mod loopback;
 mod tcp;
 
-pub(crate) use tcp::{
-    Stats, TCP_TARGET, TCP_TARGET_SHORT, TRANSFER_BYTES, Transfer, TransferError,
-};
+pub(crate) use tcp::{TCP_TARGET, TCP_TARGET_SHORT, TRANSFER_BYTES, Transfer, TransferError};
 
-use crate::arch::callee;
-use crate::arch::lock::SpinLock;
-use alloc::boxed::Box;
 use core::hint::black_box;
 
 /// What [`call_loop`] calls.
@@ -56,16 +51,6 @@ pub(crate) extern "C" fn workload_nested(a: u64, b: u64) -> u64 {
     workload_call(a, b).wrapping_add(workload_call(b, a))
 }
 
-/// [`workload_call`], to be called through a pointer.
-pub(crate) fn callable() -> Callable {
-    workload_call
-}
-
-/// The same function entered behind its site, as if it had been compiled without one.
-pub(crate) fn past_site() -> Callable {
-    callee::past_site(workload_call)
-}
-
 /// Calls `f` through a pointer, `n` times, the count as first argument and the last result as second; returns the last
 /// result. The loop's instructions are the same ones for every `f`.
 #[inline(never)]
@@ -82,18 +67,3 @@ pub(crate) const TARGETS: [(&str, fn(u64) -> u64); 3] = [
         (0..n).fold(0, |last, i| workload_six(i, last, 1, 2, 3, 4))
     }),
 ];
-
-/// The memory of transfers, while none runs.
-static SPARE: SpinLock<Option<Box<Transfer>>> = SpinLock::new(None);
-
-/// Moves `bytes` bytes over TCP ([`Transfer::run`]); only the first transfer allocates, and one that runs beside another.
-///
-/// # Errors
-/// [`TransferError`].
-pub(crate) fn transfer(bytes: usize) -> Result<Stats, TransferError> {
-    let spare = SPARE.lock().take();
-    let mut transfer = spare.unwrap_or_else(|| Box::new(Transfer::new()));
-    let result = transfer.run(bytes);
-    *SPARE.lock() = Some(transfer);
-    result
-}
