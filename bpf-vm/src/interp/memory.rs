@@ -275,9 +275,10 @@ unsafe fn store(address: u64, size: Size, value: u64) {
         // SAFETY: aligned, and the caller promised that the four bytes are writable.
         Size::W => unsafe { AtomicU32::from_ptr(with_exposed_provenance_mut(at)) }
             .store(value as u32, Relaxed),
-        // SAFETY: aligned, and the caller promised that the eight bytes are writable.
         Size::Dw => {
-            unsafe { AtomicU64::from_ptr(with_exposed_provenance_mut(at)) }.store(value, Relaxed)
+            // SAFETY: aligned, and the caller promised that the eight bytes are writable.
+            let word = unsafe { AtomicU64::from_ptr(with_exposed_provenance_mut(at)) };
+            word.store(value, Relaxed);
         }
     }
 }

@@ -272,9 +272,12 @@ impl<'p> Flow<'p> {
             Op::Load { base, .. } | Op::LoadAcquire { base, .. } => RegSet::default().with(base),
             Op::Store { base, src, .. } => operand(src).with(base),
             Op::StoreRelease { base, src, .. } => RegSet::of([base, src]),
-            Op::Atomic { op, base, src, .. } if op == AtomicOp::Cmpxchg => {
-                RegSet::of([base, src, Reg::R0])
-            }
+            Op::Atomic {
+                op: AtomicOp::Cmpxchg,
+                base,
+                src,
+                ..
+            } => RegSet::of([base, src, Reg::R0]),
             Op::Atomic { base, src, .. } => RegSet::of([base, src]),
             Op::If { dst, src, .. } => operand(src).with(dst),
             Op::Call { .. } if self.inlined.contains_key(&index) => RegSet::of([Reg::R2]),

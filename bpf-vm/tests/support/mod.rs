@@ -14,6 +14,7 @@ use bpf_vm::{
     asm::assemble,
     interp::{Fault, Interpreter, Outcome, Region},
     isa::Insn,
+    jit::{self, Code, Features, RegisterSet, Target},
     map::{HeapMemory, Map, MapDefinition, MapKind},
     program::{UncheckedProgram, ValidatedProgram},
 };
@@ -45,9 +46,10 @@ pub(crate) fn unchecked(insns: Vec<Insn>, maps: &[Arc<Map>]) -> UncheckedProgram
 
 /// Assembles and validates; panics with the error.
 pub(crate) fn program(text: &str, maps: &[Arc<Map>]) -> Arc<ValidatedProgram> {
-    let insns = assemble(text).unwrap_or_else(|error| panic!("{error}\n{text}"));
+    let shown = text.get(..1000).unwrap_or(text);
+    let insns = assemble(text).unwrap_or_else(|error| panic!("{error}\n{shown}"));
     let program = unchecked(insns, maps).validate();
-    Arc::new(program.unwrap_or_else(|error| panic!("{error}\n{text}")))
+    Arc::new(program.unwrap_or_else(|error| panic!("{error}\n{shown}")))
 }
 
 /// The memory that r1 points to, r2 being its size in bytes.
@@ -98,11 +100,47 @@ pub(crate) fn interpret(
     Interpreter::new(program.clone()).run(&memory.arguments(), &[memory.region()], BUDGET)
 }
 
+/// Few registers: x0 to x2 and x19 to x26, so that callee-saved ones have to do for everything.
+const FEW: RegisterSet = {
+    let mut few = RegisterSet::ALL;
+    let mut number = 3;
+    while number < 29 {
+        if let Some(reg) = a64::Reg::new(number)
+            && (number < 19 || number > 26)
+        {
+            few = few.without(reg);
+        }
+        number += 1;
+    }
+    few
+};
+
+/// What programs are compiled for; qemu's default core has all of it.
+pub(crate) const VARIANTS: [(Features, RegisterSet); 3] = [
+    (Features { lse: false }, RegisterSet::ALL),
+    (Features { lse: true }, RegisterSet::ALL),
+    (Features { lse: false }, FEW),
+];
+
+pub(crate) fn compile(
+    program: &ValidatedProgram,
+    base: u64,
+    variant: (Features, RegisterSet),
+) -> Code {
+    let (features, registers) = variant;
+    let target = Target {
+        features,
+        registers,
+        arguments: 2,
+        ..Target::new(base)
+    };
+    jit::compile(program, &target).unwrap_or_else(|error| panic!("{error}"))
+}
+
 /// Compiled code on the machine that runs the test.
 #[cfg(target_arch = "aarch64")]
 pub(crate) mod native {
     use super::*;
-    use bpf_vm::jit::{self, Code, Features, RegisterSet, Target};
 
     /// The shortest line that CTR_EL0 can name, bytes.
     const LINE: usize = 16;
@@ -173,43 +211,6 @@ pub(crate) mod native {
             unsafe { libc::munmap(self.start, self.bytes) };
         }
     }
-
-    /// Few registers: x0 to x2 and x19 to x26, so that callee-saved ones have to do for everything.
-    const FEW: RegisterSet = {
-        let mut few = RegisterSet::ALL;
-        let mut number = 3;
-        while number < 29 {
-            if let Some(reg) = a64::Reg::new(number)
-                && (number < 19 || number > 26)
-            {
-                few = few.without(reg);
-            }
-            number += 1;
-        }
-        few
-    };
-
-    /// What programs are compiled for; qemu's default core has all of it.
-    pub(crate) const VARIANTS: [(Features, RegisterSet); 3] = [
-        (Features { lse: false }, RegisterSet::ALL),
-        (Features { lse: true }, RegisterSet::ALL),
-        (Features { lse: false }, FEW),
-    ];
-
-    pub(crate) fn compile(
-        program: &ValidatedProgram,
-        base: u64,
-        variant: (Features, RegisterSet),
-    ) -> Code {
-        let (features, registers) = variant;
-        let target = Target {
-            features,
-            registers,
-            arguments: 2,
-            ..Target::new(base)
-        };
-        jit::compile(program, &target).unwrap_or_else(|error| panic!("{error}"))
-    }
 }
 
 /// Runs by all engines that this machine has; they have to agree on r0, the memory and the maps' values.
@@ -224,11 +225,15 @@ pub(crate) fn run_all(
     before();
     let outcome = interpret(program, &memory).map_err(|fault| format!("interpreter: {fault}"))?;
     let (after, values) = (memory.bytes(), state());
+    #[cfg(not(target_arch = "aarch64"))]
+    for variant in VARIANTS {
+        compile(program, 0x8_0000, variant);
+    }
     #[cfg(target_arch = "aarch64")]
     {
-        let pages = native::Pages::new(1 << 20);
-        for variant in native::VARIANTS {
-            let code = native::compile(program, pages.address(), variant);
+        let pages = native::Pages::new(1 << 23);
+        for variant in VARIANTS {
+            let code = compile(program, pages.address(), variant);
             pages.load(&code);
             memory.set(&fresh);
             before();

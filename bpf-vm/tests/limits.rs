@@ -1,0 +1,214 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What ends a run of the interpreter, and programs at the edge of what the engines take.
+mod support;
+
+use std::sync::Arc;
+
+use bpf_vm::{
+    interp::{Interpreter, Region},
+    isa::Insn,
+    jit::{self, JitError, Target},
+    program::{MAX_SLOTS, ValidatedProgram},
+};
+use support::{Buffer, array, interpret, program, run_all, unchecked};
+
+#[test]
+fn faults() {
+    const ROWS: &[(&str, &str)] = &[
+        (
+            "r0 = *(u8 *)(r1 + 8)\nexit",
+            "instruction 0, `r0 = *(u8 *)(r1 + 8)`: 1 bytes at",
+        ),
+        ("r0 = *(u64 *)(r1 + 1)\nexit", "8 bytes at"),
+        ("r0 = *(u8 *)(r1 - 1)\nexit", "1 bytes at"),
+        ("r0 = 0\nr0 = *(u64 *)(r0 + 0)\nexit", "8 bytes at 0x0"),
+        ("r0 = *(u8 *)(r10 + 0)\nexit", "1 bytes at"),
+        ("*(u64 *)(r10 - 513) = 0\nexit", "8 bytes at"),
+        ("lock *(u32 *)(r1 + 2) += r0\nexit", "4 bytes at"),
+        ("r0 = load_acquire((u64 *)(r10 - 9))\nexit", "8 bytes at"),
+        ("r3 = map[0]\nr0 = *(u64 *)(r3 + 0)\nexit", "8 bytes at"),
+        (
+            "r3 = map[0][0]+16\nr0 = *(u64 *)(r3 + 8)\nexit",
+            "8 bytes at",
+        ),
+        ("goto -1", "did not end within 1000000 instructions"),
+        (
+            "f: call local over\nexit\nover: call local f\nexit",
+            "more than 8 deep",
+        ),
+        (
+            "r1 = 5\nr2 = r10\nr2 += -8\ncall 1\nexit",
+            "argument 1 of bpf_map_lookup_elem is 0x5",
+        ),
+        (
+            "r2 = r1\nr2 += 5\nr1 = map[0]\ncall 1\nexit",
+            "argument 2 of bpf_map_lookup_elem",
+        ),
+        ("r2 = 9\ncall 6\nexit", "argument 1 of bpf_trace_printk"),
+        ("r2 = 0\ncall 6\nexit", "argument 1 of bpf_trace_printk"),
+    ];
+    let mut wrong = Vec::new();
+    for (text, want) in ROWS {
+        let program = program(text, &[array(8, 3)]);
+        match interpret(&program, &Buffer::new(&[0; 8])) {
+            Ok(outcome) => wrong.push(format!("{text:?}: {outcome:?}")),
+            Err(fault) if fault.to_string().contains(want) => {}
+            Err(fault) => wrong.push(format!("{text:?}: {fault}")),
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn a_constant_region_is_not_written() {
+    let context = [7_u64, 8];
+    let run = |text| {
+        let region = Region::constant(&context);
+        Interpreter::new(program(text, &[])).run(&[region.start()], &[region], 100)
+    };
+    assert_eq!(run("r0 = *(u64 *)(r1 + 8)\nexit").unwrap().r0, 8);
+    assert!(run("*(u8 *)(r1 + 15) = 0\nr0 = 0\nexit").is_err());
+    assert_eq!(context, [7, 8]);
+}
+
+/// Branches over more code than TBZ (32 KiB) and than CBZ and B.cond (1 MiB) reach, forwards and backwards.
+#[test]
+fn far_branches() {
+    // Ten words without LSE.
+    let line = "r0 = cmpxchg_64(r10 - 16, r0, r10)\n";
+    for fill in [3_000, 30_000] {
+        let filler = line.repeat(fill);
+        for (test, taken) in [
+            ("r5 & 1", false),
+            ("r5 s< 0", false),
+            ("r5 == 0", false),
+            ("r5 != 6", false),
+            ("r5 & 2", true),
+            ("r5 s>= 0", true),
+            ("r5 != 0", true),
+            ("r5 == 6", true),
+        ] {
+            let text = format!(
+                "r5 = 6\nr0 = 0\n*(u64 *)(r10 - 16) = 5\ngoto start\nback: r0 = 3\nexit\n\
+                 start: if {test} goto far\n{filler}\
+                 far: if {test} goto back\nr0 = 2\nexit\n"
+            );
+            let (outcome, _) = run_all(&program(&text, &[]), &[], || (), Vec::new).unwrap();
+            let want = if taken { 3 } else { 2 };
+            assert_eq!(outcome.r0, want, "{test} over {fill}");
+        }
+    }
+}
+
+/// As many slots as a program may have, each `every`th another line; 200 plain ones at both ends.
+fn longest(line: &str, every: usize, other: &str) -> Arc<ValidatedProgram> {
+    let mut text = String::new();
+    for n in 0..MAX_SLOTS - 2 {
+        text += match n % every {
+            _ if !(200..MAX_SLOTS - 202).contains(&n) => "r3 = r1\n",
+            last if last == every - 1 => other,
+            _ => line,
+        };
+    }
+    text += "r0 = 0\nexit\n";
+    program(&text, &[])
+}
+
+/// The longest programs compile in time and memory that grow with their length only.
+#[test]
+#[cfg_attr(
+    target_arch = "aarch64",
+    ignore = "it runs no compiled code; the host is faster"
+)]
+fn the_longest_programs_compile() {
+    for (line, every, other) in [
+        ("r3 += r2\n", 2, "r2 += r1\n"),
+        ("if r1 == 0 goto +0\n", 3, "r1 += r2\n"),
+        ("if r1 == 0 goto +100\n", 200, "goto -150\n"),
+        ("lock *(u64 *)(r1 + 0) += r2\n", 2, "call 8\n"),
+    ] {
+        let text = longest(line, every, other);
+        let start = std::time::Instant::now();
+        let code = jit::compile(&text, &Target::new(0x1000)).unwrap();
+        let words = code.words.len();
+        println!("{}: {words} words in {:?}", line.trim(), start.elapsed());
+        assert!(words < 8 * MAX_SLOTS, "{words} words");
+    }
+}
+
+#[test]
+fn recursion_and_depth() {
+    let compile = |text: &str| jit::compile(&program(text, &[]), &Target::new(0)).map(|_| ());
+    let recursive = compile("call local f\nexit\nf: call local g\nexit\ng: call local f\nexit");
+    assert!(
+        matches!(recursive, Err(JitError::Recursion { .. })),
+        "{recursive:?}"
+    );
+    let chain = |length| {
+        let mut text = String::new();
+        for n in 1..length {
+            text += &format!("f{n}: call local f{}\nexit\n", n + 1);
+        }
+        text + &format!("f{length}: r0 = 0\nexit\n")
+    };
+    assert_eq!(compile(&chain(8)), Ok(()));
+    assert_eq!(compile(&chain(9)), Err(JitError::CallDepth(9)));
+    assert_eq!(compile(&chain(10_000)), Err(JitError::CallDepth(9)));
+}
+
+#[test]
+fn stack_is_what_frames_add_up_to() {
+    let bytes = |text: &str| {
+        let code = jit::compile(&program(text, &[array(8, 3)]), &Target::new(0));
+        code.unwrap().stack_bytes
+    };
+    assert_eq!(bytes("r0 = 0\nexit"), 0);
+    assert_eq!(bytes("*(u8 *)(r10 - 20) = 1\nr0 = 0\nexit"), 32);
+    assert_eq!(bytes("r2 = r10\nr0 = *(u8 *)(r2 - 9)\nexit"), 512);
+    assert_eq!(bytes("call 8\nexit"), 16);
+    assert_eq!(bytes("r6 = r1\ncall 8\nr0 = r6\nexit"), 32);
+    assert_eq!(
+        bytes("call local f\nexit\nf: *(u64 *)(r10 - 8) = 1\ncall 8\nexit"),
+        16 + 32
+    );
+}
+
+/// Random bytes as a program: refused or compiled, without a panic.
+#[test]
+#[cfg_attr(
+    target_arch = "aarch64",
+    ignore = "it runs no compiled code; the host is faster"
+)]
+fn random_slots() {
+    let mut state = 1_u64;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state
+    };
+    let mut valid = 0;
+    for _ in 0..200_000 {
+        let insns: Vec<_> = (0..1 + next() % 5)
+            .map(|_| {
+                let mut insn = Insn::from_bytes(next().to_le_bytes());
+                // Small fields, so that some get through.
+                insn.off = (next() % 4) as i16 - if next() % 2 == 0 { 2 } else { 0 };
+                insn.imm = if next() % 2 == 0 {
+                    0
+                } else {
+                    insn.imm >> (next() % 32)
+                };
+                insn
+            })
+            .chain([bpf_vm::isa::Op::Exit.encode().0])
+            .collect();
+        if let Ok(program) = unchecked(insns, &[array(8, 3)]).validate() {
+            valid += 1;
+            let _ = jit::compile(&program, &Target::new(0x4000));
+            let _ = Interpreter::new(Arc::new(program)).run(&[], &[], 100);
+        }
+    }
+    println!("{valid} of 200000 were valid");
+    assert!(valid > 1000, "{valid}");
+}
