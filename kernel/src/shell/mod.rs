@@ -91,7 +91,10 @@ impl fmt::Display for ShellError {
                 there.join(", ")
             ),
             Self::NoHook(typed) => write!(f, "there is no hook on {typed}; hooks lists all"),
-            Self::Hooked => write!(f, "costs are differences to functions without hooks: detach what hooks lists"),
+            Self::Hooked => write!(
+                f,
+                "costs are differences to functions without hooks: detach what hooks lists"
+            ),
             Self::Interrupted => write!(f, "interrupted"),
             Self::Resolve(e) => e.fmt(f),
             Self::Hook(e) => e.fmt(f),
