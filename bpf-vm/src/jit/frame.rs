@@ -5,7 +5,7 @@
 //!            |                      | the caller's
 //!   r10 ->   +----------------------+
 //!            | BPF stack            | if r10 is used: down to the lowest byte accessed, 512 bytes if r10 is
-//!            |                      | anything but the base of accesses
+//!            |                      | anything but the base of accesses and of keys of lookups in place
 //!            +----------------------+
 //!            | x19, x20, ...        | those that are used, in pairs
 //!            +----------------------+
@@ -15,6 +15,7 @@
 use a64::Reg as A64;
 use alloc::vec::Vec;
 
+use super::liveness::{Arguments, Flow};
 use crate::{
     isa::{Op, Operand, Reg},
     program::{Instruction, STACK_BYTES},
@@ -34,11 +35,22 @@ pub(super) struct Frame {
 const RECORD: u32 = 16;
 
 impl Frame {
-    /// The frame of a function that calls or not, and uses these callee-saved registers.
-    pub(super) fn new(body: &[Instruction], calls: bool, saved: Vec<A64>) -> Self {
+    /// The frame of a function, from the callee-saved registers that it uses.
+    pub(super) fn new(flow: &Flow<'_>, arguments: &Arguments, saved: Vec<A64>) -> Self {
+        let emitted = flow.emitted(arguments);
+        let calls = |(index, i): &(usize, &Instruction)| flow.effects(*index, i, arguments).calls;
+        let calls = emitted.iter().any(calls);
         let record = if calls { RECORD } else { 0 };
         let saves = (saved.len() as u32 * 8).next_multiple_of(RECORD);
-        let stack = stack_used(body).next_multiple_of(RECORD);
+        let stack = emitted
+            .iter()
+            .map(|(index, i)| match flow.inlined.get(index) {
+                Some(lookup) => depth(lookup.key.unwrap_or(0)),
+                None => stack_used(i.op),
+            })
+            .max()
+            .unwrap_or(0)
+            .next_multiple_of(RECORD);
         Self {
             bytes: record + saves + stack,
             record: calls,
@@ -53,30 +65,30 @@ impl Frame {
     }
 }
 
-/// Bytes below r10 that a function may access.
-fn stack_used(body: &[Instruction]) -> u32 {
-    const ALL: u32 = STACK_BYTES as u32;
+/// The most bytes below r10 that a function has.
+const ALL: u32 = STACK_BYTES as u32;
+
+/// Bytes below r10 down to an offset from it.
+fn depth(off: i16) -> u32 {
+    u32::from(off.min(0).unsigned_abs()).min(ALL)
+}
+
+/// Bytes below r10 that an instruction may access, or give others the address of.
+fn stack_used(op: Op) -> u32 {
     let fp = Operand::Reg(Reg::FP);
-    let used = |op| match op {
+    match op {
         Op::Store { src, .. } | Op::Alu { src, .. } | Op::If { src, .. } if src == fp => ALL,
         Op::Atomic { src: Reg::FP, .. } | Op::StoreRelease { src: Reg::FP, .. } => ALL,
         Op::If { dst: Reg::FP, .. } => ALL,
-        Op::Load {
-            base: Reg::FP, off, ..
+        Op::Load { base, off, .. }
+        | Op::Store { base, off, .. }
+        | Op::Atomic { base, off, .. }
+        | Op::LoadAcquire { base, off, .. }
+        | Op::StoreRelease { base, off, .. }
+            if base == Reg::FP =>
+        {
+            depth(off)
         }
-        | Op::Store {
-            base: Reg::FP, off, ..
-        }
-        | Op::Atomic {
-            base: Reg::FP, off, ..
-        }
-        | Op::LoadAcquire {
-            base: Reg::FP, off, ..
-        }
-        | Op::StoreRelease {
-            base: Reg::FP, off, ..
-        } => u32::from(off.min(0).unsigned_abs()).min(ALL),
         _ => 0,
-    };
-    body.iter().map(|i| used(i.op)).max().unwrap_or(0)
+    }
 }

@@ -108,8 +108,25 @@ pub(super) struct Flow<'p> {
     pub(super) start: usize,
     /// In order of the code; the first is the entry.
     pub(super) blocks: Vec<Block>,
-    /// Calls of `bpf_map_lookup_elem` with a constant array map that are emitted in place: instruction to map index.
-    pub(super) inlined: BTreeMap<usize, u32>,
+    /// Calls of `bpf_map_lookup_elem` with a constant array map, which are emitted in place.
+    pub(super) inlined: BTreeMap<usize, Lookup>,
+}
+
+/// A lookup in an array that is known.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Lookup {
+    /// The map's index.
+    pub(super) map: u32,
+    /// The key's offset from r10, if r2 is known to point there; r2 is not read then.
+    pub(super) key: Option<i16>,
+}
+
+/// What is known of a register's value within a block.
+#[derive(Clone, Copy)]
+enum Known {
+    Map(u32),
+    /// r10 and this offset.
+    Frame(i32),
 }
 
 /// For each function of a program the argument registers that it reads.
@@ -218,32 +235,46 @@ impl<'p> Flow<'p> {
         }
     }
 
-    /// Follows map constants through each block to the lookups that use them.
+    /// Follows maps and places in the frame through each block to the lookups that use them.
     fn find_inlined(&mut self) {
         for block in &self.blocks {
             let mut known = [None; Reg::COUNT];
+            known[Reg::FP.index()] = Some(Known::Frame(0));
+            let (width, mov, add) = (Width::W64, AluOp::Mov, AluOp::Add);
             for (index, i) in block.range.clone().zip(self.code(block)) {
                 let value = match i.op {
-                    Op::LoadMap { map, .. } => Some(map),
+                    Op::LoadMap { map, .. } => Some(Known::Map(map)),
                     Op::Alu {
-                        width: Width::W64,
-                        op: AluOp::Mov,
+                        width: w,
+                        op,
                         src: Operand::Reg(src),
                         ..
-                    } => known.get(src.index()).copied().flatten(),
+                    } if (w, op) == (width, mov) => known[src.index()],
+                    Op::Alu {
+                        width: w,
+                        op,
+                        dst,
+                        src: Operand::Imm(imm),
+                    } if (w, op) == (width, add) => match known[dst.index()] {
+                        Some(Known::Frame(off)) => off.checked_add(imm).map(Known::Frame),
+                        _ => None,
+                    },
                     Op::Call { helper: 1 } => {
-                        let map = known.get(Reg::R1.index()).copied().flatten();
-                        if let Some(map) = map.filter(|map| self.is_plain_array(*map)) {
-                            self.inlined.insert(index, map);
+                        if let Some(Known::Map(map)) = known[Reg::R1.index()]
+                            && self.is_plain_array(map)
+                        {
+                            let key = match known[Reg::R2.index()] {
+                                Some(Known::Frame(off)) => i16::try_from(off).ok(),
+                                _ => None,
+                            };
+                            self.inlined.insert(index, Lookup { map, key });
                         }
                         None
                     }
                     _ => None,
                 };
                 if matches!(i.op, Op::Call { .. } | Op::CallLocal { .. }) {
-                    for reg in Reg::arguments() {
-                        known[reg.index()] = None;
-                    }
+                    Reg::arguments().for_each(|reg| known[reg.index()] = None);
                 }
                 if let Some(dst) = i.op.defines() {
                     known[dst.index()] = value;
@@ -280,8 +311,15 @@ impl<'p> Flow<'p> {
             } => RegSet::of([base, src, Reg::R0]),
             Op::Atomic { base, src, .. } => RegSet::of([base, src]),
             Op::If { dst, src, .. } => operand(src).with(dst),
-            Op::Call { .. } if self.inlined.contains_key(&index) => RegSet::of([Reg::R2]),
             Op::Call { helper } => {
+                if let Some(lookup) = self.inlined.get(&index) {
+                    return Effects {
+                        uses: RegSet::of(lookup.key.is_none().then_some(Reg::R2)),
+                        defines: Some(Reg::R0),
+                        calls: false,
+                        pure: true,
+                    };
+                }
                 calls = true;
                 let count = helpers::by_number(helper).map_or(5, |helper| helper.arguments.len());
                 RegSet::of(Reg::arguments().take(count))
@@ -340,6 +378,21 @@ impl<'p> Flow<'p> {
         }
         out.reverse();
         live
+    }
+
+    /// The instructions that are emitted, with their index.
+    pub(super) fn emitted(&self, arguments: &Arguments) -> Vec<(usize, &'p Instruction)> {
+        let mut emitted = Vec::new();
+        let mut live_outs = Vec::new();
+        for (number, block) in self.blocks.iter().enumerate().filter(|(_, b)| b.reachable) {
+            self.live_outs(number, arguments, &mut live_outs);
+            let code = block.range.clone().zip(self.code(block)).zip(&live_outs);
+            let alive = |&((index, i), live_out): &((usize, &'p Instruction), &RegSet)| {
+                !self.effects(index, i, arguments).is_dead(*live_out)
+            };
+            emitted.extend(code.filter(alive).map(|(instruction, _)| instruction));
+        }
+        emitted
     }
 
     /// Computes what is live into each block; returns it for the entry.

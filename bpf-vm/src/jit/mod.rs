@@ -154,9 +154,7 @@ impl<'p> Function<'p> {
             pool = pool.without(X14).without(X15);
         }
         let allocation = alloc::allocate(&flow, arguments, pool)?;
-        let calls = |(index, i)| flow.effects(index, i, arguments).calls;
-        let calls = flow.body.iter().enumerate().any(calls);
-        let frame = Frame::new(flow.body, calls, allocation.saved.clone());
+        let frame = Frame::new(&flow, arguments, allocation.saved.clone());
         Ok(Self {
             flow,
             allocation,
@@ -346,9 +344,9 @@ impl Emitter<'_, '_> {
                         dst: allocation.home_of(index),
                         live_out,
                         arguments: effects.uses,
-                        inlined: inlined
-                            .and_then(|map| self.program.map(*map))
-                            .map(|map| &**map),
+                        inlined: inlined.and_then(|lookup| {
+                            Some((&**self.program.map(lookup.map)?, lookup.key))
+                        }),
                         address: match i.op {
                             Op::Call { helper } if inlined.is_none() => {
                                 (self.target.helper)(helper).ok_or(JitError::Helper(helper))?

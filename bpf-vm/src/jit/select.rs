@@ -125,8 +125,8 @@ pub(super) struct Site<'a> {
     pub(super) live_out: RegSet,
     /// Argument registers that a call hands over.
     pub(super) arguments: RegSet,
-    /// The array map of a lookup that is emitted in place.
-    pub(super) inlined: Option<&'a Map>,
+    /// The array map of a lookup that is emitted in place, and its key's offset from r10 if r2 does not have it.
+    pub(super) inlined: Option<(&'a Map, Option<i16>)>,
     /// The address that a helper call leads to, or a map constant is.
     pub(super) address: u64,
     /// Whether its conditional branch has to be in the long form.
@@ -313,7 +313,7 @@ impl Selector<'_, '_> {
                 self.branch(test, site);
             }
             Op::Call { .. } | Op::CallLocal { .. } => match site.inlined {
-                Some(map) => self.array_lookup(map, dst, site.live_out),
+                Some((map, key)) => self.array_lookup(map, key, dst),
                 None => self.call(op, site),
             },
             Op::Exit => {
@@ -752,15 +752,13 @@ impl Selector<'_, '_> {
     }
 
     /// `bpf_map_lookup_elem` of an array map that is known: the index checked, the address computed.
-    fn array_lookup(&mut self, map: &Map, dst: A64, live_out: RegSet) {
+    fn array_lookup(&mut self, map: &Map, key: Option<i16>, dst: A64) {
         let (Some(base), Some(stride)) = (map.value_address(0), map.value_stride()) else {
             return; // only maps that have both are emitted in place
         };
-        if !live_out.contains(Reg::R0) {
-            return;
-        }
         let entries = map.definition().max_entries;
-        self.memory(Access::LdrW, X16.into(), Reg::R2, 0);
+        let (key, off) = key.map_or((Reg::R2, 0), |off| (Reg::FP, off));
+        self.memory(Access::LdrW, X16.into(), key, off);
         // From here on the key's register is free, so `dst` may be it.
         match ops::cmp_imm(Sf::W, X16, entries.into()) {
             Ok(inst) => self.asm.emit(inst),
