@@ -4,6 +4,8 @@
 //! A line is an instruction, a label (`name:`), or both; `;`, `//` and `#` start a comment. Jumps and local calls take
 //! `+3`, `-3` (slots from the next instruction) or a label. Numbers are decimal or `0x` hexadecimal. Maps are named by
 //! index: `r1 = map[0]`, `r1 = map[0][0]+8`.
+#![forbid(unsafe_code)]
+
 use alloc::{collections::BTreeMap, string::String, vec::Vec};
 use core::fmt;
 

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The text of an instruction, in the form that LLVM's disassembler prints; [`crate::asm`] reads it back.
+#![forbid(unsafe_code)]
+
 use core::fmt::{self, Display, Formatter};
 
 use crate::isa::{AluOp, AtomicOp, Cond, Op, Operand, Reg, Size, Swap, Width};

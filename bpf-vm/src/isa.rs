@@ -3,6 +3,8 @@
 //!
 //! [`Insn`] is what an object file holds; [`Op`] is what it means. Validator, disassembler, assembler, interpreter and
 //! JIT all go through [`Op`], so each encoding rule stands once, in [`Op::decode`] and [`Op::encode`].
+#![forbid(unsafe_code)]
+
 use core::fmt;
 
 /// One basic 64-bit instruction slot (RFC 9669, section 3); `lddw` takes two of them.

@@ -5,6 +5,7 @@
 //! [`interp`] or [`jit::compile`]. Nothing here knows a kernel; what a host provides is one small trait each
 //! (`host`, `map`).
 #![no_std]
+#![deny(unsafe_code)]
 
 extern crate alloc;
 

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! A program's stages: unchecked as a loader made it, validated as an engine takes it.
+#![forbid(unsafe_code)]
+
 use alloc::{string::String, sync::Arc, vec::Vec};
 use core::ops::Range;
 

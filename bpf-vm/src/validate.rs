@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Structural validation: what can be checked of each instruction alone and of the places that jumps lead to.
+#![forbid(unsafe_code)]
+
 use alloc::{
     collections::BTreeSet,
     string::{String, ToString},

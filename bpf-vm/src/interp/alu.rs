@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What arithmetic, byte order conversions and comparisons compute (RFC 9669, sections 4.1 to 4.3).
+#![forbid(unsafe_code)]
+
 use crate::isa::{AluOp, Cond, Size, Swap, Width};
 
 /// The arithmetic of one width, and its comparisons.
