@@ -24,17 +24,17 @@
 use core::fmt;
 
 /// The blob's first bytes.
-pub const MAGIC: [u8; 8] = *b"SPRBLOB1";
+pub(crate) const MAGIC: [u8; 8] = *b"SPRBLOB1";
 /// Length of the header, bytes.
-pub const HEADER: usize = 64;
+pub(crate) const HEADER: usize = 64;
 /// Length of a symbol record, bytes.
-pub const SYMBOL: usize = 16;
+pub(crate) const SYMBOL: usize = 16;
 /// Length of a site record, bytes.
-pub const SITE: usize = 4;
+pub(crate) const SITE: usize = 4;
 
 /// Why bytes are not a blob.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum BlobError {
+pub(crate) enum BlobError {
     /// Fewer bytes than the header or the length that it states: needed, found.
     Truncated(usize, usize),
     /// The first eight bytes are something else.
@@ -84,34 +84,37 @@ impl core::error::Error for BlobError {}
 
 /// What is known about a function, as bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Flags(pub u16);
+pub(crate) struct Flags(pub u16);
 
 impl Flags {
     /// The function has a site that a hook may use.
-    pub const SITE: Self = Self(1);
+    pub(crate) const SITE: Self = Self(1);
     /// The hook path reaches the function: never hooked, even where the compiler left NOPs.
-    pub const NOTRACE: Self = Self(1 << 1);
+    pub(crate) const NOTRACE: Self = Self(1 << 1);
     /// Exported without mangling (`#[unsafe(no_mangle)] extern "C"`): arguments and return value are as declared.
-    pub const GLOBAL: Self = Self(1 << 2);
+    pub(crate) const GLOBAL: Self = Self(1 << 2);
     /// Made by the linker or by the compiler's outliner (`__CortexA53843419_*`, `OUTLINED_FUNCTION_*`).
-    pub const SYNTHETIC: Self = Self(1 << 3);
+    pub(crate) const SYNTHETIC: Self = Self(1 << 3);
     /// Assembly: a label without a size of its own; it reaches to the next symbol.
-    pub const LABEL: Self = Self(1 << 4);
+    pub(crate) const LABEL: Self = Self(1 << 4);
+    /// Another name for the function listed before it, at the same address: the compiler or the linker found the same body twice.
+    /// Only the first name has the flags `SITE` and `NOTRACE`.
+    pub(crate) const ALIAS: Self = Self(1 << 5);
 
     /// Whether all bits of `other` are set.
-    pub const fn contains(self, other: Self) -> bool {
+    pub(crate) const fn contains(self, other: Self) -> bool {
         self.0 & other.0 == other.0
     }
 
     /// Both sets of bits.
-    pub const fn with(self, other: Self) -> Self {
+    pub(crate) const fn with(self, other: Self) -> Self {
         Self(self.0 | other.0)
     }
 }
 
 /// A function of the image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Symbol<'a> {
+pub(crate) struct Symbol<'a> {
     /// Address of the entry (of the first NOP where there is a site).
     pub address: u64,
     /// Size in bytes.
@@ -124,7 +127,7 @@ pub struct Symbol<'a> {
 
 /// A checked blob.
 #[derive(Clone, Copy)]
-pub struct Blob<'a> {
+pub(crate) struct Blob<'a> {
     base: u64,
     version: &'a str,
     symbols: &'a [[u8; SYMBOL]],
@@ -158,7 +161,7 @@ impl<'a> Blob<'a> {
     ///
     /// # Errors
     /// [`BlobError::Truncated`], [`BlobError::Magic`].
-    pub fn length(start: &[u8]) -> Result<usize, BlobError> {
+    pub(crate) fn length(start: &[u8]) -> Result<usize, BlobError> {
         let magic = start
             .first_chunk()
             .ok_or(BlobError::Truncated(HEADER, start.len()))?;
@@ -172,7 +175,7 @@ impl<'a> Blob<'a> {
     ///
     /// # Errors
     /// [`BlobError`]: every offset, every name and the order of the records are checked here, once.
-    pub fn parse(bytes: &'a [u8]) -> Result<Self, BlobError> {
+    pub(crate) fn parse(bytes: &'a [u8]) -> Result<Self, BlobError> {
         let length = Self::length(bytes)?.max(HEADER);
         let bytes = bytes
             .get(..length)
@@ -220,23 +223,23 @@ impl<'a> Blob<'a> {
     }
 
     /// Link address of the image's first byte.
-    pub fn base(&self) -> u64 {
+    pub(crate) fn base(&self) -> u64 {
         self.base
     }
 
     /// What the image was built from: package version and build identifier.
-    pub fn version(&self) -> &'a str {
+    pub(crate) fn version(&self) -> &'a str {
         self.version
     }
 
     /// All functions, by address.
-    pub fn symbols(&self) -> impl Iterator<Item = Symbol<'a>> + use<'a> {
+    pub(crate) fn symbols(&self) -> impl Iterator<Item = Symbol<'a>> + use<'a> {
         let blob = *self;
         self.symbols.iter().map(move |record| blob.symbol(record))
     }
 
     /// Entry addresses of all functions that may be hooked, ascending.
-    pub fn sites(&self) -> impl ExactSizeIterator<Item = u64> + use<'a> {
+    pub(crate) fn sites(&self) -> impl ExactSizeIterator<Item = u64> + use<'a> {
         let base = self.base;
         self.sites
             .iter()
@@ -244,7 +247,7 @@ impl<'a> Blob<'a> {
     }
 
     /// Whether the function that starts at `address` has a site.
-    pub fn has_site(&self, address: u64) -> bool {
+    pub(crate) fn has_site(&self, address: u64) -> bool {
         u32::try_from(address.wrapping_sub(self.base)).is_ok_and(|offset| {
             self.sites
                 .binary_search_by_key(&offset, |site| u32::from_le_bytes(*site))
@@ -253,7 +256,7 @@ impl<'a> Blob<'a> {
     }
 
     /// The function that `address` lies in, and the distance in bytes from its entry.
-    pub fn lookup(&self, address: u64) -> Option<(Symbol<'a>, u64)> {
+    pub(crate) fn lookup(&self, address: u64) -> Option<(Symbol<'a>, u64)> {
         let offset = u32::try_from(address.checked_sub(self.base)?).ok()?;
         let after = self
             .symbols
@@ -272,7 +275,10 @@ impl<'a> Blob<'a> {
     ///
     /// `<` and `>` do not count, so that `tcp::Socket::process` finds `<smoltcp::socket::tcp::Socket>::process`. More than one
     /// result means that the name is ambiguous.
-    pub fn by_name<'n>(&self, name: &'n str) -> impl Iterator<Item = Symbol<'a>> + use<'a, 'n> {
+    pub(crate) fn by_name<'n>(
+        &self,
+        name: &'n str,
+    ) -> impl Iterator<Item = Symbol<'a>> + use<'a, 'n> {
         let exact = self.symbols().any(|symbol| symbol.name == name);
         self.symbols().filter(move |symbol| match exact {
             true => symbol.name == name,
@@ -281,7 +287,10 @@ impl<'a> Blob<'a> {
     }
 
     /// Functions whose name fits `pattern`, in which `*` stands for any characters, `::` included.
-    pub fn matching<'p>(&self, pattern: &'p str) -> impl Iterator<Item = Symbol<'a>> + use<'a, 'p> {
+    pub(crate) fn matching<'p>(
+        &self,
+        pattern: &'p str,
+    ) -> impl Iterator<Item = Symbol<'a>> + use<'a, 'p> {
         self.symbols()
             .filter(move |symbol| glob(pattern, symbol.name))
     }
@@ -289,7 +298,7 @@ impl<'a> Blob<'a> {
     /// The functions with a site whose names are nearest to `name`, nearest first; `None` fills up where there are fewer.
     ///
     /// Compared are as many of the last path components as `name` has, by edit distance, capitals as small letters.
-    pub fn nearest<const N: usize>(&self, name: &str) -> [Option<Symbol<'a>>; N] {
+    pub(crate) fn nearest<const N: usize>(&self, name: &str) -> [Option<Symbol<'a>>; N] {
         let mut best: [Option<(usize, Symbol<'a>)>; N] = [None; N];
         let components = name.split("::").count();
         for symbol in self
@@ -339,7 +348,7 @@ fn last_components(path: &str, count: usize) -> &str {
 }
 
 /// Whether `text` fits `pattern`; `*` stands for any characters, none included.
-pub fn glob(pattern: &str, text: &str) -> bool {
+pub(crate) fn glob(pattern: &str, text: &str) -> bool {
     let (pattern, text) = (pattern.as_bytes(), text.as_bytes());
     let (mut p, mut t) = (0, 0);
     // Where to go on when what follows the last star did not fit: behind the star, one character further in the text.

@@ -26,7 +26,11 @@ mod interrupt;
 mod kernel;
 mod kernel_tests;
 #[path = "../../kernel/src/ksyms.rs"]
-pub mod ksyms;
+#[cfg_attr(
+    not(test),
+    expect(dead_code, reason = "the kernel reads what is only written here")
+)]
+mod ksyms;
 mod linked;
 mod machine;
 mod notrace;

@@ -2,11 +2,11 @@
 //! The notrace set: everything the hook path reaches by direct branches, from the roots in linker/notrace.roots.
 //!
 //! A function that runs as part of a hook must not be hooked itself. The file lists roots, one a line: a pattern over
-//! demangled names (`*` for any characters), `#`, and the reason. `?` before a pattern: it may match nothing. The rest follows
-//! from the linked image: BL, B, B.cond, CBZ, CBNZ, TBZ, TBNZ from one function to another. Branches through a register are
+//! demangled names (`*` for any characters), `#`, and the reason. `?` before a pattern: it may match nothing. `!` before it: what
+//! it names is not followed, for example the panic entries, which end the run. The rest follows from the linked image: BL, B, B.cond, CBZ, CBNZ, TBZ, TBNZ from one function to another. Branches through a register are
 //! not followed; `cargo xtask notrace` lists them.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use crate::ksyms::glob;
 use crate::linked::{Function, Linked};
@@ -36,6 +36,8 @@ pub(crate) struct Root {
     line: usize,
     pattern: String,
     optional: bool,
+    /// The walk ends here: no member, and nothing behind it is one for its sake.
+    stop: bool,
     reason: String,
 }
 
@@ -53,10 +55,13 @@ pub(crate) fn parse_roots(text: &str) -> Result<Vec<Root>, RootsError> {
             let pattern = pattern.to_owned();
             return Err(RootsError::NoReason { line, pattern });
         }
+        let marks = pattern.find(|c| c != '?' && c != '!').unwrap_or(0);
+        let (marks, pattern) = pattern.split_at(marks);
         roots.push(Root {
             line,
-            pattern: pattern.trim_start_matches('?').to_owned(),
-            optional: pattern.starts_with('?'),
+            pattern: pattern.to_owned(),
+            optional: marks.contains('?'),
+            stop: marks.contains('!'),
             reason: reason.to_owned(),
         });
     }
@@ -77,6 +82,8 @@ pub(crate) enum Why {
 pub(crate) struct Notrace {
     /// The members and why they are.
     pub(crate) members: BTreeMap<usize, Why>,
+    /// Where the walk ends: these are followed no further.
+    stops: BTreeSet<usize>,
     /// Branches through a register in members: the function and the instruction's address.
     pub(crate) not_followed: Vec<(usize, u64)>,
 }
@@ -91,7 +98,9 @@ impl Notrace {
     pub(crate) fn compute(linked: &Linked, roots: &[Root]) -> Result<Self, RootsError> {
         let mut set = Self::default();
         let mut queue = VecDeque::new();
-        for root in roots {
+        // Those that end the walk first, so that no order of lines matters.
+        let (stops, starts): (Vec<_>, Vec<_>) = roots.iter().partition(|root| root.stop);
+        for root in stops.into_iter().chain(starts) {
             let matches = linked.functions.iter().enumerate();
             let mut matches = matches
                 .filter(|(_, f)| glob(&root.pattern, &f.name))
@@ -101,6 +110,10 @@ impl Notrace {
                 return Err(RootsError::NoMatch { line, pattern });
             }
             for (index, _) in matches {
+                if root.stop {
+                    set.stops.insert(index);
+                    continue;
+                }
                 set.add(linked, index, Why::Root(root.reason.clone()), &mut queue);
             }
         }
@@ -127,7 +140,7 @@ impl Notrace {
         let first = linked.functions.partition_point(|f| f.address < address);
         let after = linked.functions.partition_point(|f| f.address <= address);
         for index in first..after {
-            if !self.contains(index) {
+            if !self.contains(index) && !self.stops.contains(&index) {
                 self.members.insert(index, why.clone());
                 queue.push_back(index);
             }
@@ -213,6 +226,23 @@ mod tests {
         let all = Notrace::compute(&linked, &parse_roots("* # all").expect("roots"));
         let all = all.expect("set").not_followed;
         assert!(all.iter().all(|(f, _)| *f != 4), "a switch is no call");
+    }
+
+    #[test]
+    fn the_walk_ends_where_it_is_told_to() {
+        let linked = made_up(&[
+            ("hook", &[bl(2), RET]),  // 0..2: calls 2
+            ("panic", &[bl(2), RET]), // 2..4: calls 4
+            ("report", &[RET]),       // 4
+        ]);
+        let members = |roots| {
+            let roots = parse_roots(roots).expect("roots");
+            let set = Notrace::compute(&linked, &roots).expect("set");
+            set.members.keys().copied().collect::<Vec<_>>()
+        };
+        assert_eq!(members("hook # it"), [0, 1, 2]);
+        assert_eq!(members("hook # it\n!panic # ends the run"), [0]);
+        assert_eq!(members("hook # it\n!?gone # not linked"), [0, 1, 2]);
     }
 
     #[test]

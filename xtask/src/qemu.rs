@@ -7,7 +7,7 @@ use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{ChildStdin, Command, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, LazyLock, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -170,7 +170,7 @@ impl Session {
         if let Some(tree) = tree {
             add("-dtb", tree.into());
         }
-        let mut child = Command::new(QEMU)
+        let mut child = emulator()
             .args(arguments)
             .stdin(match keyboard {
                 Keyboard::None => Stdio::null(),
@@ -398,6 +398,22 @@ impl Session {
             }),
         }
     }
+}
+
+/// QEMU as a command; where util-linux is, one that the kernel ends when this program is killed and cannot do it itself.
+fn emulator() -> Command {
+    static MORTAL: LazyLock<bool> = LazyLock::new(|| {
+        let mut probe = Command::new("setpriv");
+        probe.args(["--pdeathsig", "KILL", "true"]);
+        probe.stdout(Stdio::null()).stderr(Stdio::null());
+        probe.status().is_ok_and(|status| status.success())
+    });
+    if !*MORTAL {
+        return Command::new(QEMU);
+    }
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "KILL", QEMU]);
+    command
 }
 
 /// Hands on what a pipe brings until it closes or nobody wants it.

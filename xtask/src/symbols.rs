@@ -50,9 +50,12 @@ pub(crate) fn blob(
     let mut names = String::new();
     for (index, function) in linked.functions.iter().enumerate() {
         let site = hookable.binary_search(&index).is_ok();
+        let before = index.checked_sub(1).and_then(|i| linked.functions.get(i));
+        let alias = before.is_some_and(|before| before.address == function.address);
         let flags = [
             (site, Flags::SITE),
-            (notrace(index), Flags::NOTRACE),
+            (alias, Flags::ALIAS),
+            (!alias && notrace(index), Flags::NOTRACE),
             (function.global, Flags::GLOBAL),
             (function.synthetic, Flags::SYNTHETIC),
             (function.label, Flags::LABEL),
@@ -167,6 +170,30 @@ mod tests {
         let (symbol, distance) = blob.lookup(base + 20).expect("lookup");
         assert_eq!((symbol.name, distance), ("workload_call", 8));
         assert!(blob.lookup(base + 64).is_none() && blob.lookup(base - 1).is_none());
+    }
+
+    #[test]
+    fn a_body_with_two_names_is_one_site() {
+        let mut linked = made_up(&[("a", SITE_WORDS), ("b", SITE_WORDS)]);
+        for at in [0, 2] {
+            let mut twin = linked.functions[at].clone();
+            twin.name.push_str("_twin");
+            linked.functions.insert(at + 1, twin);
+        }
+        let bytes = blob(&linked, |index| index >= 2, "").expect("blob");
+        let blob = Blob::parse(&bytes).expect("parse");
+        let flags: Vec<_> = blob.symbols().map(|s| (s.name, s.flags)).collect();
+        let (first, alias) = (Flags::GLOBAL, Flags::ALIAS.with(Flags::GLOBAL));
+        assert_eq!(
+            flags,
+            [
+                ("a", first.with(Flags::SITE)),
+                ("a_twin", alias),
+                ("b", first.with(Flags::NOTRACE)),
+                ("b_twin", alias)
+            ]
+        );
+        assert_eq!(blob.sites().collect::<Vec<_>>(), [blob.base()]);
     }
 
     #[test]
