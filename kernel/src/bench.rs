@@ -21,7 +21,7 @@ const CALLS: u64 = 1000;
 const REPETITIONS: usize = 3;
 
 /// One line of the table; numbers are per call.
-pub struct Row {
+pub(crate) struct Row {
     hook: String,
     program: String,
     target: String,
@@ -48,7 +48,11 @@ impl fmt::Display for Fixed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let sign = if self.0 < 0 { "-" } else { "" };
         let (whole, part) = (self.0.unsigned_abs() / 1000, self.0.unsigned_abs() % 1000);
-        let text = if part == 0 { format!("{sign}{whole}") } else { format!("{sign}{whole}.{part:03}") };
+        let text = if part == 0 {
+            format!("{sign}{whole}")
+        } else {
+            format!("{sign}{whole}.{part:03}")
+        };
         f.pad_integral(true, "", &text)
     }
 }
@@ -63,7 +67,9 @@ impl Row {
     }
 
     fn json(&self) -> String {
-        let share = self.share.map_or(String::new(), |s| format!(",\"share_ppm\":{s}"));
+        let share = self
+            .share
+            .map_or(String::new(), |s| format!(",\"share_ppm\":{s}"));
         format!(
             "{{\"id\":{:?},\"hook\":{:?},\"program\":{:?},\"target\":{:?},\"guard\":{:?},\"calls\":{},\
              \"baseline\":{},\"total\":{},\"overhead\":{}{share}}}",
@@ -82,7 +88,7 @@ impl Row {
 
 /// Why there is no figure.
 #[derive(Debug)]
-pub enum BenchError {
+pub(crate) enum BenchError {
     /// Three repetitions of an exact count differ.
     Unsteady(String, [u64; REPETITIONS]),
     /// Something could not be hooked.
@@ -104,11 +110,17 @@ impl fmt::Display for BenchError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             BenchError::Unsteady(row, counts) => {
-                write!(f, "{row}: three repetitions gave {counts:?}; an exact count has to repeat, so this is no figure")
+                write!(
+                    f,
+                    "{row}: three repetitions gave {counts:?}; an exact count has to repeat, so this is no figure"
+                )
             }
             BenchError::Hook(why) | BenchError::Workload(why) => f.write_str(why),
             BenchError::Hits { row, calls, hits } => {
-                write!(f, "{row}: {calls} calls but {hits} hits: the hook does not work, so its cost means nothing")
+                write!(
+                    f,
+                    "{row}: {calls} calls but {hits} hits: the hook does not work, so its cost means nothing"
+                )
             }
         }
     }
@@ -161,17 +173,20 @@ impl Attach<'_> {
     fn names(&self) -> (&'static str, String) {
         match self {
             Attach::Native(which) => ("fentry-native", which.name().into()),
-            Attach::Bpf(program, bpf::Engine::Interpreter) => ("fentry-interpreter", (*program).into()),
+            Attach::Bpf(program, bpf::Engine::Interpreter) => {
+                ("fentry-interpreter", (*program).into())
+            }
             Attach::Bpf(program, bpf::Engine::Jit) => ("fentry", (*program).into()),
         }
     }
 
     fn attach(&self, function: &hook::Function) -> Result<hook::HookId, BenchError> {
         match self {
-            Attach::Native(which) => hook::attach_native(function, *which).map_err(|e| BenchError::Hook(format!("{e}"))),
-            Attach::Bpf(program, engine) => {
-                bpf::attach(program, function, *engine).map_err(|e| BenchError::Hook(format!("{e}")))
+            Attach::Native(which) => {
+                hook::attach_native(function, *which).map_err(|e| BenchError::Hook(format!("{e}")))
             }
+            Attach::Bpf(program, engine) => bpf::attach(program, function, *engine)
+                .map_err(|e| BenchError::Hook(format!("{e}"))),
         }
     }
 }
@@ -212,20 +227,28 @@ fn trivial(rows: &mut Vec<Row>, configurations: &[Attach<'_>]) -> Result<(), Ben
         let id = configuration.attach(&function)?;
         let hits = hook::hits(id);
         let total = per_call(hook, workload::workload_call);
-        let counted = hook::hits(id).zip(hits).map(|(after, before)| after - before);
+        let counted = hook::hits(id)
+            .zip(hits)
+            .map(|(after, before)| after - before);
         hook::detach(id).map_err(|e| BenchError::Hook(format!("{e}")))?;
         // n and 2n calls, once to warm up and three times to measure
         let calls = (1 + REPETITIONS as u64) * 3 * CALLS;
         if let Some(hits) = counted
             && hits != calls
         {
-            return Err(BenchError::Hits { row: format!("{hook}/{program}/{TARGET}"), calls, hits });
+            return Err(BenchError::Hits {
+                row: format!("{hook}/{program}/{TARGET}"),
+                calls,
+                hits,
+            });
         }
         rows.push(row(hook, &program, unhooked, total?));
     }
     let again = per_call("site", workload::workload_call)?;
     if pmu::counter() == Counter::Instructions && again != unhooked {
-        return Err(BenchError::Hook(format!("a call cost {unhooked} before the hooks and {again} after them")));
+        return Err(BenchError::Hook(format!(
+            "a call cost {unhooked} before the hooks and {again} after them"
+        )));
     }
     Ok(())
 }
@@ -243,7 +266,8 @@ fn transfer(tcp: &mut Transfer) -> Result<u64, BenchError> {
 
 /// How often a transfer calls a function: counted by a hook, in a transfer of its own.
 fn hits_in_transfer(tcp: &mut Transfer, function: &hook::Function) -> Result<u64, BenchError> {
-    let counter = hook::attach_native(function, hook::Native::Count).map_err(|e| BenchError::Hook(format!("{e}")))?;
+    let counter = hook::attach_native(function, hook::Native::Count)
+        .map_err(|e| BenchError::Hook(format!("{e}")))?;
     let before = hook::hits(counter).unwrap_or(0);
     let moved = tcp.run(TRANSFER_BYTES);
     let hits = hook::hits(counter).unwrap_or(0) - before;
@@ -295,10 +319,15 @@ fn foreign(rows: &mut Vec<Row>, object: &str, attach: Option<&str>) -> Result<()
         return Err(BenchError::Hook("--attach takes fentry:FUNCTION".into()));
     };
     if kind != "fentry" {
-        return Err(BenchError::Hook(format!("--attach {kind}:…: the way in that there is so far is fentry:FUNCTION")));
+        return Err(BenchError::Hook(format!(
+            "--attach {kind}:…: the way in that there is so far is fentry:FUNCTION"
+        )));
     }
     let function = resolve(name)?;
-    let configurations = [Attach::Bpf(object, bpf::Engine::Interpreter), Attach::Bpf(object, bpf::Engine::Jit)];
+    let configurations = [
+        Attach::Bpf(object, bpf::Engine::Interpreter),
+        Attach::Bpf(object, bpf::Engine::Jit),
+    ];
     if function.name == "workload_call" {
         return trivial(rows, &configurations);
     }
@@ -306,7 +335,7 @@ fn foreign(rows: &mut Vec<Row>, object: &str, attach: Option<&str>) -> Result<()
 }
 
 /// Runs the job: prints the table and, for programs, its rows.
-pub fn run(options: &Options<'_>) -> u32 {
+pub(crate) fn run(options: &Options<'_>) -> u32 {
     let counter = pmu::counter();
     let mut rows = Vec::new();
     let result = match options.object {
@@ -320,16 +349,24 @@ pub fn run(options: &Options<'_>) -> u32 {
         return 1;
     }
     if counter == Counter::None {
-        println!("springboard: no figures: emulation without -icount has no counter that means anything");
+        println!(
+            "springboard: no figures: emulation without -icount has no counter that means anything"
+        );
         return 0;
     }
     let board = options.board.unwrap_or("unknown board");
     let exact = counter == Counter::Instructions;
-    let unit = if exact { "instructions (exact)" } else { "cycles" };
+    let unit = if exact {
+        "instructions (exact)"
+    } else {
+        "cycles"
+    };
     println!();
     println!("What a hook costs, in {unit} per call");
     match options.qemu {
-        Some(version) => println!("board {board}, QEMU {version}, counter INST_RETIRED under -icount"),
+        Some(version) => {
+            println!("board {board}, QEMU {version}, counter INST_RETIRED under -icount")
+        }
         None => println!("board {board}, counter PMCCNTR_EL0"),
     }
     println!();
@@ -338,15 +375,27 @@ pub fn run(options: &Options<'_>) -> u32 {
         "hook", "program", "function", "guard", "without", "with", "cost", "share"
     );
     for row in &rows {
-        let share = row.share.map_or(String::new(), |s| format!("{}.{:02} %", s / 10_000, s / 100 % 100));
+        let share = row.share.map_or(String::new(), |s| {
+            format!("{}.{:02} %", s / 10_000, s / 100 % 100)
+        });
         println!(
             "{:<20} {:<8} {:<24} {:<6} {:>10} {:>10} {:>9} {:>8}",
-            row.hook, row.program, row.target, row.guard, row.baseline, row.total, row.overhead(), share
+            row.hook,
+            row.program,
+            row.target,
+            row.guard,
+            row.baseline,
+            row.total,
+            row.overhead(),
+            share
         );
     }
     println!();
     if options.rows {
-        println!("@bench {{\"board\":{board:?},\"counter\":{:?},\"exact\":{exact}}}", counter.name());
+        println!(
+            "@bench {{\"board\":{board:?},\"counter\":{:?},\"exact\":{exact}}}",
+            counter.name()
+        );
         for row in &rows {
             println!("@row {}", row.json());
         }

@@ -27,7 +27,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 /// How a program is run.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Engine {
+pub(crate) enum Engine {
     /// Instruction by instruction, every memory access checked.
     Interpreter,
     /// Compiled to A64.
@@ -36,7 +36,7 @@ pub enum Engine {
 
 impl Engine {
     /// The word for tables.
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Engine::Interpreter => "interpreter",
             Engine::Jit => "jit",
@@ -49,7 +49,7 @@ const BUDGET: u64 = 1_000_000;
 
 /// Why a program was not attached.
 #[derive(Debug)]
-pub enum BpfError {
+pub(crate) enum BpfError {
     /// There are no objects at all.
     Initrd(InitrdError),
     /// No object has that name.
@@ -87,14 +87,25 @@ impl fmt::Display for BpfError {
         match self {
             BpfError::Initrd(e) => write!(f, "{e}"),
             BpfError::NoObject { asked, there } => {
-                write!(f, "the initrd has no object {asked:?}; it has {}", there.join(", "))
+                write!(
+                    f,
+                    "the initrd has no object {asked:?}; it has {}",
+                    there.join(", ")
+                )
             }
             BpfError::NoProgram { object, there } => {
-                write!(f, "name one of object {object}'s programs, as {object}/NAME: {}", there.join(", "))
+                write!(
+                    f,
+                    "name one of object {object}'s programs, as {object}/NAME: {}",
+                    there.join(", ")
+                )
             }
             BpfError::Refused { object, why } => write!(f, "object {object}: {why}"),
             BpfError::WrongKind { section } => {
-                write!(f, "section {section:?}: what can be attached to a function's entry so far is fentry/…")
+                write!(
+                    f,
+                    "section {section:?}: what can be attached to a function's entry so far is fentry/…"
+                )
             }
             BpfError::Hook(e) => write!(f, "{e}"),
         }
@@ -142,7 +153,7 @@ struct Loaded {
 static OBJECTS: Mutex<Vec<Arc<Loaded>>> = Mutex::empty();
 
 /// Tells bpf-vm what its host is. Once, before any program runs.
-pub fn init() {
+pub(crate) fn init() {
     // A second call would change nothing.
     let _ = bpf_vm::host::register(&Host);
     OBJECTS.put(Box::new(Vec::new()));
@@ -151,12 +162,17 @@ pub fn init() {
 /// An object's name: its file's, without folders and endings.
 fn object_name(path: &str) -> &str {
     let file = path.rsplit('/').next().unwrap_or(path);
-    file.strip_suffix(".bpf.o").or(file.strip_suffix(".o")).unwrap_or(file)
+    file.strip_suffix(".bpf.o")
+        .or(file.strip_suffix(".o"))
+        .unwrap_or(file)
 }
 
 /// Loads an object from bytes: all of it or nothing.
 fn load(name: &str, bytes: &[u8]) -> Result<Loaded, BpfError> {
-    let refused = |why: &dyn fmt::Display| BpfError::Refused { object: name.into(), why: why.to_string() };
+    let refused = |why: &dyn fmt::Display| BpfError::Refused {
+        object: name.into(),
+        why: why.to_string(),
+    };
     let object = Object::parse(bytes).map_err(|e| refused(&e))?;
     let loaded = object.instantiate(&Near).map_err(|e| refused(&e))?;
     let programs = loaded
@@ -164,7 +180,11 @@ fn load(name: &str, bytes: &[u8]) -> Result<Loaded, BpfError> {
         .into_iter()
         .map(|p| p.validate().map(Arc::new).map_err(|e| refused(&e)))
         .collect::<Result<Vec<_>, _>>()?;
-    Ok(Loaded { name: name.into(), maps: loaded.maps, programs })
+    Ok(Loaded {
+        name: name.into(),
+        maps: loaded.maps,
+        programs,
+    })
 }
 
 /// The object of that name, loaded if it was not.
@@ -176,7 +196,10 @@ fn object(name: &str) -> Result<Arc<Loaded>, BpfError> {
     let files = initrd::files().map_err(BpfError::Initrd)?;
     let Some(file) = files.iter().find(|f| object_name(f.name) == name) else {
         let there = files.iter().map(|f| object_name(f.name).into()).collect();
-        return Err(BpfError::NoObject { asked: name.into(), there });
+        return Err(BpfError::NoObject {
+            asked: name.into(),
+            there,
+        });
     };
     let loaded = Arc::new(load(name, file.bytes)?);
     objects.push(loaded.clone());
@@ -184,7 +207,7 @@ fn object(name: &str) -> Result<Arc<Loaded>, BpfError> {
 }
 
 /// Loads bytes that a test brings as an object, and forgets it; for bad input.
-pub fn try_load(name: &str, bytes: &[u8]) -> Result<usize, BpfError> {
+pub(crate) fn try_load(name: &str, bytes: &[u8]) -> Result<usize, BpfError> {
     load(name, bytes).map(|l| l.programs.len())
 }
 
@@ -204,7 +227,10 @@ fn program(spec: &str) -> Result<(Arc<Loaded>, Arc<ValidatedProgram>), BpfError>
         Some(program) => Ok((object, program)),
         None => {
             let there = object.programs.iter().map(|p| p.name().into()).collect();
-            Err(BpfError::NoProgram { object: name.into(), there })
+            Err(BpfError::NoProgram {
+                object: name.into(),
+                there,
+            })
         }
     }
 }
@@ -218,7 +244,11 @@ struct Interpreted {
 impl NativeHook for Interpreted {
     fn hit(&self, context: &Context) -> u64 {
         let words = context.words();
-        match self.interpreter.run(&[words.as_ptr().expose_provenance() as u64], &[Region::constant(words)], BUDGET) {
+        match self.interpreter.run(
+            &[words.as_ptr().expose_provenance() as u64],
+            &[Region::constant(words)],
+            BUDGET,
+        ) {
             Ok(outcome) => outcome.r0,
             Err(fault) => {
                 self.faults.fetch_add(1, Ordering::Relaxed);
@@ -230,28 +260,45 @@ impl NativeHook for Interpreted {
 }
 
 /// Hooks a program onto a function's entry.
-pub fn attach(spec: &str, function: &Function, engine: Engine) -> Result<HookId, BpfError> {
+pub(crate) fn attach(spec: &str, function: &Function, engine: Engine) -> Result<HookId, BpfError> {
     let (_, program) = program(spec)?;
     match AttachPoint::parse(program.section()) {
         Ok(point) if point.kind == AttachKind::Fentry => {}
-        _ => return Err(BpfError::WrongKind { section: program.section().into() }),
+        _ => {
+            return Err(BpfError::WrongKind {
+                section: program.section().into(),
+            });
+        }
     }
     let label = spec.to_string();
     match engine {
         Engine::Interpreter => {
-            let hook = Arc::new(Interpreted { interpreter: Interpreter::new(program), faults: AtomicU64::new(0) });
-            hook::attach(function, label, engine.name(), callee::callee(hook)).map_err(BpfError::Hook)
+            let hook = Arc::new(Interpreted {
+                interpreter: Interpreter::new(program),
+                faults: AtomicU64::new(0),
+            });
+            hook::attach(function, label, engine.name(), callee::callee(hook))
+                .map_err(BpfError::Hook)
         }
         Engine::Jit => {
-            let target = |base| jit::Target { features: jit::Features { lse: cpu::has_lse() }, ..jit::Target::new(base) };
+            let target = |base| jit::Target {
+                features: jit::Features {
+                    lse: cpu::has_lse(),
+                },
+                ..jit::Target::new(base)
+            };
             let compile = |base| jit::compile(&program, &target(base)).map_err(|e| e.to_string());
             let stack_bytes = compile(POOL as u64).map_or(0, |c| c.stack_bytes);
-            let code = hook::place(spec, |base| compile(base).map(|c| c.words)).map_err(BpfError::Hook)?;
+            let code =
+                hook::place(spec, |base| compile(base).map(|c| c.words)).map_err(BpfError::Hook)?;
             let callee = callee::Callee {
                 address: code.address(),
                 data: None,
                 stack_bytes,
-                keep: Arc::new(Compiled { _code: code, _program: program }),
+                keep: Arc::new(Compiled {
+                    _code: code,
+                    _program: program,
+                }),
             };
             hook::attach(function, label, engine.name(), callee).map_err(BpfError::Hook)
         }
@@ -265,7 +312,7 @@ struct Compiled {
 }
 
 /// A loaded program, for a list.
-pub struct ProgramInfo {
+pub(crate) struct ProgramInfo {
     /// Its object.
     pub object: String,
     /// Its name.
@@ -277,7 +324,7 @@ pub struct ProgramInfo {
 }
 
 /// What the initrd's objects hold; an object that can't be loaded is an error in its place.
-pub fn programs() -> Vec<Result<ProgramInfo, BpfError>> {
+pub(crate) fn programs() -> Vec<Result<ProgramInfo, BpfError>> {
     let files = match initrd::files() {
         Ok(files) => files,
         Err(e) => return alloc::vec![Err(BpfError::Initrd(e))],
@@ -300,17 +347,20 @@ pub fn programs() -> Vec<Result<ProgramInfo, BpfError>> {
 }
 
 /// The maps of the loaded objects: `OBJECT.MAP` and the map.
-pub fn maps() -> Vec<(String, Arc<Map>)> {
+pub(crate) fn maps() -> Vec<(String, Arc<Map>)> {
     let objects = OBJECTS.lock();
     let named = |o: &Arc<Loaded>| {
         let name = o.name.clone();
-        o.maps.iter().map(move |m| (format!("{name}.{}", m.definition().name), m.clone())).collect::<Vec<_>>()
+        o.maps
+            .iter()
+            .map(move |m| (format!("{name}.{}", m.definition().name), m.clone()))
+            .collect::<Vec<_>>()
     };
     objects.iter().flat_map(named).collect()
 }
 
 /// A map by `OBJECT.MAP`, loading the object if it was not.
-pub fn map(name: &str) -> Option<Arc<Map>> {
+pub(crate) fn map(name: &str) -> Option<Arc<Map>> {
     let (object_name, _) = name.split_once('.')?;
     let _ = object(object_name).ok()?;
     maps().into_iter().find(|(n, _)| n == name).map(|(_, m)| m)

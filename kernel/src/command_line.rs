@@ -10,6 +10,8 @@ pub enum Job {
     Shell,
     /// The tests in the kernel.
     Test,
+    /// A fault on purpose, named by `crash=`.
+    Crash,
 }
 
 /// The command line, taken apart.
@@ -37,6 +39,8 @@ pub struct Options<'a> {
     pub object: Option<&'a str>,
     /// `attach=fentry:FUNCTION`: where to hook it.
     pub attach: Option<&'a str>,
+    /// `crash=KIND`: go wrong that way.
+    pub crash: Option<&'a str>,
     /// Words that mean nothing here.
     pub unknown: heapless::Vec<&'a str, 8>,
 }
@@ -56,6 +60,7 @@ impl<'a> Options<'a> {
             from: None,
             object: None,
             attach: None,
+            crash: None,
             unknown: heapless::Vec::new(),
         };
         for word in line.split_ascii_whitespace() {
@@ -77,6 +82,10 @@ impl<'a> Options<'a> {
                 ("from", Some(_)) => options.from = value,
                 ("object", Some(_)) => options.object = value,
                 ("attach", Some(_)) => options.attach = value,
+                ("crash", Some(_)) => {
+                    options.job = Job::Crash;
+                    options.crash = value;
+                }
                 _ => {
                     // The ninth and later are as unknown as the first eight, which are enough for a message.
                     let _ = options.unknown.push(word);

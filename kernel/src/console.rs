@@ -14,12 +14,12 @@ static LOCK: RawLock = RawLock::new();
 static BROKEN: AtomicBool = AtomicBool::new(false);
 
 /// Says where the console is.
-pub fn init(uart: &'static Pl011) {
+pub(crate) fn init(uart: &'static Pl011) {
     UART.set(uart);
 }
 
 /// The same for a port found in a hurry, before there is a heap.
-pub fn init_early(uart: Pl011) {
+pub(crate) fn init_early(uart: Pl011) {
     *EARLY.lock() = Some(uart);
 }
 
@@ -38,9 +38,11 @@ impl Write for Port {
 }
 
 /// Prints; lines of different cores do not mix.
-pub fn print(arguments: fmt::Arguments<'_>) {
+pub(crate) fn print(arguments: fmt::Arguments<'_>) {
     let early = *EARLY.lock();
-    let Some(uart) = UART.get().copied().or(early) else { return };
+    let Some(uart) = UART.get().copied().or(early) else {
+        return;
+    };
     let state = irq::disable();
     let broken = BROKEN.load(Ordering::Relaxed);
     if !broken {
@@ -54,17 +56,17 @@ pub fn print(arguments: fmt::Arguments<'_>) {
 }
 
 /// From now on no one waits for the console's lock.
-pub fn break_lock() {
+pub(crate) fn break_lock() {
     BROKEN.store(true, Ordering::Relaxed);
 }
 
 /// A key, if one was pressed.
-pub fn try_read() -> Option<u8> {
+pub(crate) fn try_read() -> Option<u8> {
     UART.get()?.try_read()
 }
 
 /// Waits until everything printed has left.
-pub fn flush() {
+pub(crate) fn flush() {
     if let Some(uart) = UART.get() {
         uart.flush();
     }

@@ -11,7 +11,7 @@ use core::sync::atomic::Ordering;
 
 /// What can interrupt what, upwards.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Context {
+pub(crate) enum Context {
     /// A kernel thread.
     Task,
     /// Deferred interrupt work, interrupts on.
@@ -23,7 +23,7 @@ pub enum Context {
 }
 
 /// The context of the caller. For reports; no hook's path asks.
-pub fn current() -> Context {
+pub(crate) fn current() -> Context {
     let block = this_cpu();
     if block.nmi.load(Ordering::Relaxed) != 0 {
         Context::Nmi
@@ -39,7 +39,7 @@ pub fn current() -> Context {
 /// Kinds of deferred work, a bit each in the core's pending word.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u32)]
-pub enum Softirq {
+pub(crate) enum Softirq {
     /// Sleepers whose time has come.
     Timer = 0,
     /// What a test installed.
@@ -47,8 +47,10 @@ pub enum Softirq {
 }
 
 /// Asks for deferred work on this core; it runs when the interrupt that asks is over, or at once from a task.
-pub fn raise(which: Softirq) {
-    this_cpu().softirq_pending.fetch_or(1 << which as u32, Ordering::Relaxed);
+pub(crate) fn raise(which: Softirq) {
+    this_cpu()
+        .softirq_pending
+        .fetch_or(1 << which as u32, Ordering::Relaxed);
     if current() == Context::Task && !irq::disabled() {
         let state = irq::disable();
         run_softirqs();
@@ -57,7 +59,7 @@ pub fn raise(which: Softirq) {
 }
 
 /// Runs what is pending on this core. Called and returns with normal interrupts masked; they are on in between.
-pub fn run_softirqs() {
+pub(crate) fn run_softirqs() {
     let block = this_cpu();
     if block.softirq_active.swap(true, Ordering::Relaxed) {
         return;
@@ -83,16 +85,16 @@ pub fn run_softirqs() {
 }
 
 /// A function that a test hangs into a context.
-pub struct Slot(crate::arch::lock::Swap<fn()>);
+pub(crate) struct Slot(crate::arch::lock::Swap<fn()>);
 
 /// Runs in softirq context when [`Softirq::Test`] is raised.
-pub static TEST_SOFTIRQ: Slot = Slot(crate::arch::lock::Swap::new());
+pub(crate) static TEST_SOFTIRQ: Slot = Slot(crate::arch::lock::Swap::new());
 /// Runs in NMI context at each NMI.
-pub static TEST_NMI: Slot = Slot(crate::arch::lock::Swap::new());
+pub(crate) static TEST_NMI: Slot = Slot(crate::arch::lock::Swap::new());
 
 impl Slot {
     /// Puts a function in, or takes it out.
-    pub fn set(&self, function: Option<&'static fn()>) {
+    pub(crate) fn set(&self, function: Option<&'static fn()>) {
         self.0.set(function);
     }
 
@@ -104,6 +106,6 @@ impl Slot {
 }
 
 /// The NMI's work.
-pub fn nmi() {
+pub(crate) fn nmi() {
     TEST_NMI.call();
 }

@@ -10,6 +10,7 @@ use crate::mm::layout::{POOL, POOL_SIZE};
 use crate::sched::Mutex;
 use crate::{rcu, symbols};
 use alloc::boxed::Box;
+use alloc::collections::BTreeMap;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -25,7 +26,7 @@ use trampoline::{ArgSpec, Engine};
 
 /// A function that can be named.
 #[derive(Clone, Copy, Debug)]
-pub struct Function {
+pub(crate) struct Function {
     /// Address of its entry: the two NOPs.
     pub address: usize,
     /// Its full name.
@@ -34,7 +35,7 @@ pub struct Function {
 
 /// Why a name is no function that can be hooked.
 #[derive(Debug)]
-pub enum ResolveError {
+pub(crate) enum ResolveError {
     /// No function has that name.
     Unknown {
         /// What was asked for.
@@ -64,28 +65,54 @@ impl fmt::Display for ResolveError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             ResolveError::Unknown { asked, nearest } => {
-                write!(f, "no function is called {asked:?}; the nearest names are {}", nearest.join(", "))
+                write!(
+                    f,
+                    "no function is called {asked:?}; the nearest names are {}",
+                    nearest.join(", ")
+                )
             }
             ResolveError::Ambiguous { asked, candidates } => {
-                write!(f, "{asked:?} could be any of {}; give more of its path", candidates.join(", "))
+                write!(
+                    f,
+                    "{asked:?} could be any of {}; give more of its path",
+                    candidates.join(", ")
+                )
             }
             ResolveError::NoSite { name, why } => write!(f, "{name} cannot be hooked: {why}"),
-            ResolveError::NoSymbols => write!(f, "the image carries no symbols: boot the Image that cargo xtask writes"),
+            ResolveError::NoSymbols => write!(
+                f,
+                "the image carries no symbols: boot the Image that cargo xtask writes"
+            ),
         }
     }
 }
 
 /// The function of that name; a part of a path will do if it is the end of one function's only.
-pub fn resolve(name: &str) -> Result<Function, ResolveError> {
+pub(crate) fn resolve(name: &str) -> Result<Function, ResolveError> {
     let blob = symbols::blob().ok_or(ResolveError::NoSymbols)?;
     let exact: Vec<Symbol<'static>> = blob.by_name(name).filter(|s| s.name == name).collect();
-    let found = if exact.is_empty() { blob.by_name(name).collect() } else { exact };
-    let hookable: Vec<_> = found.iter().filter(|s| s.flags.contains(Flags::SITE)).collect();
+    let found = if exact.is_empty() {
+        blob.by_name(name).collect()
+    } else {
+        exact
+    };
+    let hookable: Vec<_> = found
+        .iter()
+        .filter(|s| s.flags.contains(Flags::SITE))
+        .collect();
     match (hookable.as_slice(), found.as_slice()) {
-        ([one], _) => Ok(Function { address: one.address as usize, name: one.name }),
+        ([one], _) => Ok(Function {
+            address: one.address as usize,
+            name: one.name,
+        }),
         ([], []) => Err(ResolveError::Unknown {
             asked: name.into(),
-            nearest: blob.nearest::<3>(name).iter().flatten().map(|s| s.name).collect(),
+            nearest: blob
+                .nearest::<3>(name)
+                .iter()
+                .flatten()
+                .map(|s| s.name)
+                .collect(),
         }),
         ([], [symbol, ..]) => Err(ResolveError::NoSite {
             name: symbol.name,
@@ -108,7 +135,8 @@ struct Count(AtomicU64);
 impl NativeHook for Count {
     fn hit(&self, _: &Context) -> u64 {
         // As the BPF program counts: a load and a store, no atomic addition.
-        self.0.store(self.0.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+        self.0
+            .store(self.0.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
         0
     }
 }
@@ -124,7 +152,7 @@ impl NativeHook for Empty {
 
 /// The native hooks that can be attached by name.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Native {
+pub(crate) enum Native {
     /// Does nothing.
     Empty,
     /// Counts hits.
@@ -133,7 +161,7 @@ pub enum Native {
 
 impl Native {
     /// The name of the program of the same effect.
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Native::Empty => "empty",
             Native::Count => "count",
@@ -143,7 +171,7 @@ impl Native {
 
 /// Why a function was not hooked, or a hook not taken off.
 #[derive(Debug)]
-pub enum HookError {
+pub(crate) enum HookError {
     /// The pool is full.
     Full(PoolError),
     /// The engine refused: which function, and why.
@@ -176,7 +204,7 @@ impl HookError {
 
 /// Names a hook.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct HookId(pub u64);
+pub(crate) struct HookId(pub u64);
 
 impl fmt::Display for HookId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -185,14 +213,25 @@ impl fmt::Display for HookId {
 }
 
 /// This kernel, as the engine sees it.
-pub struct Kernel;
+pub(crate) struct Kernel;
 
 impl From<CodeError> for PlatformError {
     fn from(e: CodeError) -> PlatformError {
         match e {
             CodeError::NotCode(at) => PlatformError::NotCode { at: at as u64 },
-            CodeError::Unexpected { at, expected, found } => PlatformError::Mismatch { at: at as u64, expected, found },
-            CodeError::Map(e) => PlatformError::Host { at: 0, why: e.to_string() },
+            CodeError::Unexpected {
+                at,
+                expected,
+                found,
+            } => PlatformError::Mismatch {
+                at: at as u64,
+                expected,
+                found,
+            },
+            CodeError::Map(e) => PlatformError::Host {
+                at: 0,
+                why: e.to_string(),
+            },
         }
     }
 }
@@ -229,13 +268,20 @@ static ENGINE: Mutex<Engine<Kernel>> = Mutex::empty();
 static MEMORY: Late<Arc<Pool<Kernel>>> = Late::new();
 
 /// Makes the engine: the image's sites, and a pool filled with BRK.
-pub fn init() -> Result<(), String> {
+pub(crate) fn init() -> Result<(), String> {
     let blob = symbols::blob().ok_or("the image carries no symbols")?;
-    let site = |s: &Symbol<'_>| {
-        let notrace = s.flags.contains(Flags::NOTRACE);
-        (notrace || s.flags.contains(Flags::SITE)).then_some(Site { address: s.address, notrace })
-    };
-    let sites = SiteTable::new(blob.symbols().filter_map(|s| site(&s))).map_err(|e| e.to_string())?;
+    // Several symbols may stand at one address: functions with the same code are one.
+    let mut sites = BTreeMap::new();
+    for symbol in blob.symbols() {
+        let notrace = symbol.flags.contains(Flags::NOTRACE);
+        if notrace || symbol.flags.contains(Flags::SITE) {
+            *sites.entry(symbol.address).or_insert(false) |= notrace;
+        }
+    }
+    let sites = sites
+        .into_iter()
+        .map(|(address, notrace)| Site { address, notrace });
+    let sites = SiteTable::new(sites).map_err(|e| e.to_string())?;
     const PIECE: usize = 1024;
     for at in (POOL..POOL + POOL_SIZE).step_by(PIECE * 4) {
         code::write(at, &[trampoline::pool::FILL; PIECE]).map_err(|e| e.to_string())?;
@@ -256,7 +302,12 @@ struct Attached {
 }
 
 /// Hooks a callee onto a function's entry. `label` and `engine` are for lists.
-pub fn attach(function: &Function, label: String, engine: &'static str, callee: Callee) -> Result<HookId, HookError> {
+pub(crate) fn attach(
+    function: &Function,
+    label: String,
+    engine: &'static str,
+    callee: Callee,
+) -> Result<HookId, HookError> {
     attach_counted(function, label, engine, callee, None)
 }
 
@@ -272,33 +323,57 @@ fn attach_counted(
         data: callee.data,
         name: label,
         stack_bytes: callee.stack_bytes,
-        keep: Some(Arc::new(Attached { engine, counter, _own: callee.keep })),
+        keep: Some(Arc::new(Attached {
+            engine,
+            counter,
+            _own: callee.keep,
+        })),
     };
     // Types come with the next stage: until then eight argument words and x8 are kept for every function.
-    let attached = ENGINE.lock().attach_entry(function.address as u64, ArgSpec::UNKNOWN, callee);
-    attached.map(|id| HookId(id.number())).map_err(|e| HookError::refused(function.name, e.reason))
+    let attached = ENGINE
+        .lock()
+        .attach_entry(function.address as u64, ArgSpec::UNKNOWN, callee);
+    attached
+        .map(|id| HookId(id.number()))
+        .map_err(|e| HookError::refused(function.name, e.reason))
 }
 
 /// Hooks one of the native hooks onto a function's entry.
-pub fn attach_native(function: &Function, which: Native) -> Result<HookId, HookError> {
+pub(crate) fn attach_native(function: &Function, which: Native) -> Result<HookId, HookError> {
     match which {
-        Native::Empty => attach(function, which.name().into(), "native", callee(Arc::new(Empty))),
+        Native::Empty => attach(
+            function,
+            which.name().into(),
+            "native",
+            callee(Arc::new(Empty)),
+        ),
         Native::Count => {
             let count = Arc::new(Count(AtomicU64::new(0)));
-            attach_counted(function, which.name().into(), "native", callee(count.clone()), Some(count))
+            attach_counted(
+                function,
+                which.name().into(),
+                "native",
+                callee(count.clone()),
+                Some(count),
+            )
         }
     }
 }
 
 /// Executable memory with a program's code; its drop gives the memory back.
-pub type ProgramCode = trampoline::pool::Code<Kernel>;
+pub(crate) type ProgramCode = trampoline::pool::Code<Kernel>;
 
 /// Numbers programs, for the unwinder.
 static PROGRAMS: AtomicU64 = AtomicU64::new(1);
 
 /// Places a program's code in the pool. `compile` says what it is at an address; its length may depend on that a little.
-pub fn place(name: &str, compile: impl Fn(u64) -> Result<Vec<u32>, String>) -> Result<ProgramCode, HookError> {
-    let memory = MEMORY.get().ok_or_else(|| HookError::Code("the hook engine is not running".into()))?;
+pub(crate) fn place(
+    name: &str,
+    compile: impl Fn(u64) -> Result<Vec<u32>, String>,
+) -> Result<ProgramCode, HookError> {
+    let memory = MEMORY
+        .get()
+        .ok_or_else(|| HookError::Code("the hook engine is not running".into()))?;
     let mut room = compile(POOL as u64).map_err(HookError::Code)?.len();
     loop {
         let reserved = memory.reserve(room, name).map_err(HookError::Full)?;
@@ -308,39 +383,61 @@ pub fn place(name: &str, compile: impl Fn(u64) -> Result<Vec<u32>, String>) -> R
             continue;
         }
         let id = PROGRAMS.fetch_add(1, Ordering::Relaxed);
-        let label = Label { owner: Owner::Program { id }, record: None };
-        return reserved.publish(label, &words).map_err(|e| HookError::Code(e.to_string()));
+        let label = Label {
+            owner: Owner::Program { id },
+            record: None,
+        };
+        return reserved
+            .publish(label, &words)
+            .map_err(|e| HookError::Code(e.to_string()));
     }
 }
 
 /// Takes all executable memory away, for the test of a full pool.
-pub fn take_pool() -> Vec<Reserved<Kernel>> {
-    let Some(memory) = MEMORY.get() else { return Vec::new() };
-    let piece = || memory.reserve((memory.largest_free() / 4).checked_sub(4)? as usize, "a test").ok();
+pub(crate) fn take_pool() -> Vec<Reserved<Kernel>> {
+    let Some(memory) = MEMORY.get() else {
+        return Vec::new();
+    };
+    let piece = || {
+        memory
+            .reserve(
+                (memory.largest_free() / 4).checked_sub(4)? as usize,
+                "a test",
+            )
+            .ok()
+    };
     core::iter::from_fn(piece).collect()
 }
 
 /// Takes a hook off. Does not wait: what it used is freed by callback.
-pub fn detach(id: HookId) -> Result<(), HookError> {
+pub(crate) fn detach(id: HookId) -> Result<(), HookError> {
     let mut engine = ENGINE.lock();
-    let found = engine.attached().find(|a| a.id.number() == id.0).map(|a| (a.id, a.function));
+    let found = engine
+        .attached()
+        .find(|a| a.id.number() == id.0)
+        .map(|a| (a.id, a.function));
     let (engine_id, function) = found.ok_or(HookError::NoSuchHook(id))?;
     engine.detach(engine_id).map_err(|e| match e {
         DetachError::Unknown { .. } => HookError::NoSuchHook(id),
-        DetachError::Stuck { reason, .. } => HookError::refused(&symbols::Name(function as usize).function(), reason),
+        DetachError::Stuck { reason, .. } => {
+            HookError::refused(&symbols::Name(function as usize).function(), reason)
+        }
     })
 }
 
 /// How often a counting native hook was hit.
-pub fn hits(id: HookId) -> Option<u64> {
+pub(crate) fn hits(id: HookId) -> Option<u64> {
     let engine = ENGINE.lock();
     let hook = engine.attached().find(|a| a.id.number() == id.0)?;
     let attached = hook.callee.keep.as_ref()?.downcast_ref::<Attached>()?;
-    attached.counter.as_ref().map(|c| c.0.load(Ordering::Relaxed))
+    attached
+        .counter
+        .as_ref()
+        .map(|c| c.0.load(Ordering::Relaxed))
 }
 
 /// A hook, for a list.
-pub struct HookInfo {
+pub(crate) struct HookInfo {
     /// Its name.
     pub id: HookId,
     /// The hooked function.
@@ -356,26 +453,31 @@ pub struct HookInfo {
 }
 
 /// All hooks.
-pub fn list() -> Vec<HookInfo> {
+pub(crate) fn list() -> Vec<HookInfo> {
     let engine = ENGINE.lock();
     let info = |hook: trampoline::attach::Attached<'_>| HookInfo {
         id: HookId(hook.id.number()),
         function: symbols::Name(hook.function as usize).function(),
         kind: "fentry",
         program: hook.callee.name.clone(),
-        engine: hook.callee.keep.as_ref().and_then(|k| k.downcast_ref::<Attached>()).map_or("", |a| a.engine),
+        engine: hook
+            .callee
+            .keep
+            .as_ref()
+            .and_then(|k| k.downcast_ref::<Attached>())
+            .map_or("", |a| a.engine),
         bytes: hook.image_bytes as usize,
     };
     engine.attached().map(info).collect()
 }
 
 /// Bytes of the executable pool that are free.
-pub fn pool_free() -> usize {
+pub(crate) fn pool_free() -> usize {
     MEMORY.get().map_or(0, |m| m.free_bytes() as usize)
 }
 
 /// A word of a function's site or trampoline.
-pub struct CodeLine {
+pub(crate) struct CodeLine {
     /// Its address.
     pub address: usize,
     /// What is there.
@@ -385,7 +487,7 @@ pub struct CodeLine {
 }
 
 /// The live code of a function's site and, if it is hooked, of its trampoline.
-pub fn describe(function: usize) -> Vec<CodeLine> {
+pub(crate) fn describe(function: usize) -> Vec<CodeLine> {
     let engine = ENGINE.lock();
     let line = |l: trampoline::attach::Line<'_>| CodeLine {
         address: l.address as usize,
@@ -396,16 +498,25 @@ pub fn describe(function: usize) -> Vec<CodeLine> {
 }
 
 /// Says what an address outside of the image is; for reports, so it takes no lock.
-pub fn describe_address(address: usize, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+pub(crate) fn describe_address(address: usize, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     if !(POOL..POOL + POOL_SIZE).contains(&address) {
         return write!(f, "?");
     }
     match MEMORY.get().and_then(|m| m.find(address as u64)) {
         Some(found) => match found.label.owner {
             Owner::Trampoline { function } => {
-                write!(f, "trampoline of {}+{:#x}", symbols::Name(function as usize).function(), address as u64 - found.start)
+                write!(
+                    f,
+                    "trampoline of {}+{:#x}",
+                    symbols::Name(function as usize).function(),
+                    address as u64 - found.start
+                )
             }
-            Owner::Program { id } => write!(f, "code of BPF program {id}+{:#x}", address as u64 - found.start),
+            Owner::Program { id } => write!(
+                f,
+                "code of BPF program {id}+{:#x}",
+                address as u64 - found.start
+            ),
         },
         None => write!(f, "free executable memory"),
     }

@@ -10,7 +10,7 @@ use core::fmt;
 
 /// A member of the archive.
 #[derive(Clone, Copy, Debug)]
-pub struct File {
+pub(crate) struct File {
     /// Its path.
     pub name: &'static str,
     /// Its contents.
@@ -19,7 +19,7 @@ pub struct File {
 
 /// Why there are no files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum InitrdError {
+pub(crate) enum InitrdError {
     /// The boot loader passed none.
     Missing,
     /// It does not lie in memory.
@@ -38,11 +38,20 @@ impl fmt::Display for InitrdError {
                 "there is no initrd: pass programs.cpio (QEMU: -initrd, a Pi: initramfs programs.cpio followkernel)"
             ),
             InitrdError::NotInMemory => {
-                write!(f, "/chosen linux,initrd-start and -end do not name memory; the boot loader has to set them")
+                write!(
+                    f,
+                    "/chosen linux,initrd-start and -end do not name memory; the boot loader has to set them"
+                )
             }
-            InitrdError::Empty => write!(f, "the initrd is empty: it has to be a cpio archive (newc) of BPF objects"),
+            InitrdError::Empty => write!(
+                f,
+                "the initrd is empty: it has to be a cpio archive (newc) of BPF objects"
+            ),
             InitrdError::Malformed(what, at) => {
-                write!(f, "the initrd is no cpio archive (newc) at byte {at}: {what}; make it with `cpio -o -H newc`")
+                write!(
+                    f,
+                    "the initrd is no cpio archive (newc) at byte {at}: {what}; make it with `cpio -o -H newc`"
+                )
             }
         }
     }
@@ -51,8 +60,10 @@ impl fmt::Display for InitrdError {
 const HEADER: usize = 110;
 
 /// The files of the initrd.
-pub fn files() -> Result<Vec<File>, InitrdError> {
-    let region = system().and_then(|s| s.machine.initrd).ok_or(InitrdError::Missing)?;
+pub(crate) fn files() -> Result<Vec<File>, InitrdError> {
+    let region = system()
+        .and_then(|s| s.machine.initrd)
+        .ok_or(InitrdError::Missing)?;
     if region.size == 0 {
         return Err(InitrdError::Empty);
     }
@@ -60,12 +71,14 @@ pub fn files() -> Result<Vec<File>, InitrdError> {
 }
 
 /// The files of an archive. What follows the trailer is padding.
-pub fn parse(archive: &'static [u8]) -> Result<Vec<File>, InitrdError> {
+pub(crate) fn parse(archive: &'static [u8]) -> Result<Vec<File>, InitrdError> {
     let mut files = Vec::new();
     let mut at = 0;
     loop {
         let malformed = |what| InitrdError::Malformed(what, at);
-        let header = archive.get(at..at + HEADER).ok_or(malformed("it ends before the trailer"))?;
+        let header = archive
+            .get(at..at + HEADER)
+            .ok_or(malformed("it ends before the trailer"))?;
         if header.get(..6) != Some(b"070701") {
             return Err(malformed("the magic 070701 is not there"));
         }
@@ -80,12 +93,20 @@ pub fn parse(archive: &'static [u8]) -> Result<Vec<File>, InitrdError> {
             .get(name_at..name_at + name_size)
             .and_then(|n| n.strip_suffix(&[0]))
             .and_then(|n| core::str::from_utf8(n).ok())
-            .ok_or(malformed("the name is not a zero-terminated UTF-8 string inside the archive"))?;
+            .ok_or(malformed(
+                "the name is not a zero-terminated UTF-8 string inside the archive",
+            ))?;
         if name == "TRAILER!!!" {
-            return if files.is_empty() { Err(InitrdError::Empty) } else { Ok(files) };
+            return if files.is_empty() {
+                Err(InitrdError::Empty)
+            } else {
+                Ok(files)
+            };
         }
         let data_at = (name_at + name_size).next_multiple_of(4);
-        let bytes = archive.get(data_at..data_at + size).ok_or(malformed("a file goes beyond the archive's end"))?;
+        let bytes = archive
+            .get(data_at..data_at + size)
+            .ok_or(malformed("a file goes beyond the archive's end"))?;
         if size != 0 {
             files.push(File { name, bytes });
         }

@@ -13,7 +13,10 @@
 
 extern crate alloc;
 
-#[expect(unsafe_code, reason = "the processor's room (STYLE.md: where unsafe may live)")]
+#[expect(
+    unsafe_code,
+    reason = "the processor's room (STYLE.md: where unsafe may live)"
+)]
 mod arch;
 mod bench;
 mod bpf;
@@ -22,8 +25,15 @@ mod console;
 mod context;
 mod hook;
 mod initrd;
+#[expect(
+    dead_code,
+    reason = "xtask includes the same file and writes what is only read here"
+)]
 mod ksyms;
-#[expect(unsafe_code, reason = "the memory's room (STYLE.md: where unsafe may live)")]
+#[expect(
+    unsafe_code,
+    reason = "the memory's room (STYLE.md: where unsafe may live)"
+)]
 mod mm;
 mod rcu;
 mod sched;
@@ -63,11 +73,16 @@ extern "C" fn springboard_main(tree: u64, image_pa: u64) -> ! {
     cpu::init_boot_core();
     mm::early_init(image_pa);
     let bytes = mm::device_tree(tree);
-    let blob = bytes.first_chunk().and_then(boards::magic_ok).and_then(|size| bytes.get(..size));
+    let blob = bytes
+        .first_chunk()
+        .and_then(boards::magic_ok)
+        .and_then(|size| bytes.get(..size));
     let Some(blob) = blob else {
         early_console(None);
         println!("\nspringboard: there is no device tree at x0 = {tree:#x}");
-        println!("  the boot loader has to pass one: QEMU's raspi machines need -dtb FILE (`cargo xtask run` gives it),");
+        println!(
+            "  the boot loader has to pass one: QEMU's raspi machines need -dtb FILE (`cargo xtask run` gives it),"
+        );
         println!("  a Pi's firmware needs its bcm27xx-*.dtb beside kernel8.img");
         exit::exit(2)
     };
@@ -84,7 +99,10 @@ extern "C" fn springboard_main(tree: u64, image_pa: u64) -> ! {
         Some(at) => machine.cpus.swap(0, at),
         None => {
             early_console(Some(blob));
-            println!("\nspringboard: the device tree: /cpus has no node for this core, mpidr {:#x}", arch::mpidr());
+            println!(
+                "\nspringboard: the device tree: /cpus has no node for this core, mpidr {:#x}",
+                arch::mpidr()
+            );
             exit::exit(2)
         }
     }
@@ -93,7 +111,9 @@ extern "C" fn springboard_main(tree: u64, image_pa: u64) -> ! {
         println!("\nspringboard: {what}");
         exit::exit(2)
     }
-    let uart = Box::leak(Box::new(Pl011::new(arch::devices::mmio(machine.uart.region))));
+    let uart = Box::leak(Box::new(Pl011::new(arch::devices::mmio(
+        machine.uart.region,
+    ))));
     uart.init();
     console::init(uart);
     let options = Options::parse(machine.bootargs);
@@ -103,7 +123,11 @@ extern "C" fn springboard_main(tree: u64, image_pa: u64) -> ! {
     if let Some(conduit) = machine.psci {
         exit::use_psci(Box::leak(Box::new(conduit)));
     }
-    let system: &'static System = Box::leak(Box::new(System { machine, image_pa, options }));
+    let system: &'static System = Box::leak(Box::new(System {
+        machine,
+        image_pa,
+        options,
+    }));
     SYSTEM.set(system);
     if let Err(e) = symbols::init() {
         println!("springboard: the image carries no symbols ({e}): build it with cargo xtask");
@@ -135,7 +159,9 @@ fn early_console(blob: Option<&[u8]>) {
 
 /// Step 4: this core on its idle task's stack.
 extern "C" fn on_idle_stack() -> ! {
-    let Some(system) = system() else { exit::exit(2) };
+    let Some(system) = system() else {
+        exit::exit(2)
+    };
     timer::enable_event_stream();
     if let Err(e) = arch::devices::init_interrupts(&system.machine) {
         println!("springboard: the interrupt controller: {e}");
@@ -147,7 +173,9 @@ extern "C" fn on_idle_stack() -> ! {
     }
     pmu::start();
     irq::open_exceptions();
-    cpu::this_cpu().online.store(true, core::sync::atomic::Ordering::Release);
+    cpu::this_cpu()
+        .online
+        .store(true, core::sync::atomic::Ordering::Release);
     for line in smp::start_others(&system.machine, system.image_pa) {
         println!("springboard: {line}");
     }
@@ -160,7 +188,9 @@ extern "C" fn on_idle_stack() -> ! {
 
 /// Step 5: what the command line asks for.
 fn main_task() {
-    let Some(system) = system() else { exit::exit(2) };
+    let Some(system) = system() else {
+        exit::exit(2)
+    };
     let cores = cpu::online().count();
     println!(
         "springboard {}  {}  {cores} core{} EL{}",
@@ -170,7 +200,9 @@ fn main_task() {
         arch::exception_level()
     );
     for word in &system.options.unknown {
-        println!("springboard: the command line's `{word}` is not known; see docs/architecture.md, \"Command line\"");
+        println!(
+            "springboard: the command line's `{word}` is not known; see docs/architecture.md, \"Command line\""
+        );
     }
     if let Err(e) = hook::init() {
         println!("springboard: hooks: {e}");
@@ -180,8 +212,25 @@ fn main_task() {
         command_line::Job::Bench => bench::run(&system.options),
         command_line::Job::Shell => shell::run(),
         command_line::Job::Test => tests::run(&system.options),
+        command_line::Job::Crash => crash(system.options.crash.unwrap_or_default()),
     };
     exit::exit(code)
+}
+
+/// Goes wrong on purpose; that it comes back is the defect.
+fn crash(kind: &str) -> u32 {
+    println!("springboard: crash={kind}, on purpose");
+    match arch::crash::crash(kind) {
+        Some(()) => println!("springboard: crash={kind} went unnoticed"),
+        None => {
+            let kinds = arch::crash::CRASHES.iter().map(|c| c.name);
+            println!(
+                "springboard: crash= takes {}",
+                kinds.collect::<alloc::vec::Vec<_>>().join(", ")
+            );
+        }
+    }
+    3
 }
 
 /// A panic is a defect: it says where, and ends the run.

@@ -28,20 +28,23 @@ static DONE: AtomicU64 = AtomicU64::new(0);
 const STALL_NS: u64 = 20_000_000_000;
 
 /// Calls back after a tasks-RCU grace period; does not wait.
-pub fn defer(callback: impl FnOnce() + Send + 'static) {
+pub(crate) fn defer(callback: impl FnOnce() + Send + 'static) {
     QUEUED.fetch_add(1, Ordering::Relaxed);
     PENDING.lock().push(Box::new(callback));
     WORK.wake_all();
 }
 
 /// `(grace periods that ended, callbacks that wait)`.
-pub fn counts() -> (u64, u64) {
+pub(crate) fn counts() -> (u64, u64) {
     let done = DONE.load(Ordering::Acquire);
-    (PERIODS.load(Ordering::Acquire), QUEUED.load(Ordering::Acquire).saturating_sub(done))
+    (
+        PERIODS.load(Ordering::Acquire),
+        QUEUED.load(Ordering::Acquire).saturating_sub(done),
+    )
 }
 
 /// Blocks until everything that was deferred before has been called. Task context.
-pub fn barrier() {
+pub(crate) fn barrier() {
     let target = QUEUED.load(Ordering::Acquire);
     while DONE.load(Ordering::Acquire) < target {
         sched::sleep_ns(1_000_000);
@@ -49,7 +52,7 @@ pub fn barrier() {
 }
 
 /// Starts the task that waits for grace periods.
-pub fn start() -> bool {
+pub(crate) fn start() -> bool {
     sched::spawn("rcu_tasks", run).is_some()
 }
 
@@ -79,7 +82,9 @@ fn wait_for_tasks() {
     let mut reported = false;
     loop {
         holdouts.retain(|&(task, id, seen)| {
-            task.state() == State::Runnable && task.id() == id && task.voluntary.load(Ordering::Acquire) == seen
+            task.state() == State::Runnable
+                && task.id() == id
+                && task.voluntary.load(Ordering::Acquire) == seen
         });
         if holdouts.is_empty() {
             return;
@@ -87,7 +92,11 @@ fn wait_for_tasks() {
         if !reported && crate::arch::timer::now_ns() - begin > STALL_NS {
             reported = true;
             for (task, ..) in &holdouts {
-                crate::println!("tasks RCU waits for task {} on core {}", task.name(), task.core());
+                crate::println!(
+                    "tasks RCU waits for task {} on core {}",
+                    task.name(),
+                    task.core()
+                );
             }
         }
         sched::sleep_ns(1_000_000);

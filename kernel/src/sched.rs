@@ -11,8 +11,8 @@ use crate::arch::lock::SpinLock;
 use crate::arch::smp::{self, Ipi};
 use crate::arch::switch::{self, HandoffLock, current};
 use crate::arch::{barrier, irq, timer};
-use crate::mm::stack::Stack;
 use crate::mm::layout;
+use crate::mm::stack::Stack;
 use alloc::boxed::Box;
 use alloc::collections::VecDeque;
 use alloc::sync::Arc;
@@ -22,7 +22,7 @@ use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering
 /// Where a task is in its life.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u32)]
-pub enum State {
+pub(crate) enum State {
     /// On the queue or on a core.
     Runnable = 0,
     /// Waiting to be woken.
@@ -33,7 +33,7 @@ pub enum State {
 
 /// A kernel thread.
 #[repr(C)]
-pub struct Task {
+pub(crate) struct Task {
     /// Heads the list of programs active in the present context (DESIGN 6); vectors.s reads it at offset 0.
     pub word: AtomicU64,
     /// Saved stack pointer while it does not run.
@@ -66,7 +66,7 @@ const _: () = assert!(core::mem::offset_of!(Task, word) == 0);
 
 impl Task {
     /// The task that boot code runs in.
-    pub const fn boot() -> Task {
+    pub(crate) const fn boot() -> Task {
         Task {
             word: AtomicU64::new(0),
             sp: AtomicUsize::new(0),
@@ -88,7 +88,7 @@ impl Task {
     }
 
     /// What it was spawned as; "boot" before there are tasks.
-    pub fn name(&self) -> heapless::String<32> {
+    pub(crate) fn name(&self) -> heapless::String<32> {
         match self.name.try_lock() {
             Some(name) if !name.is_empty() => name.clone(),
             _ => heapless::String::try_from("boot").unwrap_or_default(),
@@ -96,12 +96,12 @@ impl Task {
     }
 
     /// Number of this life.
-    pub fn id(&self) -> u64 {
+    pub(crate) fn id(&self) -> u64 {
         self.id.load(Ordering::Relaxed)
     }
 
     /// Where it is in its life.
-    pub fn state(&self) -> State {
+    pub(crate) fn state(&self) -> State {
         match self.state.load(Ordering::Acquire) {
             0 => State::Runnable,
             1 => State::Blocked,
@@ -110,33 +110,34 @@ impl Task {
     }
 
     /// The core it runs or last ran on.
-    pub fn core(&self) -> usize {
+    pub(crate) fn core(&self) -> usize {
         self.core.load(Ordering::Relaxed)
     }
 
     /// Whether it is a core's idle task.
-    pub fn is_idle(&self) -> bool {
+    pub(crate) fn is_idle(&self) -> bool {
         self.idle.load(Ordering::Relaxed)
     }
 
     /// Whether another task may take its core now.
-    pub fn preemptible(&self) -> bool {
+    pub(crate) fn preemptible(&self) -> bool {
         self.preempt.load(Ordering::Relaxed) == 0
     }
 
     /// One past its stack.
-    pub fn stack_top(&self) -> Option<usize> {
+    pub(crate) fn stack_top(&self) -> Option<usize> {
         self.stack.lock().as_ref().map(Stack::top)
     }
 
     /// Most bytes of stack it ever used.
-    pub fn stack_used(&self) -> usize {
+    pub(crate) fn stack_used(&self) -> usize {
         self.stack.lock().as_ref().map_or(0, Stack::high_water)
     }
 
     fn may_run_on(&self, core: usize) -> bool {
         let here = self.core.load(Ordering::Relaxed) == core;
-        let bound = self.migrate.load(Ordering::Relaxed) != 0 || self.in_pool.load(Ordering::Relaxed);
+        let bound =
+            self.migrate.load(Ordering::Relaxed) != 0 || self.in_pool.load(Ordering::Relaxed);
         self.affinity.load(Ordering::Relaxed) >> core & 1 != 0 && (here || !bound)
     }
 }
@@ -149,8 +150,12 @@ struct Queue {
     next_id: u64,
 }
 
-static QUEUE: HandoffLock<Queue> =
-    HandoffLock::new(Queue { runnable: VecDeque::new(), all: Vec::new(), idle_cores: 0, next_id: 1 });
+static QUEUE: HandoffLock<Queue> = HandoffLock::new(Queue {
+    runnable: VecDeque::new(),
+    all: Vec::new(),
+    idle_cores: 0,
+    next_id: 1,
+});
 
 /// A task, its stack and its place in the lists; `None` when memory is used up.
 fn new_task(name: &str, job: Option<Job>, idle_on: Option<usize>) -> Option<&'static Task> {
@@ -190,7 +195,10 @@ fn new_task(name: &str, job: Option<Job>, idle_on: Option<usize>) -> Option<&'st
     task.woken.store(false, Ordering::Relaxed);
     task.in_pool.store(false, Ordering::Relaxed);
     task.wake_at.store(0, Ordering::Relaxed);
-    task.affinity.store(idle_on.map_or(u64::MAX, |core| 1 << core), Ordering::Relaxed);
+    task.affinity.store(
+        idle_on.map_or(u64::MAX, |core| 1 << core),
+        Ordering::Relaxed,
+    );
     task.core.store(idle_on.unwrap_or(0), Ordering::Relaxed);
     task.idle.store(idle_on.is_some(), Ordering::Relaxed);
     let sp = task.stack.lock().as_ref().map(switch::prepare)?;
@@ -204,7 +212,7 @@ fn new_task(name: &str, job: Option<Job>, idle_on: Option<usize>) -> Option<&'st
 }
 
 /// The idle task of a core; it begins in [`run_idle`], not in a job.
-pub fn new_idle(core: usize) -> Option<&'static Task> {
+pub(crate) fn new_idle(core: usize) -> Option<&'static Task> {
     let mut name = heapless::String::<32>::new();
     let _ = core::fmt::write(&mut name, format_args!("idle/{core}"));
     let task = new_task(&name, None, Some(core))?;
@@ -213,10 +221,8 @@ pub fn new_idle(core: usize) -> Option<&'static Task> {
 }
 
 /// Waits for a spawned task and takes its result.
-pub struct JoinHandle<T> {
+pub(crate) struct JoinHandle<T> {
     cell: Arc<Completion<T>>,
-    /// The task, as long as it lives.
-    pub task: &'static Task,
 }
 
 struct Completion<T> {
@@ -226,33 +232,36 @@ struct Completion<T> {
 
 impl<T> JoinHandle<T> {
     /// Blocks until the task is over.
-    pub fn join(self) -> T {
+    pub(crate) fn join(self) -> T {
         loop {
             if let Some(value) = self.cell.value.lock().take() {
                 return value;
             }
-            self.cell.waiter.wait_until(|| self.cell.value.lock().is_some());
+            self.cell
+                .waiter
+                .wait_until(|| self.cell.value.lock().is_some());
         }
-    }
-
-    /// Whether the task is over.
-    pub fn is_finished(&self) -> bool {
-        self.cell.value.lock().is_some()
     }
 }
 
 /// Starts a task on any core.
-pub fn spawn<T: Send + 'static>(name: &str, f: impl FnOnce() -> T + Send + 'static) -> Option<JoinHandle<T>> {
+pub(crate) fn spawn<T: Send + 'static>(
+    name: &str,
+    f: impl FnOnce() -> T + Send + 'static,
+) -> Option<JoinHandle<T>> {
     spawn_on(name, u64::MAX, f)
 }
 
 /// Starts a task on the cores of a mask.
-pub fn spawn_on<T: Send + 'static>(
+pub(crate) fn spawn_on<T: Send + 'static>(
     name: &str,
     cores: u64,
     f: impl FnOnce() -> T + Send + 'static,
 ) -> Option<JoinHandle<T>> {
-    let cell = Arc::new(Completion { value: SpinLock::new(None), waiter: WaitQueue::new() });
+    let cell = Arc::new(Completion {
+        value: SpinLock::new(None),
+        waiter: WaitQueue::new(),
+    });
     let done = cell.clone();
     let job: Job = Box::new(move || {
         let value = f();
@@ -263,7 +272,7 @@ pub fn spawn_on<T: Send + 'static>(
     task.affinity.store(cores, Ordering::Relaxed);
     task.core.store(cpu::index(), Ordering::Relaxed);
     wake(task);
-    Some(JoinHandle { cell, task })
+    Some(JoinHandle { cell })
 }
 
 /// Where a new task begins (vectors.s, task_start).
@@ -284,7 +293,7 @@ extern "C" fn task_main() -> ! {
 }
 
 /// Makes a blocked task runnable; one that is about to block stays runnable.
-pub fn wake(task: &'static Task) {
+pub(crate) fn wake(task: &'static Task) {
     let kick = QUEUE.with(|q| {
         if task.state() != State::Blocked {
             task.woken.store(true, Ordering::Relaxed);
@@ -292,7 +301,9 @@ pub fn wake(task: &'static Task) {
         }
         task.state.store(State::Runnable as u32, Ordering::Relaxed);
         q.runnable.push_back(task);
-        (0..MAX_CPUS).find(|&c| q.idle_cores >> c & 1 != 0 && task.may_run_on(c)).inspect(|&c| q.idle_cores &= !(1 << c))
+        (0..MAX_CPUS)
+            .find(|&c| q.idle_cores >> c & 1 != 0 && task.may_run_on(c))
+            .inspect(|&c| q.idle_cores &= !(1 << c))
     });
     if let Some(core) = kick {
         per_cpu(core).need_resched.store(true, Ordering::Relaxed);
@@ -335,7 +346,11 @@ fn schedule(why: Leave) {
         if why == Leave::Block && stays {
             return None;
         }
-        let next = q.runnable.iter().position(|t| t.may_run_on(core)).and_then(|at| q.runnable.remove(at));
+        let next = q
+            .runnable
+            .iter()
+            .position(|t| t.may_run_on(core))
+            .and_then(|at| q.runnable.remove(at));
         let next = match next {
             Some(next) => next,
             None if stays => return None,
@@ -354,33 +369,33 @@ fn schedule(why: Leave) {
 }
 
 /// Lets another task run, if one wants to.
-pub fn yield_now() {
+pub(crate) fn yield_now() {
     let state = irq::disable();
     schedule(Leave::Yield);
     irq::restore(state);
 }
 
 /// The tick took the core from a task that ran at `pc`. Interrupts are masked.
-pub fn preempt(pc: usize) {
+pub(crate) fn preempt(pc: usize) {
     let inside = (layout::POOL..layout::POOL + layout::POOL_SIZE).contains(&pc);
     current().in_pool.store(inside, Ordering::Relaxed);
     schedule(Leave::Preempted);
 }
 
 /// Every tick, in its interrupt.
-pub fn tick() {
+pub(crate) fn tick() {
     this_cpu().need_resched.store(true, Ordering::Relaxed);
     crate::tests::watch();
 }
 
 /// A quiescent state for tasks RCU without giving up the core: for loops that never block.
-pub fn quiescent() {
+pub(crate) fn quiescent() {
     current().voluntary.fetch_add(1, Ordering::Release);
 }
 
 /// No other task takes this core until the matching [`preempt_enable`].
 #[inline(always)]
-pub fn preempt_disable() {
+pub(crate) fn preempt_disable() {
     let count = &current().preempt;
     count.store(count.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
     core::sync::atomic::compiler_fence(Ordering::SeqCst);
@@ -388,7 +403,7 @@ pub fn preempt_disable() {
 
 /// Ends [`preempt_disable`]; a switch that was due happens at the next tick or interrupt.
 #[inline(always)]
-pub fn preempt_enable() {
+pub(crate) fn preempt_enable() {
     core::sync::atomic::compiler_fence(Ordering::SeqCst);
     let count = &current().preempt;
     count.store(count.load(Ordering::Relaxed) - 1, Ordering::Relaxed);
@@ -396,7 +411,7 @@ pub fn preempt_enable() {
 
 /// The task stays on its core until the matching [`migrate_enable`]; it may be preempted.
 #[inline(always)]
-pub fn migrate_disable() {
+pub(crate) fn migrate_disable() {
     let count = &current().migrate;
     count.store(count.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
     core::sync::atomic::compiler_fence(Ordering::SeqCst);
@@ -404,23 +419,23 @@ pub fn migrate_disable() {
 
 /// Ends [`migrate_disable`].
 #[inline(always)]
-pub fn migrate_enable() {
+pub(crate) fn migrate_enable() {
     core::sync::atomic::compiler_fence(Ordering::SeqCst);
     let count = &current().migrate;
     count.store(count.load(Ordering::Relaxed) - 1, Ordering::Relaxed);
 }
 
 /// Tasks that wait for a condition.
-pub struct WaitQueue(SpinLock<Vec<&'static Task>>);
+pub(crate) struct WaitQueue(SpinLock<Vec<&'static Task>>);
 
 impl WaitQueue {
     /// No one waits.
-    pub const fn new() -> WaitQueue {
+    pub(crate) const fn new() -> WaitQueue {
         WaitQueue(SpinLock::new(Vec::new()))
     }
 
     /// Blocks until `done` is true; it is asked again after each [`WaitQueue::wake_all`].
-    pub fn wait_until(&self, mut done: impl FnMut() -> bool) {
+    pub(crate) fn wait_until(&self, mut done: impl FnMut() -> bool) {
         let me = current();
         loop {
             me.woken.store(false, Ordering::Relaxed);
@@ -436,7 +451,7 @@ impl WaitQueue {
     }
 
     /// Wakes whoever waits.
-    pub fn wake_all(&self) {
+    pub(crate) fn wake_all(&self) {
         let waiting = core::mem::take(&mut *self.0.lock());
         for task in waiting {
             wake(task);
@@ -452,7 +467,7 @@ fn block() {
 }
 
 /// Blocks for a time.
-pub fn sleep_ns(ns: u64) {
+pub(crate) fn sleep_ns(ns: u64) {
     let counts = (u128::from(ns) * u128::from(timer::frequency())).div_ceil(1_000_000_000) as u64;
     let until = timer::now() + counts;
     let me = current();
@@ -465,7 +480,7 @@ pub fn sleep_ns(ns: u64) {
 }
 
 /// Wakes the sleepers whose time has come: the timer softirq.
-pub fn wake_sleepers() {
+pub(crate) fn wake_sleepers() {
     let now = timer::now();
     let mut due: heapless::Vec<&'static Task, 32> = heapless::Vec::new();
     QUEUE.with(|q| {
@@ -483,7 +498,7 @@ pub fn wake_sleepers() {
 }
 
 /// Every task there is or was.
-pub fn for_each(mut visit: impl FnMut(&'static Task)) {
+pub(crate) fn for_each(mut visit: impl FnMut(&'static Task)) {
     let all = QUEUE.with(|q| q.all.clone());
     for task in all {
         visit(task);
@@ -491,7 +506,7 @@ pub fn for_each(mut visit: impl FnMut(&'static Task)) {
 }
 
 /// The idle task's life: runs whatever wants to run, else sleeps. Interrupts are masked on entry.
-pub fn run_idle() -> ! {
+pub(crate) fn run_idle() -> ! {
     smp::now_online();
     current().preempt.store(0, Ordering::Relaxed);
     timer::start_tick();
@@ -520,42 +535,42 @@ pub fn run_idle() -> ! {
 /// A lock that blocks: for work that takes long or waits for other cores. Task context only.
 ///
 /// The value is taken out while it is held, so that no unsafe is needed: a spin lock and a box.
-pub struct Mutex<T> {
+pub(crate) struct Mutex<T> {
     value: SpinLock<Option<Box<T>>>,
     waiters: WaitQueue,
 }
 
 impl<T> Mutex<T> {
     /// Without a value so far: `lock` blocks until [`Mutex::put`].
-    pub const fn empty() -> Mutex<T> {
-        Mutex { value: SpinLock::new(None), waiters: WaitQueue::new() }
+    pub(crate) const fn empty() -> Mutex<T> {
+        Mutex {
+            value: SpinLock::new(None),
+            waiters: WaitQueue::new(),
+        }
     }
 
     /// Gives it its value, or gives it back.
-    pub fn put(&self, value: Box<T>) {
+    pub(crate) fn put(&self, value: Box<T>) {
         *self.value.lock() = Some(value);
         self.waiters.wake_all();
     }
 
     /// Blocks until no one else holds it.
-    pub fn lock(&self) -> MutexGuard<'_, T> {
+    pub(crate) fn lock(&self) -> MutexGuard<'_, T> {
         loop {
             if let Some(value) = self.value.lock().take() {
-                return MutexGuard { mutex: self, value: Some(value) };
+                return MutexGuard {
+                    mutex: self,
+                    value: Some(value),
+                };
             }
             self.waiters.wait_until(|| self.value.lock().is_some());
         }
     }
-
-    /// The value, if no one holds it.
-    pub fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
-        let value = self.value.try_lock()?.take()?;
-        Some(MutexGuard { mutex: self, value: Some(value) })
-    }
 }
 
 /// A held [`Mutex`].
-pub struct MutexGuard<'a, T> {
+pub(crate) struct MutexGuard<'a, T> {
     mutex: &'a Mutex<T>,
     value: Option<Box<T>>,
 }

@@ -8,19 +8,19 @@ use alloc::boxed::Box;
 static BLOB: Late<Blob<'static>> = Late::new();
 
 /// Reads the blob behind the image.
-pub fn init() -> Result<(), BlobError> {
+pub(crate) fn init() -> Result<(), BlobError> {
     let blob = Blob::parse(crate::mm::blob())?;
     BLOB.set(Box::leak(Box::new(blob)));
     Ok(())
 }
 
 /// Names and sites, if the image has them.
-pub fn blob() -> Option<&'static Blob<'static>> {
+pub(crate) fn blob() -> Option<&'static Blob<'static>> {
     BLOB.get()
 }
 
 /// An address, printed as `name+offset`, or as what else it is known to be.
-pub struct Name(pub usize);
+pub(crate) struct Name(pub usize);
 
 impl core::fmt::Display for Name {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
@@ -33,7 +33,7 @@ impl core::fmt::Display for Name {
 
 impl Name {
     /// The function that the address lies in, without the offset.
-    pub fn function(&self) -> alloc::string::String {
+    pub(crate) fn function(&self) -> alloc::string::String {
         match blob().and_then(|b| b.lookup(self.0 as u64)) {
             Some((symbol, _)) => symbol.name.into(),
             None => alloc::format!("{:#x}", self.0),

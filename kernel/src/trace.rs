@@ -17,8 +17,12 @@ struct Slot {
     text: [AtomicU64; WORDS],
 }
 
-static RING: [Slot; SLOTS] =
-    [const { Slot { mark: AtomicU64::new(0), text: [const { AtomicU64::new(0) }; WORDS] } }; SLOTS];
+static RING: [Slot; SLOTS] = [const {
+    Slot {
+        mark: AtomicU64::new(0),
+        text: [const { AtomicU64::new(0) }; WORDS],
+    }
+}; SLOTS];
 static HEAD: AtomicU64 = AtomicU64::new(0);
 
 /// A line under construction: what does not fit is cut.
@@ -38,8 +42,11 @@ impl fmt::Write for Line {
 }
 
 /// Writes a line of at most 128 bytes. Any context; no lock, no allocation.
-pub fn write(arguments: fmt::Arguments<'_>) {
-    let mut line = Line { bytes: [0; WORDS * 8], used: 0 };
+pub(crate) fn write(arguments: fmt::Arguments<'_>) {
+    let mut line = Line {
+        bytes: [0; WORDS * 8],
+        used: 0,
+    };
     let _ = fmt::write(&mut line, arguments);
     let ticket = HEAD.fetch_add(1, Ordering::Relaxed);
     let slot = &RING[ticket as usize % SLOTS];
@@ -53,7 +60,7 @@ pub fn write(arguments: fmt::Arguments<'_>) {
 }
 
 /// Reads what was written since, oldest first.
-pub struct Reader {
+pub(crate) struct Reader {
     next: u64,
     /// Lines that were overwritten before they were read.
     pub lost: u64,
@@ -61,12 +68,15 @@ pub struct Reader {
 
 impl Reader {
     /// Reads from now on.
-    pub fn new() -> Reader {
-        Reader { next: HEAD.load(Ordering::Acquire), lost: 0 }
+    pub(crate) fn new() -> Reader {
+        Reader {
+            next: HEAD.load(Ordering::Acquire),
+            lost: 0,
+        }
     }
 
     /// The next line, if there is one.
-    pub fn next_line(&mut self) -> Option<heapless::String<{ WORDS * 8 }>> {
+    pub(crate) fn next_line(&mut self) -> Option<heapless::String<{ WORDS * 8 }>> {
         loop {
             let head = HEAD.load(Ordering::Acquire);
             if self.next == head {

@@ -7,7 +7,7 @@ macro_rules! instruction {
     ($(#[$doc:meta])* $name:ident, $text:literal) => {
         $(#[$doc])*
         #[inline(always)]
-        pub fn $name() {
+        pub(crate) fn $name() {
             // SAFETY: a barrier or hint: it orders or waits, and changes no register and no memory.
             unsafe { asm!($text, options(nostack)) }
         }
@@ -31,7 +31,7 @@ instruction!(/// Waits for an interrupt, masked or not.
 
 /// Invalidates all cores' translations of one page, any ASID, last level included. DSB ISH has to follow.
 #[inline(always)]
-pub fn tlbi_va(va: usize) {
+pub(crate) fn tlbi_va(va: usize) {
     let operand = (va as u64 >> 12) & 0xfff_ffff_ffff;
     // SAFETY: dropping cached translations changes no mapping; the tables stay what they are.
     unsafe { asm!("tlbi vaae1is, {}", in(reg) operand, options(nostack)) }

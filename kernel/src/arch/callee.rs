@@ -5,22 +5,22 @@ use alloc::sync::Arc;
 use core::any::Any;
 
 /// A hook written in Rust, with what it works on.
-pub trait NativeHook: Send + Sync + 'static {
+pub(crate) trait NativeHook: Send + Sync + 'static {
     /// One hit; `context` gives the arguments. Runs in any context: no lock, no allocation, nothing that has a site.
     fn hit(&self, context: &Context) -> u64;
 }
 
 /// The arguments of a hit: the `u64 ctx[]` that the trampoline stored.
 #[repr(transparent)]
-pub struct Context(*const u64);
+pub(crate) struct Context(*const u64);
 
 /// How many argument words a trampoline stores: x0 to x7.
-pub const ARGUMENTS: usize = 8;
+pub(crate) const ARGUMENTS: usize = 8;
 
 impl Context {
     /// The words: x0 to x7 as the hooked function got them.
     #[inline(always)]
-    pub fn words(&self) -> &[u64; ARGUMENTS] {
+    pub(crate) fn words(&self) -> &[u64; ARGUMENTS] {
         // SAFETY: only `thunk` makes a Context, from the ctx of a trampoline, which stored ARGUMENTS words there that no
         // one else writes until the hit is over.
         unsafe { &*self.0.cast() }
@@ -28,7 +28,7 @@ impl Context {
 }
 
 /// What a trampoline needs to call a [`NativeHook`], and what keeps it alive.
-pub struct Callee {
+pub(crate) struct Callee {
     /// Address of the function.
     pub address: u64,
     /// Its second argument, if it takes one.
@@ -50,7 +50,7 @@ extern "C" fn thunk<T: NativeHook>(context: *const u64, data: *const T) -> u64 {
 }
 
 /// Makes a callee of a hook.
-pub fn callee<T: NativeHook>(hook: Arc<T>) -> Callee {
+pub(crate) fn callee<T: NativeHook>(hook: Arc<T>) -> Callee {
     Callee {
         address: thunk::<T> as *const () as usize as u64,
         data: Some(Arc::as_ptr(&hook).expose_provenance() as u64),
@@ -60,7 +60,7 @@ pub fn callee<T: NativeHook>(hook: Arc<T>) -> Callee {
 }
 
 /// The same function without its site: past the two NOPs at its entry.
-pub fn past_site(f: extern "C" fn(u64, u64) -> u64) -> extern "C" fn(u64, u64) -> u64 {
+pub(crate) fn past_site(f: extern "C" fn(u64, u64) -> u64) -> extern "C" fn(u64, u64) -> u64 {
     let entry = f as usize;
     debug_assert!(crate::symbols::blob().is_some_and(|b| b.has_site(entry as u64)));
     // SAFETY: every function with a site begins with two words that are a NOP each, so the code behind them is the function

@@ -39,8 +39,15 @@ pub enum CodeError {
 impl core::fmt::Display for CodeError {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         match self {
-            CodeError::NotCode(at) => write!(f, "{at:#x} is not an aligned address in text or in the executable pool"),
-            CodeError::Unexpected { at, expected, found } => write!(
+            CodeError::NotCode(at) => write!(
+                f,
+                "{at:#x} is not an aligned address in text or in the executable pool"
+            ),
+            CodeError::Unexpected {
+                at,
+                expected,
+                found,
+            } => write!(
                 f,
                 "{at:#x} holds {found:#010x}, not {expected:#010x}: someone else changed it; nothing was written"
             ),
@@ -50,7 +57,7 @@ impl core::fmt::Display for CodeError {
 }
 
 /// Reads a word of code.
-pub fn read(at: usize) -> Option<u32> {
+pub(crate) fn read(at: usize) -> Option<u32> {
     if !at.is_multiple_of(4) || !table::translate(at)?.execute {
         return None;
     }
@@ -59,7 +66,7 @@ pub fn read(at: usize) -> Option<u32> {
 }
 
 /// Writes words that no core executes yet: pool memory before it is published. The caller then syncs all cores.
-pub fn write(at: usize, words: &[u32]) -> Result<(), CodeError> {
+pub(crate) fn write(at: usize, words: &[u32]) -> Result<(), CodeError> {
     let mut at = at;
     let mut words = words;
     while !words.is_empty() {
@@ -79,12 +86,16 @@ pub fn write(at: usize, words: &[u32]) -> Result<(), CodeError> {
 }
 
 /// Replaces one word by one aligned 32-bit store, if it is `old`.
-pub fn patch(at: usize, old: u32, new: u32) -> Result<(), CodeError> {
+pub(crate) fn patch(at: usize, old: u32, new: u32) -> Result<(), CodeError> {
     with_alias(at, |alias| {
         // SAFETY: `alias` is the patch mapping of an aligned word.
         let found = unsafe { (alias as *const u32).read_volatile() };
         if found != old {
-            return Err(CodeError::Unexpected { at, expected: old, found });
+            return Err(CodeError::Unexpected {
+                at,
+                expected: old,
+                found,
+            });
         }
         store(alias, new);
         Ok(())
@@ -100,12 +111,15 @@ fn store(alias: usize, word: u32) {
 
 /// Runs `f` with a writable address for the page of `at`, mapped on this core for just that long.
 fn with_alias(at: usize, f: impl FnOnce(usize) -> Result<(), CodeError>) -> Result<(), CodeError> {
-    let target = table::translate(at).filter(|t| t.execute && at.is_multiple_of(4)).ok_or(CodeError::NotCode(at))?;
+    let target = table::translate(at)
+        .filter(|t| t.execute && at.is_multiple_of(4))
+        .ok_or(CodeError::NotCode(at))?;
     // Not preemptible from here: the mapping belongs to this core.
     let state = irq::disable();
     let page = layout::PATCH + cpu::index() * layout::PAGE;
     let offset = at % layout::PAGE;
-    let result = match table::map_page(page, target.pa & !(layout::PAGE as u64 - 1), Access::Write) {
+    let result = match table::map_page(page, target.pa & !(layout::PAGE as u64 - 1), Access::Write)
+    {
         Ok(()) => {
             let result = f(page + offset);
             table::unmap_page(page); // TLBI, inner shareable

@@ -6,11 +6,11 @@ use crate::sched::Task;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 /// The most cores this kernel starts.
-pub const MAX_CPUS: usize = 8;
+pub(crate) const MAX_CPUS: usize = 8;
 
 /// What belongs to one core. Written by that core unless a field says otherwise.
 #[repr(C)]
-pub struct PerCpu {
+pub(crate) struct PerCpu {
     /// Top of the stack that a stack overflow is reported on; vectors.s reads it at offset 0.
     pub overflow_top: AtomicUsize,
     /// This core's index, 0 for the boot core.
@@ -56,31 +56,32 @@ impl PerCpu {
 static CPUS: [PerCpu; MAX_CPUS] = [const { PerCpu::new() }; MAX_CPUS];
 
 /// The block of core `index`; indices of cores that do not exist wrap to ones that may.
-pub fn per_cpu(index: usize) -> &'static PerCpu {
+pub(crate) fn per_cpu(index: usize) -> &'static PerCpu {
     &CPUS[index % MAX_CPUS]
 }
 
 /// Tells this core which block is its own: the boot core's first act, the others come with it set.
-pub fn init_boot_core() {
+pub(crate) fn init_boot_core() {
     // The block lives as long as the image.
     msr!("tpidr_el1", core::ptr::from_ref(&CPUS[0]).addr() as u64);
 }
 
 /// This core's block. The caller may be moved to another core the next moment unless it is not preemptible.
 #[inline(always)]
-pub fn this_cpu() -> &'static PerCpu {
+pub(crate) fn this_cpu() -> &'static PerCpu {
+    let block = mrs!("tpidr_el1") as usize;
     // SAFETY: `init_boot_core` and SECONDARY_BOOT set TPIDR_EL1 to an element of CPUS before any Rust that comes here.
-    unsafe { &*(mrs!("tpidr_el1") as usize as *const PerCpu) }
+    unsafe { &*(block as *const PerCpu) }
 }
 
 /// This core's index.
 #[inline(always)]
-pub fn index() -> usize {
+pub(crate) fn index() -> usize {
     this_cpu().index.load(Ordering::Relaxed)
 }
 
 /// Cores that run tasks.
-pub fn online() -> impl Iterator<Item = usize> {
+pub(crate) fn online() -> impl Iterator<Item = usize> {
     (0..MAX_CPUS).filter(|&i| CPUS[i].online.load(Ordering::Acquire))
 }
 
@@ -90,6 +91,6 @@ pub(super) fn address(index: usize) -> usize {
 }
 
 /// Whether this core has FEAT_LSE's atomics (ID_AA64ISAR0_EL1.Atomic at least 2).
-pub fn has_lse() -> bool {
+pub(crate) fn has_lse() -> bool {
     mrs!("id_aa64isar0_el1") >> 20 & 0xf >= 2
 }

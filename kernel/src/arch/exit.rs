@@ -10,18 +10,18 @@ static SEMIHOSTING: AtomicBool = AtomicBool::new(false);
 static PSCI: Late<Conduit> = Late::new();
 
 /// Says that someone listens to semihosting calls; without a listener they would be an exception.
-pub fn use_semihosting() {
+pub(crate) fn use_semihosting() {
     SEMIHOSTING.store(true, Ordering::Relaxed);
 }
 
 /// Says how to call PSCI, if the machine has it.
-pub fn use_psci(conduit: &'static Conduit) {
+pub(crate) fn use_psci(conduit: &'static Conduit) {
     PSCI.set(conduit);
 }
 
 /// Ends the run: `springboard: exit N` is the last line on every board; then the emulator's exit, then PSCI SYSTEM_OFF,
 /// else the core sleeps for good.
-pub fn exit(code: u32) -> ! {
+pub(crate) fn exit(code: u32) -> ! {
     crate::println!("springboard: exit {code}");
     crate::console::flush();
     if SEMIHOSTING.load(Ordering::Relaxed) {

@@ -10,7 +10,7 @@ use core::sync::atomic::{AtomicUsize, Ordering};
 
 /// What [`disable`] found, for [`restore`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct State(u64);
+pub(crate) struct State(u64);
 
 const BY_DAIF: usize = 0;
 const BY_ICC_PMR: usize = 1;
@@ -24,7 +24,7 @@ const DAIF_I: u64 = 1 << 7;
 
 /// Masks normal interrupts on this core and returns what was before.
 #[inline(always)]
-pub fn disable() -> State {
+pub(crate) fn disable() -> State {
     match MASKING.load(Ordering::Relaxed) {
         BY_DAIF => {
             let old = mrs!("daif");
@@ -51,7 +51,7 @@ pub fn disable() -> State {
 
 /// Puts back what [`disable`] found.
 #[inline(always)]
-pub fn restore(state: State) {
+pub(crate) fn restore(state: State) {
     match MASKING.load(Ordering::Relaxed) {
         BY_DAIF => {
             if state.0 & DAIF_I == 0 {
@@ -71,7 +71,7 @@ pub fn restore(state: State) {
 }
 
 /// Lets normal interrupts in.
-pub fn enable() {
+pub(crate) fn enable() {
     restore(match MASKING.load(Ordering::Relaxed) {
         BY_DAIF => State(0),
         _ => State(OPEN),
@@ -79,7 +79,7 @@ pub fn enable() {
 }
 
 /// Whether normal interrupts are masked on this core.
-pub fn disabled() -> bool {
+pub(crate) fn disabled() -> bool {
     if mrs!("daif") & DAIF_I != 0 {
         return true;
     }
@@ -92,14 +92,14 @@ pub fn disabled() -> bool {
 
 /// Masks everything, the NMI included.
 #[inline(always)]
-pub fn mask_all() {
+pub(crate) fn mask_all() {
     // SAFETY: masking is always allowed.
     unsafe { core::arch::asm!("msr daifset, #0xf", options(nostack)) }
 }
 
 /// Lets in whatever [`disable`] does not keep out: NMI, and on a GIC also PSTATE.I.
 #[inline(always)]
-pub fn open_exceptions() {
+pub(crate) fn open_exceptions() {
     if MASKING.load(Ordering::Relaxed) == BY_DAIF {
         // SAFETY: vectors are set and a frame is saved wherever this is called; PSTATE.I stays as it is.
         unsafe { core::arch::asm!("msr daifclr, #0xd", options(nostack)) }
@@ -110,25 +110,25 @@ pub fn open_exceptions() {
 }
 
 /// Opens the priority mask without touching PSTATE: on the way out of an exception that normal code took.
-pub fn open_priority() {
+pub(crate) fn open_priority() {
     if MASKING.load(Ordering::Relaxed) != BY_DAIF {
         restore(State(OPEN));
     }
 }
 
 /// All of D, A, I and F, as they are.
-pub fn daif() -> u64 {
+pub(crate) fn daif() -> u64 {
     mrs!("daif")
 }
 
 /// Sets D, A, I and F.
-pub fn set_daif(value: u64) {
+pub(crate) fn set_daif(value: u64) {
     // Only ever what `daif` returned.
     msr!("daif", value);
 }
 
 /// Says how this machine masks; with all exceptions masked. Afterwards normal interrupts are off on the boot core.
-pub fn init(masking: Masking) {
+pub(crate) fn init(masking: Masking) {
     let mode = match masking {
         Masking::Daif => BY_DAIF,
         Masking::IccPmr => BY_ICC_PMR,
@@ -143,7 +143,9 @@ pub fn init(masking: Masking) {
 fn gicc_pmr(address: usize) -> u32 {
     let value: u32;
     // SAFETY: `init` got this address from the GICv2 driver, which has it from a mapped region.
-    unsafe { core::arch::asm!("ldr {:w}, [{}]", out(reg) value, in(reg) address, options(nostack)) };
+    unsafe {
+        core::arch::asm!("ldr {:w}, [{}]", out(reg) value, in(reg) address, options(nostack))
+    };
     value
 }
 

@@ -11,17 +11,17 @@ use core::ops::{Deref, DerefMut};
 use core::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
 
 /// The bare lock word: 0 free, 1 held.
-pub struct RawLock(AtomicU32);
+pub(crate) struct RawLock(AtomicU32);
 
 impl RawLock {
     /// A free lock.
-    pub const fn new() -> RawLock {
+    pub(crate) const fn new() -> RawLock {
         RawLock(AtomicU32::new(0))
     }
 
     /// Takes the lock; interrupts must be masked, or an interrupt on this core could wait for itself.
     #[inline(always)]
-    pub fn lock(&self) {
+    pub(crate) fn lock(&self) {
         // SAFETY: exclusive accesses to an aligned u32 that this reference keeps alive. LDAXR gives acquire order.
         unsafe {
             asm!(
@@ -42,19 +42,21 @@ impl RawLock {
     }
 
     /// Takes the lock if it is free.
-    pub fn try_lock(&self) -> bool {
-        self.0.compare_exchange(0, 1, Ordering::Acquire, Ordering::Relaxed).is_ok()
+    pub(crate) fn try_lock(&self) -> bool {
+        self.0
+            .compare_exchange(0, 1, Ordering::Acquire, Ordering::Relaxed)
+            .is_ok()
     }
 
     /// Gives it back, by a store-release (STLR).
     #[inline(always)]
-    pub fn unlock(&self) {
+    pub(crate) fn unlock(&self) {
         self.0.store(0, Ordering::Release);
     }
 }
 
 /// Mutual exclusion between cores and contexts below NMI: interrupts are masked while it is held.
-pub struct SpinLock<T> {
+pub(crate) struct SpinLock<T> {
     raw: RawLock,
     value: UnsafeCell<T>,
 }
@@ -64,19 +66,22 @@ unsafe impl<T: Send> Sync for SpinLock<T> {}
 
 impl<T> SpinLock<T> {
     /// A free lock around `value`.
-    pub const fn new(value: T) -> SpinLock<T> {
-        SpinLock { raw: RawLock::new(), value: UnsafeCell::new(value) }
+    pub(crate) const fn new(value: T) -> SpinLock<T> {
+        SpinLock {
+            raw: RawLock::new(),
+            value: UnsafeCell::new(value),
+        }
     }
 
     /// Masks interrupts, then waits for the lock.
-    pub fn lock(&self) -> SpinGuard<'_, T> {
+    pub(crate) fn lock(&self) -> SpinGuard<'_, T> {
         let state = irq::disable();
         self.raw.lock();
         SpinGuard { lock: self, state }
     }
 
     /// The lock if it is free: for reports out of broken states.
-    pub fn try_lock(&self) -> Option<SpinGuard<'_, T>> {
+    pub(crate) fn try_lock(&self) -> Option<SpinGuard<'_, T>> {
         let state = irq::disable();
         if self.raw.try_lock() {
             return Some(SpinGuard { lock: self, state });
@@ -87,7 +92,7 @@ impl<T> SpinLock<T> {
 }
 
 /// A held [`SpinLock`]; dropping it unlocks and puts the interrupt mask back.
-pub struct SpinGuard<'a, T> {
+pub(crate) struct SpinGuard<'a, T> {
     lock: &'a SpinLock<T>,
     state: irq::State,
 }
@@ -115,44 +120,54 @@ impl<T> Drop for SpinGuard<'_, T> {
 }
 
 /// A value that is set once and then read without a lock, from any context.
-pub struct Late<T: 'static>(AtomicPtr<T>);
+pub(crate) struct Late<T: 'static>(AtomicPtr<T>);
 
 impl<T: Sync> Late<T> {
     /// Not set so far.
-    pub const fn new() -> Late<T> {
+    pub(crate) const fn new() -> Late<T> {
         Late(AtomicPtr::new(core::ptr::null_mut()))
     }
 
     /// Sets it; a second time changes nothing and returns false.
-    pub fn set(&self, value: &'static T) -> bool {
+    pub(crate) fn set(&self, value: &'static T) -> bool {
         let pointer = core::ptr::from_ref(value).cast_mut();
-        self.0.compare_exchange(core::ptr::null_mut(), pointer, Ordering::Release, Ordering::Relaxed).is_ok()
+        self.0
+            .compare_exchange(
+                core::ptr::null_mut(),
+                pointer,
+                Ordering::Release,
+                Ordering::Relaxed,
+            )
+            .is_ok()
     }
 
     /// The value, if it was set.
     #[inline(always)]
-    pub fn get(&self) -> Option<&'static T> {
+    pub(crate) fn get(&self) -> Option<&'static T> {
         // SAFETY: the pointer is null or came from a `&'static T` in `set`; Acquire pairs with its Release.
         unsafe { self.0.load(Ordering::Acquire).as_ref() }
     }
 }
 
 /// A value that can be exchanged, read from any context without a lock.
-pub struct Swap<T: 'static>(AtomicPtr<T>);
+pub(crate) struct Swap<T: 'static>(AtomicPtr<T>);
 
 impl<T: Sync> Swap<T> {
     /// Empty.
-    pub const fn new() -> Swap<T> {
+    pub(crate) const fn new() -> Swap<T> {
         Swap(AtomicPtr::new(core::ptr::null_mut()))
     }
 
     /// Puts another value in.
-    pub fn set(&self, value: Option<&'static T>) {
-        self.0.store(value.map_or(core::ptr::null_mut(), |v| core::ptr::from_ref(v).cast_mut()), Ordering::Release);
+    pub(crate) fn set(&self, value: Option<&'static T>) {
+        self.0.store(
+            value.map_or(core::ptr::null_mut(), |v| core::ptr::from_ref(v).cast_mut()),
+            Ordering::Release,
+        );
     }
 
     /// What is in.
-    pub fn get(&self) -> Option<&'static T> {
+    pub(crate) fn get(&self) -> Option<&'static T> {
         // SAFETY: the pointer is null or came from a `&'static T` in `set`; Acquire pairs with its Release.
         unsafe { self.0.load(Ordering::Acquire).as_ref() }
     }

@@ -4,20 +4,21 @@
 //! One of the rooms where `unsafe` may live. What leaves it is safe to call from anywhere, from any context, unless its
 //! first line says otherwise.
 
-pub mod barrier;
-pub mod callee;
-pub mod code;
-pub mod cpu;
-pub mod devices;
-pub mod exit;
-pub mod irq;
-pub mod lock;
-pub mod pmu;
-pub mod smp;
-pub mod switch;
-pub mod timer;
-pub mod trap;
-pub mod unwind;
+pub(crate) mod barrier;
+pub(crate) mod callee;
+pub(crate) mod code;
+pub(crate) mod cpu;
+pub(crate) mod crash;
+pub(crate) mod devices;
+pub(crate) mod exit;
+pub(crate) mod irq;
+pub(crate) mod lock;
+pub(crate) mod pmu;
+pub(crate) mod smp;
+pub(crate) mod switch;
+pub(crate) mod timer;
+pub(crate) mod trap;
+pub(crate) mod unwind;
 
 core::arch::global_asm!(include_str!("boot.s"), options(raw));
 core::arch::global_asm!(include_str!("vectors.s"), options(raw));
@@ -44,21 +45,21 @@ macro_rules! msr {
 pub(crate) use {mrs, msr};
 
 /// Main ID register: which core this is.
-pub fn midr() -> u64 {
+pub(crate) fn midr() -> u64 {
     mrs!("midr_el1")
 }
 
 /// Affinity fields of this core, as a device tree writes them.
-pub fn mpidr() -> u64 {
+pub(crate) fn mpidr() -> u64 {
     mrs!("mpidr_el1") & 0xff_00ff_ffff
 }
 
 /// Physical address of the upper half's first table.
-pub fn ttbr1() -> u64 {
+pub(crate) fn ttbr1() -> u64 {
     mrs!("ttbr1_el1")
 }
 
 /// The exception level this runs at, 1 to 3.
-pub fn exception_level() -> u64 {
+pub(crate) fn exception_level() -> u64 {
     (mrs!("CurrentEL") >> 2) & 3
 }

@@ -6,7 +6,7 @@ use core::sync::atomic::{AtomicU8, Ordering};
 
 /// What a count means.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Counter {
+pub(crate) enum Counter {
     /// INST_RETIRED (event 0x08) under `-icount`: exact.
     Instructions,
     /// PMCCNTR_EL0: processor cycles.
@@ -17,7 +17,7 @@ pub enum Counter {
 
 impl Counter {
     /// The word of the JSON schema.
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Counter::Instructions => "instructions",
             Counter::Cycles => "cycles",
@@ -30,7 +30,7 @@ const INST_RETIRED: u64 = 0x08;
 static CHOSEN: AtomicU8 = AtomicU8::new(2);
 
 /// The counter in use.
-pub fn counter() -> Counter {
+pub(crate) fn counter() -> Counter {
     match CHOSEN.load(Ordering::Relaxed) {
         0 => Counter::Instructions,
         1 => Counter::Cycles,
@@ -46,7 +46,7 @@ fn present() -> bool {
 /// Chooses what to count, by the command line's `counter=` word; `None` means cycles, as on hardware.
 ///
 /// Instructions need event 0x08, which QEMU has only under `-icount`: without it the answer is an error.
-pub fn choose(word: Option<&str>) -> Result<Counter, &'static str> {
+pub(crate) fn choose(word: Option<&str>) -> Result<Counter, &'static str> {
     let counter = match word {
         Some("instructions") => Counter::Instructions,
         Some("none") => Counter::None,
@@ -54,17 +54,21 @@ pub fn choose(word: Option<&str>) -> Result<Counter, &'static str> {
         Some(_) => return Err("counter= takes instructions, cycles or none"),
     };
     if counter != Counter::None && !present() {
-        return Err("this core has no PMU: there is nothing to count with (counter=none runs without figures)");
+        return Err(
+            "this core has no PMU: there is nothing to count with (counter=none runs without figures)",
+        );
     }
     if counter == Counter::Instructions && mrs!("pmceid0_el0") >> INST_RETIRED & 1 == 0 {
-        return Err("event 0x08 (INST_RETIRED) is not there: QEMU counts instructions only with -icount shift=N");
+        return Err(
+            "event 0x08 (INST_RETIRED) is not there: QEMU counts instructions only with -icount shift=N",
+        );
     }
     CHOSEN.store(counter as u8, Ordering::Relaxed);
     Ok(counter)
 }
 
 /// Starts the chosen counter on this core.
-pub fn start() {
+pub(crate) fn start() {
     if counter() == Counter::None {
         return;
     }
@@ -77,7 +81,7 @@ pub fn start() {
 
 /// The counter's value: counts up, 32 bits wide for instructions, 64 for cycles.
 #[inline(always)]
-pub fn read() -> u64 {
+pub(crate) fn read() -> u64 {
     match counter() {
         Counter::Instructions => {
             barrier::isb();
@@ -92,7 +96,7 @@ pub fn read() -> u64 {
 }
 
 /// `end - start` of two [`read`]s.
-pub fn difference(start: u64, end: u64) -> u64 {
+pub(crate) fn difference(start: u64, end: u64) -> u64 {
     match counter() {
         Counter::Instructions => end.wrapping_sub(start) & 0xffff_ffff,
         _ => end.wrapping_sub(start),

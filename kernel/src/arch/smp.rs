@@ -13,7 +13,7 @@ use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering
 /// Inter-processor interrupts.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
-pub enum Ipi {
+pub(crate) enum Ipi {
     /// Choose a task anew.
     Reschedule = 0,
     /// Have a context synchronisation event.
@@ -23,17 +23,17 @@ pub enum Ipi {
 }
 
 /// The machine's interrupt controller, in a form that [`Late`] can hold.
-pub struct Controller(pub &'static dyn InterruptController);
+pub(crate) struct Controller(pub &'static dyn InterruptController);
 
 static CONTROLLER: Late<Controller> = Late::new();
 
 /// The interrupt controller, once the boot has found it.
-pub fn controller() -> Option<&'static dyn InterruptController> {
+pub(crate) fn controller() -> Option<&'static dyn InterruptController> {
     CONTROLLER.get().map(|c| c.0)
 }
 
 /// Sets it, on the boot core.
-pub fn set_controller(controller: &'static Controller) {
+pub(crate) fn set_controller(controller: &'static Controller) {
     CONTROLLER.set(controller);
 }
 
@@ -46,7 +46,7 @@ unsafe extern "C" {
 }
 
 /// Gives a core its overflow stack and its idle task; returns the top of the idle task's stack.
-pub fn prepare_core(index: usize) -> Option<(usize, &'static Task)> {
+pub(crate) fn prepare_core(index: usize) -> Option<(usize, &'static Task)> {
     let overflow = Box::leak(Box::new(Stack::new()?));
     let block = per_cpu(index);
     block.overflow_top.store(overflow.top(), Ordering::Relaxed);
@@ -57,20 +57,36 @@ pub fn prepare_core(index: usize) -> Option<(usize, &'static Task)> {
 }
 
 /// Starts the cores that the device tree names, one at a time. Returns a line for each that did not come.
-pub fn start_others(machine: &Machine<'_>, image_pa: u64) -> alloc::vec::Vec<alloc::string::String> {
+pub(crate) fn start_others(
+    machine: &Machine<'_>,
+    image_pa: u64,
+) -> alloc::vec::Vec<alloc::string::String> {
     let mut missing = alloc::vec::Vec::new();
     let own = super::mpidr();
-    let entry = image_pa + (secondary_entry as *const () as usize - crate::mm::layout::IMAGE) as u64;
-    let others = machine.cpus.iter().filter(|c| c.mpidr != own).take(MAX_CPUS - 1);
+    let entry =
+        image_pa + (secondary_entry as *const () as usize - crate::mm::layout::IMAGE) as u64;
+    let others = machine
+        .cpus
+        .iter()
+        .filter(|c| c.mpidr != own)
+        .take(MAX_CPUS - 1);
     for (index, core) in (1..).zip(others) {
         if let Err(why) = start_one(index, core, machine, entry) {
-            missing.push(alloc::format!("core {index} (mpidr {:#x}) did not start: {why}", core.mpidr));
+            missing.push(alloc::format!(
+                "core {index} (mpidr {:#x}) did not start: {why}",
+                core.mpidr
+            ));
         }
     }
     missing
 }
 
-fn start_one(index: usize, core: &Cpu, machine: &Machine<'_>, entry: u64) -> Result<(), alloc::string::String> {
+fn start_one(
+    index: usize,
+    core: &Cpu,
+    machine: &Machine<'_>,
+    entry: u64,
+) -> Result<(), alloc::string::String> {
     let (top, idle) = prepare_core(index).ok_or("no memory for its stacks")?;
     SECONDARY_BOOT[0].store(top, Ordering::Relaxed);
     SECONDARY_BOOT[1].store(core::ptr::from_ref(idle).addr(), Ordering::Relaxed);
@@ -109,21 +125,21 @@ extern "C" fn springboard_secondary() -> ! {
 }
 
 /// Says that this core runs tasks from now on.
-pub fn now_online() {
+pub(crate) fn now_online() {
     cpu::this_cpu().online.store(true, Ordering::Release);
     barrier::dsb_ishst();
     barrier::sev();
 }
 
 /// Interrupts another core.
-pub fn send(target: usize, ipi: Ipi) {
+pub(crate) fn send(target: usize, ipi: Ipi) {
     if let Some(controller) = controller() {
         controller.send_ipi(target, ipi as u8);
     }
 }
 
 /// Interrupts a core with the pseudo-NMI, its own included.
-pub fn send_nmi(target: usize) {
+pub(crate) fn send_nmi(target: usize) {
     if let Some(controller) = controller() {
         controller.send_nmi(target);
     }
@@ -137,7 +153,7 @@ static SYNC_DONE: [AtomicU64; MAX_CPUS] = [const { AtomicU64::new(0) }; MAX_CPUS
 ///
 /// Taking an exception is one (Arm ARM glossary; SCTLR_EL1.EIS). Interrupts must be on: two cores may call this at a time,
 /// and each has to answer the other while it waits. A ticket that a core has answered covers all those before it.
-pub fn sync_cores() {
+pub(crate) fn sync_cores() {
     debug_assert!(!irq::disabled());
     let ticket = SYNC_ASKED.fetch_add(1, Ordering::AcqRel) + 1;
     crate::sched::preempt_disable();
@@ -155,7 +171,7 @@ pub fn sync_cores() {
 }
 
 /// [`Ipi::Sync`] on the core that was asked.
-pub fn handle_sync() {
+pub(crate) fn handle_sync() {
     let asked = SYNC_ASKED.load(Ordering::Acquire);
     barrier::isb();
     SYNC_DONE[cpu::index()].fetch_max(asked, Ordering::Release);
@@ -167,10 +183,10 @@ static PARK: AtomicBool = AtomicBool::new(false);
 static PARKED: AtomicU32 = AtomicU32::new(0);
 
 /// Cores that were sent to sleep; dropping it wakes them.
-pub struct Parked(irq::State, u64);
+pub(crate) struct Parked(irq::State, u64);
 
 /// Sends every other core to WFI, interrupts masked and tick stopped, masks this core's interrupts and stops its tick.
-pub fn park_others() -> Parked {
+pub(crate) fn park_others() -> Parked {
     crate::sched::preempt_disable();
     let own = cpu::index();
     PARK.store(true, Ordering::Release);
@@ -208,7 +224,7 @@ impl Drop for Parked {
 }
 
 /// On exception exit, all masked: sleeps as long as someone measures.
-pub fn park_if_asked() {
+pub(crate) fn park_if_asked() {
     if !PARK.load(Ordering::Acquire) {
         return;
     }

@@ -11,7 +11,7 @@ use core::cell::UnsafeCell;
 use core::sync::atomic::Ordering;
 
 unsafe extern "C" {
-    fn switch_stacks(previous_sp: *mut usize, next_sp: usize, next: *const Task);
+    fn switch_stacks(previous_sp: *mut usize, next_sp: usize, next: *const u8);
     fn task_start();
     fn jump_to_stack(sp: usize, function: extern "C" fn() -> !) -> !;
 }
@@ -22,15 +22,16 @@ static BOOT_TASK: Task = Task::boot();
 
 /// The task this code runs in (for an interrupt handler: the one it interrupted).
 #[inline(always)]
-pub fn current() -> &'static Task {
+pub(crate) fn current() -> &'static Task {
+    let task = mrs!("sp_el0") as usize;
     // SAFETY: boot.s, SECONDARY_BOOT and `switch_stacks` put only `&'static Task`s into SP_EL0; tasks are never freed.
-    unsafe { &*(mrs!("sp_el0") as usize as *const Task) }
+    unsafe { &*(task as *const Task) }
 }
 
 /// A lock that is held across the switch and given back by the task that runs next.
 ///
 /// So the previous task cannot be picked by another core before its registers are saved.
-pub struct HandoffLock<T> {
+pub(crate) struct HandoffLock<T> {
     raw: RawLock,
     value: UnsafeCell<T>,
 }
@@ -40,12 +41,15 @@ unsafe impl<T: Send> Sync for HandoffLock<T> {}
 
 impl<T> HandoffLock<T> {
     /// A free lock around `value`.
-    pub const fn new(value: T) -> HandoffLock<T> {
-        HandoffLock { raw: RawLock::new(), value: UnsafeCell::new(value) }
+    pub(crate) const fn new(value: T) -> HandoffLock<T> {
+        HandoffLock {
+            raw: RawLock::new(),
+            value: UnsafeCell::new(value),
+        }
     }
 
     /// Runs `f` with the value, interrupts masked.
-    pub fn with<R>(&self, f: impl FnOnce(&mut T) -> R) -> R {
+    pub(crate) fn with<R>(&self, f: impl FnOnce(&mut T) -> R) -> R {
         let state = irq::disable();
         self.raw.lock();
         // SAFETY: the raw lock is held and `f` cannot keep the reference.
@@ -58,7 +62,7 @@ impl<T> HandoffLock<T> {
     /// Lets `decide` name the next task and switches to it; returns when this task is switched to again.
     ///
     /// Interrupts must be masked by [`irq::disable`], and NMI open, so that every task is resumed in the same state.
-    pub fn switch(&self, decide: impl FnOnce(&mut T) -> Option<&'static Task>) {
+    pub(crate) fn switch(&self, decide: impl FnOnce(&mut T) -> Option<&'static Task>) {
         debug_assert!(irq::disabled());
         self.raw.lock();
         // SAFETY: the raw lock is held and `decide` cannot keep the reference.
@@ -68,20 +72,20 @@ impl<T> HandoffLock<T> {
             let sp = next.sp.load(Ordering::Relaxed);
             // SAFETY: `next` is not running (decide took it off the queue under this lock), so `sp` is what
             // `switch_stacks` or `prepare` stored; `previous.sp` is written by no one else while it runs here.
-            unsafe { switch_stacks(previous.sp.as_ptr(), sp, next) };
+            unsafe { switch_stacks(previous.sp.as_ptr(), sp, core::ptr::from_ref(next).cast()) };
         }
         // Either no switch happened, or another task's `switch` handed the lock to this one.
         self.raw.unlock();
     }
 
     /// A new task's first act: gives back the lock that the switch to it handed over.
-    pub fn finish_first_switch(&self) {
+    pub(crate) fn finish_first_switch(&self) {
         self.raw.unlock();
     }
 }
 
 /// Makes a stack that [`HandoffLock::switch`] enters `task_main` with; returns its sp.
-pub fn prepare(stack: &crate::mm::stack::Stack) -> usize {
+pub(crate) fn prepare(stack: &crate::mm::stack::Stack) -> usize {
     let sp = stack.top() - 96;
     let slot = |i: usize| (sp + i * 8) as *mut usize;
     let start = task_start as *const () as usize;
@@ -95,7 +99,7 @@ pub fn prepare(stack: &crate::mm::stack::Stack) -> usize {
 }
 
 /// The boot core becomes its idle task: leaves the boot stack for good and goes on in `function`.
-pub fn become_idle(idle: &'static Task, function: extern "C" fn() -> !) -> ! {
+pub(crate) fn become_idle(idle: &'static Task, function: extern "C" fn() -> !) -> ! {
     let top = idle.stack_top().unwrap_or_default();
     super::msr!("sp_el0", core::ptr::from_ref(idle).addr() as u64);
     // SAFETY: the idle task's stack is mapped and unused; the boot stack is never returned to.

@@ -10,7 +10,7 @@ use core::sync::atomic::{AtomicBool, Ordering};
 
 /// What vectors.s saves; the offsets are its.
 #[repr(C)]
-pub struct Frame {
+pub(crate) struct Frame {
     /// x0 to x30.
     pub x: [u64; 31],
     /// Stack pointer before the exception.
@@ -46,7 +46,10 @@ extern "C" fn trap_sync(frame: &mut Frame) {
 #[unsafe(no_mangle)]
 extern "C" fn trap_irq(frame: &mut Frame) {
     let Some(controller) = smp::controller() else {
-        die(&"an interrupt before there is an interrupt controller", frame);
+        die(
+            &"an interrupt before there is an interrupt controller",
+            frame,
+        );
     };
     let (interrupt, token) = controller.acknowledge();
     match interrupt {
@@ -60,7 +63,9 @@ extern "C" fn trap_irq(frame: &mut Frame) {
             match other {
                 Interrupt::Timer => tick(),
                 Interrupt::Ipi(n) if n == Ipi::Sync as u8 => smp::handle_sync(),
-                Interrupt::Ipi(n) if n == Ipi::Reschedule as u8 => block.need_resched.store(true, Ordering::Relaxed),
+                Interrupt::Ipi(n) if n == Ipi::Reschedule as u8 => {
+                    block.need_resched.store(true, Ordering::Relaxed)
+                }
                 Interrupt::Ipi(_) => {}
                 Interrupt::Device(n) => println!("interrupt {n} has no handler"),
                 Interrupt::Nmi | Interrupt::Spurious => {}
@@ -82,19 +87,28 @@ extern "C" fn trap_fiq(frame: &mut Frame) {
             (Interrupt::Spurious, _) => {}
             _ => die(&"a fast interrupt that no one sent", frame),
         },
-        None => die(&"a fast interrupt before there is an interrupt controller", frame),
+        None => die(
+            &"a fast interrupt before there is an interrupt controller",
+            frame,
+        ),
     }
 }
 
 /// SError: an access went wrong somewhere, some time ago.
 #[unsafe(no_mangle)]
 extern "C" fn trap_serror(frame: &mut Frame) {
-    die(&"SError: an earlier access was refused by the system", frame);
+    die(
+        &"SError: an earlier access was refused by the system",
+        frame,
+    );
 }
 
 #[unsafe(no_mangle)]
 extern "C" fn trap_unexpected(frame: &mut Frame) {
-    die(&"an exception from EL0 or with SP_EL0, which this kernel never uses", frame);
+    die(
+        &"an exception from EL0 or with SP_EL0, which this kernel never uses",
+        frame,
+    );
 }
 
 /// A stack is used up; this runs on the core's overflow stack and the frame holds the broken sp.
@@ -192,7 +206,7 @@ impl core::fmt::Display for Syndrome {
 static DYING: AtomicBool = AtomicBool::new(false);
 
 /// The second report of a run would only hide the first: it stops here.
-pub fn begin_report() {
+pub(crate) fn begin_report() {
     irq::mask_all();
     if DYING.swap(true, Ordering::AcqRel) {
         loop {
@@ -212,7 +226,10 @@ fn die(what: &dyn core::fmt::Display, frame: &Frame) -> ! {
         frame.elr,
         crate::symbols::Name(frame.elr as usize)
     );
-    println!("    esr {:#010x}  far {:#018x}  spsr {:#x}  sp {:#018x}", frame.esr, frame.far, frame.spsr, frame.sp);
+    println!(
+        "    esr {:#010x}  far {:#018x}  spsr {:#x}  sp {:#018x}",
+        frame.esr, frame.far, frame.spsr, frame.sp
+    );
     for (i, value) in frame.x.iter().enumerate() {
         let end = if i % 4 == 3 || i == 30 { "\n" } else { "" };
         crate::print!("    x{i:<2} {value:#018x}{end}");
@@ -223,12 +240,16 @@ fn die(what: &dyn core::fmt::Display, frame: &Frame) -> ! {
         println!("    sp lies in the guard below a stack that begins at {bottom:#x}");
     }
     println!("    stack trace:");
-    unwind::print(frame.elr as usize, frame.x[30] as usize, frame.x[29] as usize);
+    unwind::print(
+        frame.elr as usize,
+        frame.x[30] as usize,
+        frame.x[29] as usize,
+    );
     super::exit::exit(101);
 }
 
 /// Core, context and task.
-pub fn print_where() {
+pub(crate) fn print_where() {
     println!(
         "    core {}, {:?} context, task {}, EL{}",
         cpu::index(),

@@ -3,16 +3,20 @@
 //!
 //! An exception writes such a record too, so a trace goes on through it.
 
-use crate::symbols::Name;
 use crate::mm::{stack, table};
 use crate::println;
+use crate::symbols::Name;
 
 const MOST: usize = 48;
 
 /// The return addresses from the frame record at `fp` on.
 fn walk(mut fp: usize, mut visit: impl FnMut(usize)) {
     for _ in 0..MOST {
-        if fp == 0 || !fp.is_multiple_of(8) || table::translate(fp).is_none() || table::translate(fp + 15).is_none() {
+        if fp == 0
+            || !fp.is_multiple_of(8)
+            || table::translate(fp).is_none()
+            || table::translate(fp + 15).is_none()
+        {
             return;
         }
         // SAFETY: the record was just seen to be mapped; reading kernel memory has no side effect.
@@ -32,7 +36,7 @@ fn walk(mut fp: usize, mut visit: impl FnMut(usize)) {
 }
 
 /// Prints a trace that begins at `pc`; `lr` is shown if the frame record does not hold it yet.
-pub fn print(pc: usize, lr: usize, fp: usize) {
+pub(crate) fn print(pc: usize, lr: usize, fp: usize) {
     println!("      {pc:#018x}  {}", Name(pc));
     let mut first = true;
     walk(fp, |address| {
@@ -46,9 +50,11 @@ pub fn print(pc: usize, lr: usize, fp: usize) {
 
 /// Prints the caller's own trace.
 #[inline(never)]
-pub fn print_here() {
+pub(crate) fn print_here() {
     let fp: usize;
     // SAFETY: reads x29, which is the frame pointer throughout (-Cforce-frame-pointers).
     unsafe { core::arch::asm!("mov {}, x29", out(reg) fp, options(nomem, nostack)) };
-    walk(fp, |address| println!("      {address:#018x}  {}", Name(address.wrapping_sub(4))));
+    walk(fp, |address| {
+        println!("      {address:#018x}  {}", Name(address.wrapping_sub(4)))
+    });
 }

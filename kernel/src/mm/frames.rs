@@ -21,14 +21,18 @@ pub(super) fn add(start: u64, end: u64) {
         return;
     }
     let mut frames = FRAMES.lock();
-    let frames = frames.get_or_insert_with(|| Frames { buddy: FrameAllocator::new(), total: 0, free: 0 });
+    let frames = frames.get_or_insert_with(|| Frames {
+        buddy: FrameAllocator::new(),
+        total: 0,
+        free: 0,
+    });
     frames.buddy.add_frame(first, last);
     frames.total += last - first;
     frames.free += last - first;
 }
 
 /// `count` contiguous page frames (rounded up to a power of two by the buddy system): their physical address.
-pub fn allocate(count: usize) -> Option<u64> {
+pub(crate) fn allocate(count: usize) -> Option<u64> {
     let mut frames = FRAMES.lock();
     let frames = frames.as_mut()?;
     let first = frames.buddy.alloc(count)?;
@@ -37,7 +41,7 @@ pub fn allocate(count: usize) -> Option<u64> {
 }
 
 /// Gives back what `allocate(count)` returned.
-pub fn free(pa: u64, count: usize) {
+pub(crate) fn free(pa: u64, count: usize) {
     let mut frames = FRAMES.lock();
     if let Some(frames) = frames.as_mut() {
         frames.buddy.dealloc(pa as usize / PAGE, count);
@@ -46,6 +50,6 @@ pub fn free(pa: u64, count: usize) {
 }
 
 /// `(total, free)` page frames.
-pub fn usage() -> (usize, usize) {
+pub(crate) fn usage() -> (usize, usize) {
     FRAMES.lock().as_ref().map_or((0, 0), |f| (f.total, f.free))
 }

@@ -14,7 +14,10 @@ static HEAP: KernelHeap = KernelHeap(SpinLock::new(Heap::empty()));
 // SAFETY: `Heap` hands out disjoint blocks of the region given to it, and the lock makes each call exclusive.
 unsafe impl GlobalAlloc for KernelHeap {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        self.0.lock().allocate_first_fit(layout).map_or(core::ptr::null_mut(), NonNull::as_ptr)
+        self.0
+            .lock()
+            .allocate_first_fit(layout)
+            .map_or(core::ptr::null_mut(), NonNull::as_ptr)
     }
 
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
@@ -32,7 +35,7 @@ pub(super) fn init(start: usize, bytes: usize) {
 }
 
 /// `(bytes in all, bytes free)`.
-pub fn usage() -> (usize, usize) {
+pub(crate) fn usage() -> (usize, usize) {
     let heap = HEAP.0.lock();
     (heap.size(), heap.free())
 }

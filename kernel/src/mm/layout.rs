@@ -13,34 +13,34 @@
 //! Image, pool and patch mappings share one 128 MiB window, so B and BL always reach (Arm ARM C6.2, B: ±128 MiB).
 
 /// Bytes in a page: the 4 KiB granule.
-pub const PAGE: usize = 4096;
+pub(crate) const PAGE: usize = 4096;
 /// Virtual address of physical address 0.
-pub const LINEAR: usize = 0xffff_ff80_0000_0000;
+pub(crate) const LINEAR: usize = 0xffff_ff80_0000_0000;
 /// Bytes of physical address space that the linear map can hold.
-pub const LINEAR_SIZE: u64 = 256 << 30;
+pub(crate) const LINEAR_SIZE: u64 = 256 << 30;
 /// Linked address of the image (`_image_start` in linker/kernel.ld).
-pub const IMAGE: usize = 0xffff_ffff_8000_0000;
+pub(crate) const IMAGE: usize = 0xffff_ffff_8000_0000;
 /// The executable pool as it is run.
-pub const POOL: usize = IMAGE + (64 << 20);
+pub(crate) const POOL: usize = IMAGE + (64 << 20);
 /// Bytes in the executable pool.
-pub const POOL_SIZE: usize = 8 << 20;
+pub(crate) const POOL_SIZE: usize = 8 << 20;
 /// Patch mappings, one page a core.
-pub const PATCH: usize = IMAGE + (112 << 20);
+pub(crate) const PATCH: usize = IMAGE + (112 << 20);
 /// Map values, within ADRP's reach of the pool.
-pub const NEAR: usize = IMAGE + (256 << 20);
+pub(crate) const NEAR: usize = IMAGE + (256 << 20);
 /// Bytes for map values.
-pub const NEAR_SIZE: usize = 256 << 20;
+pub(crate) const NEAR_SIZE: usize = 256 << 20;
 /// Stacks.
-pub const STACKS: usize = IMAGE + (512 << 20);
+pub(crate) const STACKS: usize = IMAGE + (512 << 20);
 /// Bytes in a stack slot; the upper half is the stack, the lower half is never mapped (vectors.s tests bit 15).
-pub const STACK_SLOT: usize = 64 << 10;
+pub(crate) const STACK_SLOT: usize = 64 << 10;
 /// Bytes in a stack.
-pub const STACK_SIZE: usize = STACK_SLOT / 2;
+pub(crate) const STACK_SIZE: usize = STACK_SLOT / 2;
 /// How many stacks there can be.
-pub const STACK_COUNT: usize = (256 << 20) / STACK_SLOT;
+pub(crate) const STACK_COUNT: usize = (256 << 20) / STACK_SLOT;
 /// Where boot.s maps the 2 MiB block that the device tree begins in, and the next.
-pub const DEVICE_TREE: usize = IMAGE + (768 << 20);
+pub(crate) const DEVICE_TREE: usize = IMAGE + (768 << 20);
 /// Bytes mapped there.
-pub const DEVICE_TREE_SIZE: usize = 4 << 20;
+pub(crate) const DEVICE_TREE_SIZE: usize = 4 << 20;
 
 const _: () = assert!(STACK_SIZE == 1 << 15, "vectors.s tests bit 15 of sp");

@@ -3,14 +3,14 @@
 //!
 //! One of the rooms where `unsafe` may live: what leaves it are owned values and physical addresses.
 
-pub mod frames;
-pub mod heap;
-pub mod layout;
-pub mod near;
-pub mod stack;
-pub mod table;
+pub(crate) mod frames;
+pub(crate) mod heap;
+pub(crate) mod layout;
+pub(crate) mod near;
+pub(crate) mod stack;
+pub(crate) mod table;
 
-pub use table::Access;
+pub(crate) use table::Access;
 
 use boards::{Machine, Region};
 use heapless::Vec;
@@ -23,7 +23,7 @@ unsafe extern "C" {
 }
 
 /// Addresses of the image's parts: `(end of text, end of rodata, end of data)`, all page aligned.
-pub fn image_parts() -> (usize, usize, usize) {
+pub(crate) fn image_parts() -> (usize, usize, usize) {
     (
         (&raw const _text_end).addr(),
         (&raw const _rodata_end).addr(),
@@ -32,14 +32,14 @@ pub fn image_parts() -> (usize, usize, usize) {
 }
 
 /// Bytes of the image with what xtask appended: `image_size` in its own header.
-pub fn image_bytes() -> usize {
+pub(crate) fn image_bytes() -> usize {
     // SAFETY: offset 16 of the image's header (Linux arm64 boot protocol) is an aligned u64, mapped read-execute.
     let size = unsafe { ((IMAGE + 16) as *const u64).read() } as usize;
     size.next_multiple_of(PAGE)
 }
 
 /// What xtask appended to the image: the symbol blob. Empty if nothing was.
-pub fn blob() -> &'static [u8] {
+pub(crate) fn blob() -> &'static [u8] {
     let (_, _, end) = image_parts();
     let bytes = (IMAGE + image_bytes()).saturating_sub(end);
     // SAFETY: boot.s maps `_image_end .. _image_start + image_size` read-only, and nothing ever unmaps it.
@@ -47,14 +47,19 @@ pub fn blob() -> &'static [u8] {
 }
 
 /// What boot.s mapped of the device tree at physical address `pa`; the tree's own length is checked by its parser.
-pub fn device_tree(pa: u64) -> &'static [u8] {
+pub(crate) fn device_tree(pa: u64) -> &'static [u8] {
     let offset = pa as usize & 0x1f_ffff;
     // SAFETY: boot.s maps 4 MiB from the 2 MiB block that holds `pa`, read-only, and nothing ever unmaps it.
-    unsafe { core::slice::from_raw_parts((DEVICE_TREE + offset) as *const u8, DEVICE_TREE_SIZE - offset) }
+    unsafe {
+        core::slice::from_raw_parts(
+            (DEVICE_TREE + offset) as *const u8,
+            DEVICE_TREE_SIZE - offset,
+        )
+    }
 }
 
 /// Physical memory that stays as the boot loader left it, for example the initrd.
-pub fn boot_memory(region: &Region) -> Option<&'static [u8]> {
+pub(crate) fn boot_memory(region: &Region) -> Option<&'static [u8]> {
     let end = region.start.checked_add(region.size)?;
     if end > layout::LINEAR_SIZE || region.size == 0 {
         return None;
@@ -70,7 +75,7 @@ pub fn boot_memory(region: &Region) -> Option<&'static [u8]> {
 }
 
 /// Address in the linear map.
-pub fn linear(pa: u64) -> usize {
+pub(crate) fn linear(pa: u64) -> usize {
     LINEAR + pa as usize
 }
 
@@ -117,7 +122,11 @@ impl Free {
     fn take(&mut self, bytes: u64, align: u64) -> Option<u64> {
         let mut best: Option<u64> = None;
         for &(s, e) in &self.0 {
-            if let Some(start) = e.checked_sub(bytes).map(|x| x & !(align - 1)).filter(|&x| x >= s) {
+            if let Some(start) = e
+                .checked_sub(bytes)
+                .map(|x| x & !(align - 1))
+                .filter(|&x| x >= s)
+            {
                 best = Some(best.map_or(start, |b| b.min(start)));
             }
         }
@@ -127,49 +136,65 @@ impl Free {
     }
 }
 
-/// What the boot laid out.
-pub struct Layout {
-    /// Physical address of the executable pool.
-    pub pool_pa: u64,
-}
-
 /// Tells the page tables where the image lies: before anything is mapped.
-pub fn early_init(image_pa: u64) {
+pub(crate) fn early_init(image_pa: u64) {
     let (_, _, data_end) = image_parts();
     table::init(image_pa, (data_end - IMAGE) as u64);
 }
 
 /// Maps a device before [`init`], for a message.
-pub fn early_device(region: Region) -> bool {
-    table::map_linear(region.start, region.start + region.size, Access::Device, true).is_ok()
+pub(crate) fn early_device(region: Region) -> bool {
+    table::map_linear(
+        region.start,
+        region.start + region.size,
+        Access::Device,
+        true,
+    )
+    .is_ok()
 }
 
 /// Builds the linear map, the pool's mapping, the heap and the page frames. Once, on the boot core.
-pub fn init(machine: &Machine<'_>, image_pa: u64, tree: Option<(u64, usize)>) -> Result<Layout, &'static str> {
+pub(crate) fn init(
+    machine: &Machine<'_>,
+    image_pa: u64,
+    tree: Option<(u64, usize)>,
+) -> Result<(), &'static str> {
     let (text_end, rodata_end, data_end) = image_parts();
     let image_end = image_pa + image_bytes() as u64;
 
     let mut free = Free(Vec::new());
     for r in &machine.memory {
-        let _ = free.0.push((r.start, (r.start + r.size).min(layout::LINEAR_SIZE)));
+        let _ = free
+            .0
+            .push((r.start, (r.start + r.size).min(layout::LINEAR_SIZE)));
     }
     free.reserve(0, PAGE as u64); // spin table and firmware stub
     free.reserve(image_pa, image_end);
     for r in machine.reserved.iter().chain(&machine.initrd) {
-        free.reserve(r.start & !(PAGE as u64 - 1), (r.start + r.size).next_multiple_of(PAGE as u64));
+        free.reserve(
+            r.start & !(PAGE as u64 - 1),
+            (r.start + r.size).next_multiple_of(PAGE as u64),
+        );
     }
     if let Some((start, bytes)) = tree {
-        free.reserve(start & !(PAGE as u64 - 1), (start + bytes as u64).next_multiple_of(PAGE as u64));
+        free.reserve(
+            start & !(PAGE as u64 - 1),
+            (start + bytes as u64).next_multiple_of(PAGE as u64),
+        );
     }
     let pool_pa = free
         .take(POOL_SIZE as u64, 2 << 20)
         .ok_or("/memory: no 8 MiB for the executable pool; give the machine more memory")?;
     let total: u64 = free.0.iter().map(|(s, e)| e - s).sum();
     let heap_bytes = (total / 4).min(32 << 20) & !(PAGE as u64 - 1);
-    let heap_pa = free.take(heap_bytes, PAGE as u64).ok_or("/memory: no room for the heap")?;
+    let heap_pa = free
+        .take(heap_bytes, PAGE as u64)
+        .ok_or("/memory: no room for the heap")?;
 
     let whole = |e: table::MapError| match e {
-        table::MapError::NoTable => "the boot's page tables are used up: too many memory or device ranges",
+        table::MapError::NoTable => {
+            "the boot's page tables are used up: too many memory or device ranges"
+        }
         table::MapError::Occupied(_) => "the device tree's memory and device ranges overlap",
     };
     // Image and pool are mapped page by page and read-only where they are code or constants.
@@ -188,7 +213,13 @@ pub fn init(machine: &Machine<'_>, image_pa: u64, tree: Option<(u64, usize)>) ->
                 table::map_linear(at, e.min(end), access, true).map_err(whole)?;
                 at = e;
             } else {
-                let next = special.iter().map(|s| s.0).filter(|&s| s > at).min().unwrap_or(end).min(end);
+                let next = special
+                    .iter()
+                    .map(|s| s.0)
+                    .filter(|&s| s > at)
+                    .min()
+                    .unwrap_or(end)
+                    .min(end);
                 table::map_linear(at, next, Access::Write, false).map_err(whole)?;
                 at = next;
             }
@@ -204,5 +235,5 @@ pub fn init(machine: &Machine<'_>, image_pa: u64, tree: Option<(u64, usize)>) ->
     for &(s, e) in &free.0 {
         frames::add(s, e);
     }
-    Ok(Layout { pool_pa })
+    Ok(())
 }

@@ -10,14 +10,14 @@ static NEXT: SpinLock<usize> = SpinLock::new(NEAR);
 
 /// Owned, zeroed, page-aligned memory; dropping it unmaps it.
 #[derive(Debug)]
-pub struct NearMemory {
+pub(crate) struct NearMemory {
     start: usize,
     pages: usize,
 }
 
 impl NearMemory {
     /// `bytes` rounded up to pages, `None` when memory or the 256 MiB of addresses are used up.
-    pub fn new(bytes: usize) -> Option<NearMemory> {
+    pub(crate) fn new(bytes: usize) -> Option<NearMemory> {
         let pages = bytes.div_ceil(PAGE).max(1);
         let start = {
             let mut next = NEXT.lock();
@@ -44,12 +44,12 @@ impl NearMemory {
     }
 
     /// First address.
-    pub fn start(&self) -> usize {
+    pub(crate) fn start(&self) -> usize {
         self.start
     }
 
     /// Bytes mapped.
-    pub fn bytes(&self) -> usize {
+    pub(crate) fn bytes(&self) -> usize {
         self.pages * PAGE
     }
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Stacks: the upper half of a 64 KiB slot, its lower half a guard that is never mapped.
 
-use super::layout::{LINEAR, PAGE, STACKS, STACK_COUNT, STACK_SIZE, STACK_SLOT};
+use super::layout::{LINEAR, PAGE, STACK_COUNT, STACK_SIZE, STACK_SLOT, STACKS};
 use super::{Access, frames, table};
 use crate::arch::lock::SpinLock;
 use alloc::vec::Vec;
@@ -14,18 +14,21 @@ struct Slots {
     free: Vec<usize>,
 }
 
-static SLOTS: SpinLock<Slots> = SpinLock::new(Slots { next: 0, free: Vec::new() });
+static SLOTS: SpinLock<Slots> = SpinLock::new(Slots {
+    next: 0,
+    free: Vec::new(),
+});
 
 /// An owned stack; dropping it unmaps it.
 #[derive(Debug)]
-pub struct Stack {
+pub(crate) struct Stack {
     slot: usize,
     frames: u64,
 }
 
 impl Stack {
     /// A new stack of [`STACK_SIZE`] bytes, `None` when memory or slots are used up.
-    pub fn new() -> Option<Stack> {
+    pub(crate) fn new() -> Option<Stack> {
         let slot = {
             let mut slots = SLOTS.lock();
             match slots.free.pop() {
@@ -51,17 +54,17 @@ impl Stack {
     }
 
     /// First mapped address.
-    pub fn bottom(&self) -> usize {
+    pub(crate) fn bottom(&self) -> usize {
         STACKS + self.slot * STACK_SLOT + STACK_SLOT - STACK_SIZE
     }
 
     /// One past the last mapped address: the empty stack's sp.
-    pub fn top(&self) -> usize {
+    pub(crate) fn top(&self) -> usize {
         self.bottom() + STACK_SIZE
     }
 
     /// The most bytes that were ever in use, by the paint that is left.
-    pub fn high_water(&self) -> usize {
+    pub(crate) fn high_water(&self) -> usize {
         STACK_SIZE - super::count_leading(self.bottom(), STACK_SIZE, PAINT)
     }
 }
@@ -77,7 +80,7 @@ impl Drop for Stack {
 }
 
 /// The stack that `address` lies in or whose guard it lies in: `(bottom, top)`.
-pub fn bounds(address: usize) -> Option<(usize, usize)> {
+pub(crate) fn bounds(address: usize) -> Option<(usize, usize)> {
     let offset = address.checked_sub(STACKS)?;
     (offset < STACK_COUNT * STACK_SLOT).then(|| {
         let top = STACKS + (offset / STACK_SLOT + 1) * STACK_SLOT;

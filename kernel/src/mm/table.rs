@@ -10,7 +10,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 /// What a mapping may be used for. There is no writable and executable one.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Access {
+pub(crate) enum Access {
     /// Code: read and execute.
     Execute,
     /// Constants: read.
@@ -57,7 +57,10 @@ impl core::fmt::Display for MapError {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         match self {
             MapError::Occupied(va) => write!(f, "{va:#x} is mapped already; unmap it first"),
-            MapError::NoTable => write!(f, "no page is left for a page table; free memory or give the machine more"),
+            MapError::NoTable => write!(
+                f,
+                "no page is left for a page table; free memory or give the machine more"
+            ),
         }
     }
 }
@@ -69,7 +72,8 @@ const BOOT_POOL: usize = 48;
 struct Table([AtomicU64; 512]);
 
 /// Tables for the time before there are page frames; part of the image, so mapped from the first moment.
-static BOOT_TABLES: [Table; BOOT_POOL] = [const { Table([const { AtomicU64::new(0) }; 512]) }; BOOT_POOL];
+static BOOT_TABLES: [Table; BOOT_POOL] =
+    [const { Table([const { AtomicU64::new(0) }; 512]) }; BOOT_POOL];
 
 /// Where tables come from, and the physical address of the image.
 struct Allocator {
@@ -78,7 +82,11 @@ struct Allocator {
     boot_used: usize,
 }
 
-static LOCK: SpinLock<Allocator> = SpinLock::new(Allocator { image_pa: 0, image_end: 0, boot_used: 0 });
+static LOCK: SpinLock<Allocator> = SpinLock::new(Allocator {
+    image_pa: 0,
+    image_end: 0,
+    boot_used: 0,
+});
 
 impl Allocator {
     /// A zeroed table: its physical address.
@@ -105,7 +113,12 @@ impl Allocator {
     }
 
     /// The descriptor for `va` at `level`, tables made on the way if `make`.
-    fn entry(&mut self, va: usize, level: usize, make: bool) -> Result<Option<&'static AtomicU64>, MapError> {
+    fn entry(
+        &mut self,
+        va: usize,
+        level: usize,
+        make: bool,
+    ) -> Result<Option<&'static AtomicU64>, MapError> {
         let mut table = self.table(root());
         for l in 1..=level {
             let entry = &table.0[(va >> (39 - 9 * l)) & 511];
@@ -122,7 +135,11 @@ impl Allocator {
                 barrier::dsb_ishst();
                 entry.store(value, Ordering::Relaxed);
             } else if value & TABLE_OR_PAGE == 0 {
-                return if make { Err(MapError::Occupied(va)) } else { Ok(Some(entry)) };
+                return if make {
+                    Err(MapError::Occupied(va))
+                } else {
+                    Ok(Some(entry))
+                };
             }
             table = self.table(value & ADDRESS);
         }
@@ -143,7 +160,7 @@ pub(super) fn init(image_pa: u64, image_bytes: u64) {
 }
 
 /// Maps one page.
-pub fn map_page(va: usize, pa: u64, access: Access) -> Result<(), MapError> {
+pub(crate) fn map_page(va: usize, pa: u64, access: Access) -> Result<(), MapError> {
     let mut allocator = LOCK.lock();
     let Some(entry) = allocator.entry(va, 3, true)? else {
         return Err(MapError::NoTable);
@@ -151,7 +168,10 @@ pub fn map_page(va: usize, pa: u64, access: Access) -> Result<(), MapError> {
     if entry.load(Ordering::Relaxed) & VALID != 0 {
         return Err(MapError::Occupied(va));
     }
-    entry.store((pa & ADDRESS) | access.bits() | VALID | TABLE_OR_PAGE, Ordering::Relaxed);
+    entry.store(
+        (pa & ADDRESS) | access.bits() | VALID | TABLE_OR_PAGE,
+        Ordering::Relaxed,
+    );
     // DSB: the walker sees the entry; ISB: so do instructions behind it (D8.16, invalid to valid needs no TLBI).
     barrier::dsb_ishst();
     barrier::isb();
@@ -159,7 +179,7 @@ pub fn map_page(va: usize, pa: u64, access: Access) -> Result<(), MapError> {
 }
 
 /// Unmaps one page; when this returns no core has a translation for it. Returns what it was mapped to.
-pub fn unmap_page(va: usize) -> Option<u64> {
+pub(crate) fn unmap_page(va: usize) -> Option<u64> {
     let mut allocator = LOCK.lock();
     let entry = allocator.entry(va, 3, false).ok()??;
     let old = entry.swap(0, Ordering::Relaxed);
@@ -172,7 +192,12 @@ pub fn unmap_page(va: usize) -> Option<u64> {
 }
 
 /// Maps physical memory in the linear map, in 2 MiB blocks where `pages` is false and the range allows it.
-pub(super) fn map_linear(start: u64, end: u64, access: Access, pages: bool) -> Result<(), MapError> {
+pub(super) fn map_linear(
+    start: u64,
+    end: u64,
+    access: Access,
+    pages: bool,
+) -> Result<(), MapError> {
     const BLOCK: u64 = 2 << 20;
     let mut pa = start & !(PAGE as u64 - 1);
     let end = end.min(LINEAR_SIZE);
@@ -203,7 +228,7 @@ pub(super) fn map_linear(start: u64, end: u64, access: Access, pages: bool) -> R
 
 /// What the tables say of an address: the physical address and whether it may be written and executed.
 #[derive(Clone, Copy, Debug)]
-pub struct Translation {
+pub(crate) struct Translation {
     /// Physical address.
     pub pa: u64,
     /// May be written.
@@ -213,10 +238,13 @@ pub struct Translation {
 }
 
 /// Walks the tables as the hardware does.
-pub fn translate(va: usize) -> Option<Translation> {
+pub(crate) fn translate(va: usize) -> Option<Translation> {
     let mut allocator = LOCK.lock();
     for level in 1..=3 {
-        let value = allocator.entry(va, level, false).ok()??.load(Ordering::Relaxed);
+        let value = allocator
+            .entry(va, level, false)
+            .ok()??
+            .load(Ordering::Relaxed);
         if value & VALID == 0 {
             return None;
         }
@@ -234,7 +262,7 @@ pub fn translate(va: usize) -> Option<Translation> {
 }
 
 /// Every valid leaf of the upper half: `(first address, bytes, write, execute)`. For the W^X test and `mem`.
-pub fn for_each_leaf(mut visit: impl FnMut(usize, usize, bool, bool)) {
+pub(crate) fn for_each_leaf(mut visit: impl FnMut(usize, usize, bool, bool)) {
     let allocator = LOCK.lock();
     let leaf = |value: u64| (value & AP_RO == 0, value & PXN == 0);
     let top = 0xffff_ff80_0000_0000_usize;

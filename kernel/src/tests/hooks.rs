@@ -18,16 +18,56 @@ use core::hint::black_box;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 pub(super) const TESTS: &[Test] = &[
-    Test { name: "hooks.count_every_call", seconds: 20, run: counts },
-    Test { name: "hooks.get_the_arguments_and_change_nothing", seconds: 20, run: arguments },
-    Test { name: "hooks.several_on_one_function_in_order", seconds: 20, run: several },
-    Test { name: "hooks.site_is_as_it_was_after_detach", seconds: 20, run: site_restored },
-    Test { name: "hooks.freed_code_is_filled_with_brk", seconds: 20, run: filled },
-    Test { name: "hooks.pool_comes_back", seconds: 30, run: pool_returns },
-    Test { name: "hooks.full_pool_is_an_error", seconds: 60, run: pool_full },
-    Test { name: "hooks.what_cannot_be_hooked_says_why", seconds: 20, run: refused },
-    Test { name: "hooks.detach_does_not_wait", seconds: 20, run: no_wait },
-    Test { name: "hooks.ten_thousand_changes_under_load", seconds: 900, run: stress },
+    Test {
+        name: "hooks.count_every_call",
+        seconds: 20,
+        run: counts,
+    },
+    Test {
+        name: "hooks.get_the_arguments_and_change_nothing",
+        seconds: 20,
+        run: arguments,
+    },
+    Test {
+        name: "hooks.several_on_one_function_in_order",
+        seconds: 20,
+        run: several,
+    },
+    Test {
+        name: "hooks.site_is_as_it_was_after_detach",
+        seconds: 20,
+        run: site_restored,
+    },
+    Test {
+        name: "hooks.freed_code_is_filled_with_brk",
+        seconds: 20,
+        run: filled,
+    },
+    Test {
+        name: "hooks.pool_comes_back",
+        seconds: 30,
+        run: pool_returns,
+    },
+    Test {
+        name: "hooks.full_pool_is_an_error",
+        seconds: 60,
+        run: pool_full,
+    },
+    Test {
+        name: "hooks.what_cannot_be_hooked_says_why",
+        seconds: 20,
+        run: refused,
+    },
+    Test {
+        name: "hooks.detach_does_not_wait",
+        seconds: 20,
+        run: no_wait,
+    },
+    Test {
+        name: "hooks.ten_thousand_changes_under_load",
+        seconds: 900,
+        run: stress,
+    },
 ];
 
 fn failed(e: &dyn core::fmt::Display) -> Failure {
@@ -51,7 +91,10 @@ struct Recorder {
 
 impl Recorder {
     fn new() -> Arc<Recorder> {
-        Arc::new(Recorder { hits: AtomicU64::new(0), words: [const { AtomicU64::new(0) }; 8] })
+        Arc::new(Recorder {
+            hits: AtomicU64::new(0),
+            words: [const { AtomicU64::new(0) }; 8],
+        })
     }
 }
 
@@ -66,7 +109,13 @@ impl NativeHook for Recorder {
 }
 
 fn attach<T: NativeHook>(name: &str, hook: &Arc<T>) -> Result<HookId, Failure> {
-    hook::attach(&function(name)?, "test".into(), "native", callee(hook.clone())).map_err(|e| failed(&e))
+    hook::attach(
+        &function(name)?,
+        "test".into(),
+        "native",
+        callee(hook.clone()),
+    )
+    .map_err(|e| failed(&e))
 }
 
 fn detach(id: HookId) -> Outcome {
@@ -74,9 +123,13 @@ fn detach(id: HookId) -> Outcome {
 }
 
 fn counts() -> Outcome {
-    let id = hook::attach_native(&function("workload_call")?, Native::Count).map_err(|e| failed(&e))?;
+    let id =
+        hook::attach_native(&function("workload_call")?, Native::Count).map_err(|e| failed(&e))?;
     for i in 0..1000 {
-        check!(call(i, 7) == 3 * i + 7, "a hooked call returned the wrong result");
+        check!(
+            call(i, 7) == 3 * i + 7,
+            "a hooked call returned the wrong result"
+        );
     }
     let hits = hook::hits(id);
     detach(id)?;
@@ -92,10 +145,20 @@ fn arguments() -> Outcome {
     let result = f(0x11, 0x22, 0x33, 0x44, 0x55, u64::MAX);
     detach(id)?;
     let expected = f(0x11, 0x22, 0x33, 0x44, 0x55, u64::MAX);
-    check!(result == expected, "hooked {result:#x}, unhooked {expected:#x}");
-    for (word, expected) in recorder.words.iter().zip([0x11, 0x22, 0x33, 0x44, 0x55, u64::MAX]) {
+    check!(
+        result == expected,
+        "hooked {result:#x}, unhooked {expected:#x}"
+    );
+    for (word, expected) in recorder
+        .words
+        .iter()
+        .zip([0x11, 0x22, 0x33, 0x44, 0x55, u64::MAX])
+    {
         let word = word.load(Ordering::Relaxed);
-        check!(word == expected, "the hook got {word:#x} instead of {expected:#x}");
+        check!(
+            word == expected,
+            "the hook got {word:#x} instead of {expected:#x}"
+        );
     }
     Ok(())
 }
@@ -106,18 +169,26 @@ struct Digit(u64);
 
 impl NativeHook for Digit {
     fn hit(&self, _: &Context) -> u64 {
-        ORDER.store(ORDER.load(Ordering::Relaxed) * 10 + self.0, Ordering::Relaxed);
+        ORDER.store(
+            ORDER.load(Ordering::Relaxed) * 10 + self.0,
+            Ordering::Relaxed,
+        );
         0
     }
 }
 
 fn several() -> Outcome {
-    let ids: Result<Vec<_>, _> = (1..=5).map(|n| attach("workload_call", &Arc::new(Digit(n)))).collect();
+    let ids: Result<Vec<_>, _> = (1..=5)
+        .map(|n| attach("workload_call", &Arc::new(Digit(n))))
+        .collect();
     let mut ids = ids?;
     ORDER.store(0, Ordering::Relaxed);
     let result = call(5, 6);
     let order = ORDER.load(Ordering::Relaxed);
-    check!(result == 21 && order == 12345, "result {result}, order {order}");
+    check!(
+        result == 21 && order == 12345,
+        "result {result}, order {order}"
+    );
     detach(ids.remove(2))?;
     ORDER.store(0, Ordering::Relaxed);
     call(5, 6);
@@ -127,7 +198,10 @@ fn several() -> Outcome {
         detach(id)?;
     }
     ORDER.store(0, Ordering::Relaxed);
-    check!(call(5, 6) == 21 && ORDER.load(Ordering::Relaxed) == 0, "a hook ran after it was taken off");
+    check!(
+        call(5, 6) == 21 && ORDER.load(Ordering::Relaxed) == 0,
+        "a hook ran after it was taken off"
+    );
     Ok(())
 }
 
@@ -139,14 +213,28 @@ fn words(function: &Function) -> [Option<u32>; 4] {
 
 fn site_restored() -> Outcome {
     let function = function("workload_call")?;
-    check!(words(&function) == [Some(NOP); 4], "the site is not four NOPs: {:x?}", words(&function));
+    check!(
+        words(&function) == [Some(NOP); 4],
+        "the site is not four NOPs: {:x?}",
+        words(&function)
+    );
     let recorder = Recorder::new();
     let id = attach("workload_call", &recorder)?;
     let hooked = words(&function);
     detach(id)?;
-    check!(hooked[2] != Some(NOP), "attach changed nothing: {hooked:x?}");
-    check!(hooked[3] == Some(NOP), "attach changed more than one word: {hooked:x?}");
-    check!(words(&function) == [Some(NOP); 4], "the site is not as it was: {:x?}", words(&function));
+    check!(
+        hooked[2] != Some(NOP),
+        "attach changed nothing: {hooked:x?}"
+    );
+    check!(
+        hooked[3] == Some(NOP),
+        "attach changed more than one word: {hooked:x?}"
+    );
+    check!(
+        words(&function) == [Some(NOP); 4],
+        "the site is not as it was: {:x?}",
+        words(&function)
+    );
     Ok(())
 }
 
@@ -165,7 +253,11 @@ fn filled() -> Outcome {
     rcu::barrier();
     for i in 0..4 {
         let word = code::read(image + 4 * i).unwrap_or(0);
-        check!(word & 0xffe0_001f == 0xd420_0000, "{:#x} holds {word:#010x}, no BRK", image + 4 * i);
+        check!(
+            word & 0xffe0_001f == 0xd420_0000,
+            "{:#x} holds {word:#010x}, no BRK",
+            image + 4 * i
+        );
     }
     Ok(())
 }
@@ -181,7 +273,10 @@ fn pool_returns() -> Outcome {
     }
     rcu::barrier();
     let after = hook::pool_free();
-    check!(before == after, "{before} bytes of the pool were free, now {after}");
+    check!(
+        before == after,
+        "{before} bytes of the pool were free, now {after}"
+    );
     Ok(())
 }
 
@@ -197,9 +292,15 @@ fn pool_full() -> Outcome {
         return Ok(());
     };
     let text = error.to_string();
-    check!(text.contains("pool"), "the message does not name the pool: {text}");
+    check!(
+        text.contains("pool"),
+        "the message does not name the pool: {text}"
+    );
     check!(result == 8, "the function is broken after a refused attach");
-    check!(words(&function("workload_call")?) == [Some(NOP); 4], "a refused attach changed the site");
+    check!(
+        words(&function("workload_call")?) == [Some(NOP); 4],
+        "a refused attach changed the site"
+    );
     rcu::barrier();
     let after = hook::pool_free();
     check!(before == after, "{before} bytes were free, now {after}");
@@ -219,10 +320,16 @@ fn refused() -> Outcome {
             Err(e) => check!(e.to_string().contains(part), "{name:?}: {e}"),
         }
     }
-    let nowhere = Function { address: function("workload_call")?.address + 8, name: "not_an_entry" };
+    let nowhere = Function {
+        address: function("workload_call")?.address + 8,
+        name: "not_an_entry",
+    };
     match hook::attach_native(&nowhere, Native::Empty) {
         Ok(_) => check!(false, "attached to an address that is no entry"),
-        Err(e) => check!(e.to_string().contains("not_an_entry"), "the message does not name the function: {e}"),
+        Err(e) => check!(
+            e.to_string().contains("not_an_entry"),
+            "the message does not name the function: {e}"
+        ),
     }
     Ok(())
 }
@@ -246,7 +353,10 @@ fn no_wait() -> Outcome {
     stop.store(true, Ordering::Relaxed);
     spinner.join();
     outcome?;
-    check!(waiting != 0, "nothing waits for the grace period although it cannot have ended");
+    check!(
+        waiting != 0,
+        "nothing waits for the grace period although it cannot have ended"
+    );
     rcu::barrier();
     Ok(())
 }
@@ -282,7 +392,10 @@ impl NativeHook for Stamps {
 static PHASE: AtomicU64 = AtomicU64::new(0);
 
 fn stress() -> Outcome {
-    let stamps = Arc::new(Stamps { last: [const { AtomicU64::new(0) }; 8], count: [const { AtomicU64::new(0) }; 8] });
+    let stamps = Arc::new(Stamps {
+        last: [const { AtomicU64::new(0) }; 8],
+        count: [const { AtomicU64::new(0) }; 8],
+    });
     let stop = Arc::new(AtomicBool::new(false));
     PHASE.store(0, Ordering::SeqCst);
     let workers: Result<Vec<_>, _> = (0..4u64)

@@ -8,14 +8,46 @@ use crate::{check, sched};
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 pub(super) const TESTS: &[Test] = &[
-    Test { name: "interrupts.tick_on_every_core", seconds: 10, run: ticks },
-    Test { name: "interrupts.nmi_comes_while_interrupts_are_masked", seconds: 10, run: nmi_while_masked },
-    Test { name: "interrupts.nmi_reaches_every_core", seconds: 10, run: nmi_everywhere },
-    Test { name: "interrupts.normal_interrupts_are_held_back", seconds: 10, run: held_back },
-    Test { name: "interrupts.softirq_from_a_task", seconds: 10, run: softirq_from_task },
-    Test { name: "interrupts.each_context_has_its_own_recursion_word", seconds: 10, run: words },
-    Test { name: "interrupts.sync_reaches_every_core", seconds: 20, run: sync },
-    Test { name: "interrupts.cores_can_be_parked", seconds: 20, run: park },
+    Test {
+        name: "interrupts.tick_on_every_core",
+        seconds: 10,
+        run: ticks,
+    },
+    Test {
+        name: "interrupts.nmi_comes_while_interrupts_are_masked",
+        seconds: 10,
+        run: nmi_while_masked,
+    },
+    Test {
+        name: "interrupts.nmi_reaches_every_core",
+        seconds: 10,
+        run: nmi_everywhere,
+    },
+    Test {
+        name: "interrupts.normal_interrupts_are_held_back",
+        seconds: 10,
+        run: held_back,
+    },
+    Test {
+        name: "interrupts.softirq_from_a_task",
+        seconds: 10,
+        run: softirq_from_task,
+    },
+    Test {
+        name: "interrupts.each_context_has_its_own_recursion_word",
+        seconds: 10,
+        run: words,
+    },
+    Test {
+        name: "interrupts.sync_reaches_every_core",
+        seconds: 20,
+        run: sync,
+    },
+    Test {
+        name: "interrupts.cores_can_be_parked",
+        seconds: 20,
+        run: park,
+    },
 ];
 
 /// Waits for a condition for at most a second of emulated time.
@@ -38,7 +70,11 @@ fn ticks() -> Outcome {
             sched::sleep_ns(1_000_000);
             ticks.load(Ordering::Relaxed) > before + 2
         });
-        check!(more, "core {core} has had {} ticks in a second", ticks.load(Ordering::Relaxed) - before);
+        check!(
+            more,
+            "core {core} has had {} ticks in a second",
+            ticks.load(Ordering::Relaxed) - before
+        );
     }
     Ok(())
 }
@@ -67,7 +103,10 @@ fn nmi_everywhere() -> Outcome {
         let count = &cpu::per_cpu(core).nmis;
         let before = count.load(Ordering::Relaxed);
         smp::send_nmi(core);
-        check!(soon(|| count.load(Ordering::Relaxed) == before + 1), "core {core} took no NMI");
+        check!(
+            soon(|| count.load(Ordering::Relaxed) == before + 1),
+            "core {core} took no NMI"
+        );
     }
     Ok(())
 }
@@ -82,8 +121,14 @@ fn held_back() -> Outcome {
     }
     let during = block.ticks.load(Ordering::Relaxed) - before;
     irq::restore(state);
-    check!(during == 0, "{during} ticks came while interrupts were masked");
-    check!(soon(|| block.ticks.load(Ordering::Relaxed) > before), "no tick came afterwards");
+    check!(
+        during == 0,
+        "{during} ticks came while interrupts were masked"
+    );
+    check!(
+        soon(|| block.ticks.load(Ordering::Relaxed) > before),
+        "no tick came afterwards"
+    );
     Ok(())
 }
 
@@ -98,7 +143,10 @@ fn softirq_from_task() -> Outcome {
     context::raise(Softirq::Test);
     let seen = SEEN.load(Ordering::Relaxed);
     context::TEST_SOFTIRQ.set(None);
-    check!(seen == 1, "the softirq ran {seen} times, in softirq context with interrupts on");
+    check!(
+        seen == 1,
+        "the softirq ran {seen} times, in softirq context with interrupts on"
+    );
     Ok(())
 }
 
@@ -132,9 +180,18 @@ fn words() -> Outcome {
     context::TEST_SOFTIRQ.set(None);
     context::TEST_NMI.set(None);
     let mine = word.swap(0, Ordering::Relaxed);
-    check!(WORD_IN_SOFTIRQ.load(Ordering::Relaxed) == 0, "the softirq did not begin with a fresh word");
-    check!(WORD_IN_NMI.load(Ordering::Relaxed) == 0, "the NMI did not begin with a fresh word");
-    check!(NMI_OUTER.load(Ordering::Relaxed) == 0x50f7, "the NMI did not restore the softirq's word");
+    check!(
+        WORD_IN_SOFTIRQ.load(Ordering::Relaxed) == 0,
+        "the softirq did not begin with a fresh word"
+    );
+    check!(
+        WORD_IN_NMI.load(Ordering::Relaxed) == 0,
+        "the NMI did not begin with a fresh word"
+    );
+    check!(
+        NMI_OUTER.load(Ordering::Relaxed) == 0x50f7,
+        "the NMI did not restore the softirq's word"
+    );
     check!(mine == 0x7a5c, "the task's word is {mine:#x} afterwards");
     // Preempted and moved: the word stays the task's.
     word.store(0xbeef, Ordering::Relaxed);
@@ -143,7 +200,10 @@ fn words() -> Outcome {
         sched::sleep_ns(1_000_000);
     }
     let after = switch::current().word.swap(0, Ordering::Relaxed);
-    check!(after == 0xbeef, "the task's word is {after:#x} after sleeping");
+    check!(
+        after == 0xbeef,
+        "the task's word is {after:#x} after sleeping"
+    );
     Ok(())
 }
 

@@ -10,13 +10,41 @@ use crate::mm::{self, frames, heap, table};
 use alloc::vec::Vec;
 
 pub(super) const TESTS: &[Test] = &[
-    Test { name: "memory.nothing_is_writable_and_executable", seconds: 30, run: wx },
-    Test { name: "memory.image_and_pool_are_read_only_in_the_linear_map", seconds: 30, run: aliases },
-    Test { name: "memory.pool_is_within_branch_reach", seconds: 10, run: reach },
-    Test { name: "memory.stacks_have_guards", seconds: 10, run: guards },
-    Test { name: "memory.near_memory_is_unmapped_when_dropped", seconds: 10, run: near },
-    Test { name: "memory.frames_come_back", seconds: 30, run: frames_return },
-    Test { name: "memory.heap_comes_back", seconds: 30, run: heap_returns },
+    Test {
+        name: "memory.nothing_is_writable_and_executable",
+        seconds: 30,
+        run: wx,
+    },
+    Test {
+        name: "memory.image_and_pool_are_read_only_in_the_linear_map",
+        seconds: 30,
+        run: aliases,
+    },
+    Test {
+        name: "memory.pool_is_within_branch_reach",
+        seconds: 10,
+        run: reach,
+    },
+    Test {
+        name: "memory.stacks_have_guards",
+        seconds: 10,
+        run: guards,
+    },
+    Test {
+        name: "memory.near_memory_is_unmapped_when_dropped",
+        seconds: 10,
+        run: near,
+    },
+    Test {
+        name: "memory.frames_come_back",
+        seconds: 30,
+        run: frames_return,
+    },
+    Test {
+        name: "memory.heap_comes_back",
+        seconds: 30,
+        run: heap_returns,
+    },
 ];
 
 fn wx() -> Outcome {
@@ -29,20 +57,29 @@ fn wx() -> Outcome {
     check!(bad == 0, "{bad} mappings are writable and executable");
     let (text_end, _, _) = mm::image_parts();
     let expected = text_end - IMAGE + POOL_SIZE;
-    check!(executable == expected, "{executable:#x} bytes are executable; text and pool are {expected:#x}");
+    check!(
+        executable == expected,
+        "{executable:#x} bytes are executable; text and pool are {expected:#x}"
+    );
     Ok(())
 }
 
 fn aliases() -> Outcome {
     let (_, rodata_end, _) = mm::image_parts();
-    for va in (IMAGE..rodata_end).chain(POOL..POOL + POOL_SIZE).step_by(PAGE) {
+    for va in (IMAGE..rodata_end)
+        .chain(POOL..POOL + POOL_SIZE)
+        .step_by(PAGE)
+    {
         let pa = table::translate(va).map(|t| t.pa);
         check!(pa.is_some(), "{va:#x} is not mapped");
         let Some(alias) = pa.and_then(|pa| table::translate(LINEAR + pa as usize)) else {
             continue; // not mapped at all is as good
         };
         check!(!alias.write, "{va:#x} is writable through the linear map");
-        check!(!alias.execute, "{va:#x} is executable through the linear map");
+        check!(
+            !alias.execute,
+            "{va:#x} is executable through the linear map"
+        );
     }
     Ok(())
 }
@@ -50,7 +87,10 @@ fn aliases() -> Outcome {
 fn reach() -> Outcome {
     let (text_end, _, _) = mm::image_parts();
     let farthest = (POOL + POOL_SIZE - IMAGE).max(text_end - IMAGE);
-    check!(farthest < 128 << 20, "image and pool span {farthest:#x} bytes");
+    check!(
+        farthest < 128 << 20,
+        "image and pool span {farthest:#x} bytes"
+    );
     check!(NEAR - POOL < 4 << 30, "map values are out of ADRP's reach");
     Ok(())
 }
@@ -60,14 +100,26 @@ fn guards() -> Outcome {
     check!(stack.is_some(), "no stack");
     let Some(stack) = stack else { return Ok(()) };
     let bottom = stack.bottom();
-    check!(table::translate(bottom).is_some_and(|t| t.write && !t.execute), "the stack is not RW-NX");
-    check!(table::translate(stack.top() - 8).is_some(), "the top is not mapped");
+    check!(
+        table::translate(bottom).is_some_and(|t| t.write && !t.execute),
+        "the stack is not RW-NX"
+    );
+    check!(
+        table::translate(stack.top() - 8).is_some(),
+        "the top is not mapped"
+    );
     for below in [8, PAGE, 4 * PAGE, 8 * PAGE] {
-        check!(table::translate(bottom - below).is_none(), "the guard {below:#x} below the stack is mapped");
+        check!(
+            table::translate(bottom - below).is_none(),
+            "the guard {below:#x} below the stack is mapped"
+        );
     }
     check!(stack.high_water() == 0, "a new stack is not painted");
     drop(stack);
-    check!(table::translate(bottom).is_none(), "a dropped stack is still mapped");
+    check!(
+        table::translate(bottom).is_none(),
+        "a dropped stack is still mapped"
+    );
     Ok(())
 }
 
@@ -78,9 +130,19 @@ fn near() -> Outcome {
         return Ok(());
     };
     let start = memory.start();
-    check!(memory.bytes() == 4 * PAGE, "{} bytes for 3 pages and 1", memory.bytes());
-    check!(start.abs_diff(POOL) < 4 << 30, "{start:#x} is not near the pool");
-    check!(table::translate(start + 4 * PAGE).is_none(), "no gap behind it");
+    check!(
+        memory.bytes() == 4 * PAGE,
+        "{} bytes for 3 pages and 1",
+        memory.bytes()
+    );
+    check!(
+        start.abs_diff(POOL) < 4 << 30,
+        "{start:#x} is not near the pool"
+    );
+    check!(
+        table::translate(start + 4 * PAGE).is_none(),
+        "no gap behind it"
+    );
     drop(memory);
     check!(table::translate(start).is_none(), "still mapped");
     check!(NearMemory::new(1 << 40).is_none(), "a terabyte was granted");
@@ -89,13 +151,18 @@ fn near() -> Outcome {
 
 fn frames_return() -> Outcome {
     let (_, before) = frames::usage();
-    let taken: Vec<_> = (0..64).filter_map(|i| frames::allocate(1 << (i % 4)).map(|pa| (pa, 1 << (i % 4)))).collect();
+    let taken: Vec<_> = (0..64)
+        .filter_map(|i| frames::allocate(1 << (i % 4)).map(|pa| (pa, 1 << (i % 4))))
+        .collect();
     check!(taken.len() == 64, "only {} of 64 allocations", taken.len());
     let mut sorted = taken.clone();
     sorted.sort_unstable();
     for pair in sorted.windows(2) {
         if let [(a, n), (b, _)] = pair {
-            check!(a + (n * PAGE) as u64 <= *b, "frames at {a:#x} and {b:#x} overlap");
+            check!(
+                a + (n * PAGE) as u64 <= *b,
+                "frames at {a:#x} and {b:#x} overlap"
+            );
         }
     }
     for (pa, count) in taken {
@@ -113,7 +180,10 @@ fn heap_returns() -> Outcome {
         blocks.push(alloc::vec![i as u8; i * 7]);
     }
     for (i, block) in (1..).zip(&blocks) {
-        check!(block.iter().all(|&b| b == i as u8), "block {i} was overwritten");
+        check!(
+            block.iter().all(|&b| b == i as u8),
+            "block {i} was overwritten"
+        );
     }
     drop(blocks);
     let (_, after) = heap::usage();

@@ -5,6 +5,7 @@
 //! `@test skip NAME: why`. A panic or a fault ends the run with its report, and a test that takes longer than its limit
 //! in emulated time panics: `cargo xtask test` then counts that one as failed and goes on behind it.
 
+mod bpf;
 mod hooks;
 mod interrupts;
 mod memory;
@@ -18,7 +19,7 @@ use alloc::string::String;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 /// How a test ended, unless it passed.
-pub enum Failure {
+pub(crate) enum Failure {
     /// What was expected and what was found.
     Failed(String),
     /// Why it can't be run here.
@@ -26,10 +27,10 @@ pub enum Failure {
 }
 
 /// What a test returns.
-pub type Outcome = Result<(), Failure>;
+pub(crate) type Outcome = Result<(), Failure>;
 
 /// A test.
-pub struct Test {
+pub(crate) struct Test {
     /// `room.what_holds`.
     pub name: &'static str,
     /// Its limit in seconds of emulated time.
@@ -38,7 +39,13 @@ pub struct Test {
     pub run: fn() -> Outcome,
 }
 
-const TESTS: &[&[Test]] = &[memory::TESTS, interrupts::TESTS, tasks::TESTS, hooks::TESTS];
+const TESTS: &[&[Test]] = &[
+    memory::TESTS,
+    interrupts::TESTS,
+    tasks::TESTS,
+    hooks::TESTS,
+    bpf::TESTS,
+];
 
 /// Fails the test unless the condition holds; the rest is the message, as for `format!`.
 #[macro_export]
@@ -55,7 +62,7 @@ static DEADLINE: AtomicU64 = AtomicU64::new(0);
 static RUNNING: SpinLock<&'static str> = SpinLock::new("");
 
 /// Called by each tick: a test that hangs fails here.
-pub fn watch() {
+pub(crate) fn watch() {
     let deadline = DEADLINE.load(Ordering::Relaxed);
     if deadline != 0 && timer::now_ns() > deadline {
         DEADLINE.store(0, Ordering::Relaxed);
@@ -64,7 +71,7 @@ pub fn watch() {
 }
 
 /// Runs what the command line asks for; the exit code is 1 if one failed.
-pub fn run(options: &Options<'_>) -> u32 {
+pub(crate) fn run(options: &Options<'_>) -> u32 {
     let mut passed = 0;
     let mut failed = 0;
     let mut skipped = 0;
@@ -84,7 +91,10 @@ pub fn run(options: &Options<'_>) -> u32 {
         }
         println!("@test start {}", test.name);
         *RUNNING.lock() = test.name;
-        DEADLINE.store(timer::now_ns() + test.seconds * 1_000_000_000, Ordering::Relaxed);
+        DEADLINE.store(
+            timer::now_ns() + test.seconds * 1_000_000_000,
+            Ordering::Relaxed,
+        );
         let outcome = (test.run)();
         DEADLINE.store(0, Ordering::Relaxed);
         match outcome {
@@ -103,7 +113,10 @@ pub fn run(options: &Options<'_>) -> u32 {
         }
     }
     if !found {
-        println!("springboard: no test is called {:?}; `job=test list` names them", options.test.or(options.from));
+        println!(
+            "springboard: no test is called {:?}; `job=test list` names them",
+            options.test.or(options.from)
+        );
         return 2;
     }
     if !options.list {

@@ -12,13 +12,41 @@ use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 pub(super) const TESTS: &[Test] = &[
-    Test { name: "tasks.run_on_every_core", seconds: 20, run: everywhere },
-    Test { name: "tasks.are_preempted", seconds: 20, run: preempted },
-    Test { name: "tasks.stay_while_migration_is_disabled", seconds: 20, run: stay },
-    Test { name: "tasks.mutex_excludes", seconds: 60, run: mutex },
-    Test { name: "tasks.stacks_and_slots_are_used_again", seconds: 60, run: reuse },
-    Test { name: "tasks.grace_period_waits_for_a_preempted_task", seconds: 30, run: grace },
-    Test { name: "tasks.stacks_stay_above_the_reserve", seconds: 10, run: stacks },
+    Test {
+        name: "tasks.run_on_every_core",
+        seconds: 20,
+        run: everywhere,
+    },
+    Test {
+        name: "tasks.are_preempted",
+        seconds: 20,
+        run: preempted,
+    },
+    Test {
+        name: "tasks.stay_while_migration_is_disabled",
+        seconds: 20,
+        run: stay,
+    },
+    Test {
+        name: "tasks.mutex_excludes",
+        seconds: 60,
+        run: mutex,
+    },
+    Test {
+        name: "tasks.stacks_and_slots_are_used_again",
+        seconds: 60,
+        run: reuse,
+    },
+    Test {
+        name: "tasks.grace_period_waits_for_a_preempted_task",
+        seconds: 30,
+        run: grace,
+    },
+    Test {
+        name: "tasks.stacks_stay_above_the_reserve",
+        seconds: 10,
+        run: stacks,
+    },
 ];
 
 /// A task for a test, or the failure that there is none.
@@ -107,7 +135,10 @@ fn stay() -> Outcome {
     for task in noise {
         task.join();
     }
-    check!(moved == 0, "it ran elsewhere {moved} times although migration was disabled");
+    check!(
+        moved == 0,
+        "it ran elsewhere {moved} times although migration was disabled"
+    );
     if cpu::online().count() > 1 {
         check!(cores > 1, "it never moved when it was allowed to");
     }
@@ -149,7 +180,10 @@ fn reuse() -> Outcome {
         spawn("short", || ())?.join();
     }
     let (_, after) = crate::mm::frames::usage();
-    check!(before <= after + 40, "{before} frames were free, after 100 tasks {after}");
+    check!(
+        before <= after + 40,
+        "{before} frames were free, after 100 tasks {after}"
+    );
     Ok(())
 }
 
@@ -175,9 +209,15 @@ fn grace() -> Outcome {
     spinner.join();
     let begin = timer::now_ns();
     rcu::barrier();
-    check!(!early, "the grace period ended although a task had no quiescent state");
+    check!(
+        !early,
+        "the grace period ended although a task had no quiescent state"
+    );
     check!(called.load(Ordering::Acquire), "the callback did not come");
-    check!(timer::now_ns() - begin < 5_000_000_000, "the grace period took long");
+    check!(
+        timer::now_ns() - begin < 5_000_000_000,
+        "the grace period took long"
+    );
     Ok(())
 }
 
@@ -191,6 +231,11 @@ fn stacks() -> Outcome {
             worst = (used, task.name());
         }
     });
-    check!(worst.0 < limit, "task {} has used {} bytes of its stack; {limit} is the limit", worst.1, worst.0);
+    check!(
+        worst.0 < limit,
+        "task {} has used {} bytes of its stack; {limit} is the limit",
+        worst.1,
+        worst.0
+    );
     Ok(())
 }

@@ -1,0 +1,340 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! BPF programs as hooks: the samples by both engines, and objects that are no good.
+
+use super::hooks::function;
+use super::{Failure, Outcome, Test};
+use crate::bpf::{self, Engine};
+use crate::workload::workload_call;
+use crate::{check, hook, initrd, mm, rcu, trace};
+use alloc::format;
+use alloc::string::ToString;
+use alloc::vec::Vec;
+use core::hint::black_box;
+
+pub(super) const TESTS: &[Test] = &[
+    Test {
+        name: "bpf.samples_load",
+        seconds: 20,
+        run: samples,
+    },
+    Test {
+        name: "bpf.count_by_both_engines",
+        seconds: 20,
+        run: count,
+    },
+    Test {
+        name: "bpf.filter_looks_at_the_argument",
+        seconds: 20,
+        run: filter,
+    },
+    Test {
+        name: "bpf.latency_fills_its_histogram",
+        seconds: 20,
+        run: latency,
+    },
+    Test {
+        name: "bpf.global_data_counts",
+        seconds: 20,
+        run: global,
+    },
+    Test {
+        name: "bpf.printk_reaches_the_trace",
+        seconds: 20,
+        run: printk,
+    },
+    Test {
+        name: "bpf.empty_costs_at_most_40_instructions_by_jit",
+        seconds: 20,
+        run: budget,
+    },
+    Test {
+        name: "bpf.bad_objects_are_refused_with_a_reason",
+        seconds: 60,
+        run: bad_objects,
+    },
+    Test {
+        name: "bpf.bad_initrds_are_refused_with_a_reason",
+        seconds: 20,
+        run: bad_initrds,
+    },
+    Test {
+        name: "bpf.unknown_names_say_what_there_is",
+        seconds: 20,
+        run: unknown_names,
+    },
+];
+
+const ENGINES: [Engine; 2] = [Engine::Interpreter, Engine::Jit];
+
+fn failed(e: &dyn core::fmt::Display) -> Failure {
+    Failure::Failed(e.to_string())
+}
+
+/// Runs `calls` with a program hooked onto `workload_call`.
+fn hooked(program: &str, engine: Engine, calls: impl FnOnce() -> Outcome) -> Outcome {
+    let id = bpf::attach(program, &function("workload_call")?, engine).map_err(|e| failed(&e))?;
+    let outcome = calls();
+    hook::detach(id).map_err(|e| failed(&e))?;
+    outcome
+}
+
+fn call(a: u64, b: u64) -> u64 {
+    black_box(workload_call as extern "C" fn(u64, u64) -> u64)(a, b)
+}
+
+/// The sum of all 64-bit values of a map.
+fn sum(map: &str) -> Result<u64, Failure> {
+    let map =
+        bpf::map(map).ok_or_else(|| Failure::Failed(format!("there is no map called {map}")))?;
+    let mut total = 0;
+    for index in 0..map.definition().max_entries {
+        let mut value = alloc::vec![0u8; map.value_size()];
+        map.lookup(&index.to_le_bytes(), &mut value)
+            .map_err(|e| failed(&e))?;
+        for word in value.as_chunks::<8>().0 {
+            total += u64::from_le_bytes(*word);
+        }
+    }
+    Ok(total)
+}
+
+fn samples() -> Outcome {
+    let programs = bpf::programs();
+    for program in &programs {
+        if let Err(e) = program {
+            return Err(failed(e));
+        }
+    }
+    let names: Vec<_> = programs.iter().flatten().map(|p| p.name.as_str()).collect();
+    for wanted in ["empty", "count", "filter", "latency"] {
+        check!(names.contains(&wanted), "{wanted} is not among {names:?}");
+    }
+    Ok(())
+}
+
+fn count() -> Outcome {
+    for engine in ENGINES {
+        let before = sum("count.calls")?;
+        hooked("count", engine, || {
+            for i in 0..500 {
+                check!(
+                    call(i, 1) == 3 * i + 1,
+                    "a hooked call returned the wrong result"
+                );
+            }
+            Ok(())
+        })?;
+        call(1, 1);
+        let counted = sum("count.calls")? - before;
+        check!(counted == 500, "{engine:?}: 500 calls, {counted} counted");
+    }
+    Ok(())
+}
+
+fn filter() -> Outcome {
+    for engine in ENGINES {
+        let before = sum("filter..bss")?;
+        hooked("filter", engine, || {
+            for i in 0..100 {
+                call(i, 42); // 42 once as the first argument, always as the second
+            }
+            Ok(())
+        })?;
+        let matched = sum("filter..bss")? - before;
+        check!(matched == 1, "{engine:?}: {matched} of 100 calls matched");
+    }
+    Ok(())
+}
+
+fn latency() -> Outcome {
+    for engine in ENGINES {
+        let before = sum("latency.between")?;
+        hooked("latency", engine, || {
+            for i in 0..50 {
+                call(i, i);
+            }
+            Ok(())
+        })?;
+        let added = sum("latency.between")? - before;
+        // The very first call of all has no predecessor.
+        check!(
+            (49..=50).contains(&added),
+            "{engine:?}: 50 calls, {added} in the histogram"
+        );
+    }
+    Ok(())
+}
+
+fn global() -> Outcome {
+    for engine in ENGINES {
+        let before = sum("count_global..bss")?;
+        hooked("count_global", engine, || {
+            for i in 0..77 {
+                call(i, i);
+            }
+            Ok(())
+        })?;
+        let counted = sum("count_global..bss")? - before;
+        check!(counted == 77, "{engine:?}: 77 calls, {counted} counted");
+    }
+    Ok(())
+}
+
+fn printk() -> Outcome {
+    for engine in ENGINES {
+        let mut reader = trace::Reader::new();
+        hooked("printk", engine, || {
+            call(0xabc, 2);
+            Ok(())
+        })?;
+        let line = reader.next_line();
+        check!(
+            line.as_ref().is_some_and(|l| !l.is_empty()),
+            "{engine:?}: nothing was printed"
+        );
+        check!(
+            reader.next_line().is_none() && reader.lost == 0,
+            "{engine:?}: more than one line"
+        );
+    }
+    Ok(())
+}
+
+fn budget() -> Outcome {
+    use crate::arch::{pmu, smp};
+    if pmu::counter() != pmu::Counter::Instructions {
+        return Err(Failure::Skipped(
+            "instructions are exact only under -icount".into(),
+        ));
+    }
+    let measure = || {
+        let parked = smp::park_others();
+        let start = pmu::read();
+        let result = call(1, 2);
+        let end = pmu::read();
+        drop(parked);
+        (result, pmu::difference(start, end))
+    };
+    measure();
+    let (_, unhooked) = measure();
+    let mut with = 0;
+    hooked("empty", Engine::Jit, || {
+        measure();
+        with = measure().1;
+        Ok(())
+    })?;
+    let cost = with - unhooked;
+    check!(
+        cost <= 40,
+        "BPF empty by JIT costs {cost} instructions; 40 are allowed"
+    );
+    check!(
+        cost > 0,
+        "BPF empty by JIT costs nothing, which nothing can"
+    );
+    Ok(())
+}
+
+/// The bytes of a sample.
+fn object(name: &str) -> Result<Vec<u8>, Failure> {
+    let files = initrd::files().map_err(|e| failed(&e))?;
+    let file = files.iter().find(|f| f.name.contains(name));
+    file.map(|f| f.bytes.to_vec())
+        .ok_or_else(|| Failure::Failed(format!("the initrd has no {name}")))
+}
+
+/// Loading must fail, with a message that says `part`.
+fn refused(what: &str, bytes: &[u8], part: &str) -> Outcome {
+    match bpf::try_load(what, bytes) {
+        Ok(programs) => check!(
+            false,
+            "{what} was loaded, with {programs} programs, although it is {part}"
+        ),
+        Err(e) => check!(
+            e.to_string().contains(part),
+            "{what}: the message does not say {part:?}: {e}"
+        ),
+    }
+    Ok(())
+}
+
+fn bad_objects() -> Outcome {
+    let good = object("count.bpf.o")?;
+    check!(
+        bpf::try_load("count", &good).is_ok(),
+        "the good object does not load"
+    );
+    for end in (0..good.len()).step_by(97) {
+        check!(
+            bpf::try_load("cut", &good[..end]).is_err(),
+            "an object cut to {end} of {} bytes was loaded",
+            good.len()
+        );
+    }
+    refused("text", b"#!/bin/sh\necho no object at all, but long enough to be one if only its first bytes were right\n", "ELF")?;
+    let mut foreign = good.clone();
+    foreign[18] = 0xb7; // e_machine: EM_AARCH64
+    refused("foreign", &foreign, "machine")?;
+    // `call 1` becomes `call 9999`: an instruction of eight bytes, opcode 0x85, imm = the helper's number.
+    let mut helper = good.clone();
+    let at = good
+        .windows(8)
+        .position(|w| w == [0x85, 0, 0, 0, 1, 0, 0, 0]);
+    let Some(at) = at else {
+        check!(
+            false,
+            "count.bpf.o calls no helper 1: the test needs another sample"
+        );
+        return Ok(());
+    };
+    helper[at + 4..at + 8].copy_from_slice(&9999u32.to_le_bytes());
+    refused("helper", &helper, "9999")?;
+    // The object is still good, and so is the kernel.
+    rcu::barrier();
+    count()
+}
+
+fn bad_initrds() -> Outcome {
+    let parse = |bytes: &'static [u8]| {
+        initrd::parse(bytes).map_or_else(|e| e.to_string(), |f| format!("{} files", f.len()))
+    };
+    let trailer: &[u8] = b"07070100000000000000000000000000000000000000010000000000000000000000000000000000000000000000000000000B00000000TRAILER!!!\0\0\0\0";
+    for (bytes, part) in [
+        (&b""[..], "byte 0"),
+        (b"no archive at all: just some text that is longer than a header would be, and then some more of it, so that it is not too short to have one", "magic"),
+        (trailer, "empty"),
+    ] {
+        let message = parse(bytes);
+        check!(message.contains(part), "{part}: {message}");
+    }
+    let region = crate::system().and_then(|s| s.machine.initrd);
+    let Some(whole) = region.and_then(|r| mm::boot_memory(&r)) else {
+        return Err(Failure::Skipped("there is no initrd to damage".into()));
+    };
+    let all = initrd::files().map_err(|e| failed(&e))?.len();
+    for end in (0..whole.len()).step_by(1013) {
+        if let Ok(files) = initrd::parse(&whole[..end]) {
+            check!(
+                files.len() == all,
+                "an archive cut to {end} bytes gave {} of {all} files",
+                files.len()
+            );
+        }
+    }
+    Ok(())
+}
+
+fn unknown_names() -> Outcome {
+    let target = function("workload_call")?;
+    for (name, part) in [
+        ("nothing", "count"),
+        ("count/none", "count/NAME"),
+        ("", "no object"),
+    ] {
+        match bpf::attach(name, &target, Engine::Jit) {
+            Ok(_) => check!(false, "{name:?} was attached"),
+            Err(e) => check!(e.to_string().contains(part), "{name:?}: {e}"),
+        }
+    }
+    Ok(())
+}
