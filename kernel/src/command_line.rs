@@ -82,15 +82,15 @@ impl<'a> Options<'a> {
                 ("from", Some(_)) => options.from = value,
                 ("object", Some(_)) => options.object = value,
                 ("attach", Some(_)) => options.attach = value,
-                ("crash", Some(_)) => {
-                    options.job = Job::Crash;
-                    options.crash = value;
-                }
+                ("crash", Some(_)) => options.crash = value,
                 _ => {
                     // The ninth and later are as unknown as the first eight, which are enough for a message.
                     let _ = options.unknown.push(word);
                 }
             }
+        }
+        if options.crash.is_some() {
+            options.job = Job::Crash;
         }
         options
     }
