@@ -59,8 +59,11 @@ pub(crate) fn call_loop(f: Callable, n: u64) -> u64 {
     (0..n).fold(0, |last, i| f(i, last))
 }
 
-/// Functions that can be called by name: each takes how often and returns the last result.
-pub(crate) const TARGETS: [(&str, fn(u64) -> u64); 3] = [
+/// Calls a function as often as it is told; returns the last result.
+pub(crate) type Caller = fn(u64) -> u64;
+
+/// Functions that can be called by name.
+pub(crate) const TARGETS: [(&str, Caller); 3] = [
     ("workload_call", |n| call_loop(workload_call, n)),
     ("workload_nested", |n| call_loop(workload_nested, n)),
     ("workload_six", |n| {
