@@ -110,9 +110,19 @@ impl Foreign {
                 return Err(BenchError::Space(text.to_owned()));
             }
         }
-        let words = vec![format!("object={name}"), format!("attach={attach}")];
+        let words = vec![
+            format!("object={}", object_name(&object)),
+            format!("attach={attach}"),
+        ];
         Ok(Self { object, words })
     }
+}
+
+/// What the kernel calls an object file: its name without `.bpf.o` or `.o`.
+fn object_name(file: &Path) -> String {
+    let name = file.file_name().unwrap_or_default().to_string_lossy();
+    let stem = name.strip_suffix(".bpf.o").or(name.strip_suffix(".o"));
+    stem.unwrap_or(&name).to_owned()
 }
 
 /// Measures; returns the document. The table is printed as the kernel prints it, unless `quiet`.
@@ -129,7 +139,7 @@ pub(crate) fn measure(
     if let Some(foreign) = foreign {
         words.extend(foreign.words.iter().cloned());
         let mut objects = programs::compile(workspace)?;
-        objects.retain(|object| object.file_name() != foreign.object.file_name());
+        objects.retain(|object| object_name(object) != object_name(&foreign.object));
         objects.push(foreign.object.clone());
         let initrd = workspace.out().join("bench.cpio");
         programs::pack(&objects, &initrd)?;
@@ -219,7 +229,7 @@ mod tests {
         assert_eq!(
             words,
             Ok(vec![
-                "object=mine.o".into(),
+                "object=mine".into(),
                 "attach=fentry:workload_call".into()
             ])
         );
