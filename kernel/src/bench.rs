@@ -363,12 +363,15 @@ pub(crate) fn run(options: &Options<'_>) -> u32 {
     };
     println!();
     println!("What a hook costs, in {unit} per call");
-    match options.qemu {
-        Some(version) => {
-            println!("board {board}, QEMU {version}, counter INST_RETIRED under -icount")
-        }
-        None => println!("board {board}, counter PMCCNTR_EL0"),
-    }
+    let under = options
+        .qemu
+        .map_or(String::new(), |version| format!(", QEMU {version}"));
+    let counted = if exact {
+        "INST_RETIRED under -icount"
+    } else {
+        "PMCCNTR_EL0"
+    };
+    println!("board {board}{under}, counter {counted}");
     println!();
     println!(
         "{:<20} {:<8} {:<24} {:<6} {:>10} {:>10} {:>9} {:>8}",

@@ -97,6 +97,13 @@ pub(crate) fn mask_all() {
     unsafe { core::arch::asm!("msr daifset, #0xf", options(nostack)) }
 }
 
+/// Opens everything in PSTATE: what the priority mask lets through comes.
+#[inline(always)]
+pub(crate) fn unmask_all() {
+    // SAFETY: vectors are set, and the only caller is on its way out of an exception, whose frame is saved.
+    unsafe { core::arch::asm!("msr daifclr, #0xf", options(nostack)) }
+}
+
 /// Lets in whatever [`disable`] does not keep out: NMI, and on a GIC also PSTATE.I.
 #[inline(always)]
 pub(crate) fn open_exceptions() {

@@ -110,12 +110,12 @@ fn start_one(
 extern "C" fn springboard_secondary() -> ! {
     let index = cpu::index();
     timer::enable_event_stream();
-    if let Some(controller) = controller() {
-        if let Err(e) = controller.init_core(index) {
-            crate::println!("springboard: core {index}: {e}");
-            loop {
-                barrier::wfi();
-            }
+    if let Some(controller) = controller()
+        && let Err(e) = controller.init_core(index)
+    {
+        crate::println!("springboard: core {index}: {e}");
+        loop {
+            barrier::wfi();
         }
     }
     irq::disable();
@@ -198,6 +198,10 @@ pub(crate) fn park_others() -> Parked {
     while PARKED.load(Ordering::Acquire) < others {
         barrier::wfe();
     }
+    // Interrupts that the last core to be parked sent to the others are still to be taken: let them.
+    for _ in 0..16 {
+        barrier::wfe();
+    }
     let state = irq::disable();
     let daif = irq::daif();
     irq::mask_all();
@@ -223,20 +227,43 @@ impl Drop for Parked {
     }
 }
 
+/// Cores that are in [`park_if_asked`], a bit each: interrupts taken there do nothing but end.
+static SLEEPING: AtomicU64 = AtomicU64::new(0);
+
+/// Whether this core is parked.
+pub(crate) fn is_parked() -> bool {
+    SLEEPING.load(Ordering::Relaxed) >> cpu::index() & 1 != 0
+}
+
 /// On exception exit, all masked: sleeps as long as someone measures.
 pub(crate) fn park_if_asked() {
-    if !PARK.load(Ordering::Acquire) {
+    if !PARK.load(Ordering::Acquire) || is_parked() {
         return;
     }
+    let me = 1 << cpu::index();
+    SLEEPING.fetch_or(me, Ordering::Relaxed);
     timer::stop_tick();
+    drain();
     PARKED.fetch_add(1, Ordering::AcqRel);
     barrier::dsb_ishst();
     barrier::sev();
     while PARK.load(Ordering::Acquire) {
         barrier::wfi();
+        // An interrupt that is pending ends WFI at once, each time: left alone it would keep this core running, and its
+        // instructions would be counted as the measured core's.
+        drain();
     }
     PARKED.fetch_sub(1, Ordering::AcqRel);
     barrier::dsb_ishst();
     barrier::sev();
+    SLEEPING.fetch_and(!me, Ordering::Relaxed);
     timer::start_tick();
+}
+
+/// Takes what is pending: opens PSTATE for a moment; the priority mask is open.
+fn drain() {
+    irq::unmask_all();
+    barrier::isb();
+    irq::mask_all();
+    timer::stop_tick(); // should a last tick have come
 }

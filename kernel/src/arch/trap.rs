@@ -138,6 +138,9 @@ fn tick() {
 /// On the way out of an interrupt: softirqs, parking, another task. All is masked here, as at entry.
 fn leave(frame: &Frame) {
     let block = this_cpu();
+    if smp::is_parked() {
+        return; // the core goes back to sleep, whatever else it was asked for
+    }
     if block.softirq_active.load(Ordering::Relaxed) {
         return; // the softirqs that this interrupted go on, and leave by their own way
     }
