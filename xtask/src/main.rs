@@ -322,14 +322,7 @@ pub(crate) fn build_book(workspace: &Workspace) -> Outcome<PathBuf> {
     let out = workspace.target.join("book");
     let status = workspace
         .cargo()
-        .args([
-            "run",
-            "--quiet",
-            "--target",
-            "host-tuple",
-            "--package",
-            "xtask",
-        ])
+        .args(["run", "--target", "host-tuple", "--package", "xtask"])
         .args(["--features", "book", "--bin", "book", "--"])
         .args([workspace.root.join("book"), out.clone()])
         // mdBook is compiled for one short run.

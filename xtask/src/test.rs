@@ -5,6 +5,8 @@ use std::ffi::OsStr;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
 use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
@@ -100,9 +102,18 @@ fn fits(name: &str, filter: Option<&str>) -> bool {
 }
 
 /// Runs a command; its output is the reason when it fails.
-fn silent(command: &mut Command) -> Result<(), String> {
-    let output = command.stdin(Stdio::null()).output();
-    let output = output.map_err(|error| error.to_string())?;
+fn silent(name: &str, mut command: Command) -> Result<(), String> {
+    let progress = Progress::start(name);
+    let (sender, receiver) = mpsc::channel();
+    // The receiver waits for the one result.
+    thread::spawn(move || sender.send(command.stdin(Stdio::null()).output()));
+    let output = loop {
+        match receiver.recv_timeout(Duration::from_millis(100)) {
+            Ok(output) => break output.map_err(|error| error.to_string())?,
+            Err(RecvTimeoutError::Timeout) => progress.tick(),
+            Err(RecvTimeoutError::Disconnected) => return Err("the command was lost".into()),
+        }
+    };
     match output.status.success() {
         true => Ok(()),
         false => Err([output.stdout, output.stderr]
@@ -137,8 +148,9 @@ fn lint(workspace: &Workspace, filter: Option<&str>, report: &mut Report) {
         ("lint/clippy target", [&target[..], &clippy].concat()),
     ] {
         if fits(name, filter) {
-            let _progress = Progress::start(name);
-            report.run(name, || silent(workspace.cargo().args(arguments)));
+            let mut command = workspace.cargo();
+            command.args(arguments);
+            report.run(name, || silent(name, command));
         }
     }
 }
