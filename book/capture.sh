@@ -1,0 +1,55 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: MIT OR Apache-2.0
+#
+# Runs every command that the book shows and writes what it printed to book/src/output/, from where the chapters include it.
+# The prose names figures of these files: read it again after `git diff book/src/output`.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+out=book/src/output
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+mkdir -p "$out"
+
+# Waits until the console has shown the prompt $1 times.
+prompts() {
+    for _ in $(seq 600); do
+        [ "$(grep -ao 'springboard> ' "$work/console" | wc -l)" -lt "$1" ] || return 0
+        sleep 0.2
+    done
+    echo "capture: the shell shows no prompt" >&2
+    return 1
+}
+
+# shell FILE COMMAND...: types the commands into the shell and keeps the dialogue, without what draws the line.
+shell() {
+    local file=$1 shown=1 command
+    shift
+    mkfifo "$work/keys"
+    : >"$work/console"
+    cargo xtask shell <"$work/keys" >"$work/console" 2>"$work/errors" &
+    exec 3>"$work/keys"
+    for command in "$@" poweroff; do
+        prompts "$shown"
+        printf '%s\n' "$command" >&3
+        shown=$((shown + 1))
+    done
+    exec 3>&-
+    wait $!
+    rm "$work/keys"
+    sed -e 's/\r//g' -e 's/\x1b\[[0-9]*[CK]//g' "$work/console" | sed -e '1,2d' -e '/^springboard> poweroff/,$d' >"$out/$file"
+}
+
+# command FILE COMMAND: keeps what a command prints.
+command() {
+    bash -c "$2" >"$out/$1" 2>"$work/errors" || { cat "$work/errors" >&2; exit 1; }
+}
+
+command run.txt 'cargo xtask run'
+command sites.txt 'cargo xtask sites'
+command notrace.txt "cargo xtask notrace | grep -e 'hook::Count' -e 'springboard::trace::write ' -e ' functions;'"
+command raspi3b.txt 'cargo xtask run --board raspi3b'
+shell site.txt 'functions workload_' 'show workload_call' 'attach count springboard::trace::write' 'attach count worklod_call'
+shell patching.txt 'show workload_call' 'attach count workload_call' 'show workload_call' 'call 1000' 'map dump count.calls' \
+    'detach workload_call' 'call 1000' 'map dump count.calls' 'show workload_call'
+shell trampoline.txt 'attach empty workload_call' 'show workload_call'
+shell several.txt 'attach empty workload_call' 'attach count workload_call' 'show workload_call' 'hooks' 'detach 1' 'show workload_call'
