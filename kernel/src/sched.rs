@@ -29,6 +29,8 @@ pub(crate) enum State {
     Blocked = 1,
     /// Over; its stack may be used again.
     Dead = 2,
+    /// Being made: no wake-up, meant for the task that it was, may start it.
+    New = 3,
 }
 
 /// A kernel thread.
@@ -105,7 +107,8 @@ impl Task {
         match self.state.load(Ordering::Acquire) {
             0 => State::Runnable,
             1 => State::Blocked,
-            _ => State::Dead,
+            2 => State::Dead,
+            _ => State::New,
         }
     }
 
@@ -163,7 +166,7 @@ fn new_task(name: &str, job: Option<Job>, idle_on: Option<usize>) -> Option<&'st
         let dead = |t: &&&'static Task| t.state() == State::Dead && !core::ptr::eq(**t, current());
         let task = q.all.iter().find(dead).copied();
         if let Some(task) = task {
-            task.state.store(State::Blocked as u32, Ordering::Relaxed); // taken
+            task.state.store(State::New as u32, Ordering::Relaxed); // taken
         }
         task
     });
@@ -172,7 +175,7 @@ fn new_task(name: &str, job: Option<Job>, idle_on: Option<usize>) -> Option<&'st
         None => {
             let task: &'static Task = Box::leak(Box::new(Task::boot()));
             *task.stack.lock() = Some(Stack::new()?);
-            task.state.store(State::Blocked as u32, Ordering::Relaxed);
+            task.state.store(State::New as u32, Ordering::Relaxed);
             QUEUE.with(|q| {
                 q.all.push(task);
                 let count = q.all.len();
@@ -271,6 +274,7 @@ pub(crate) fn spawn_on<T: Send + 'static>(
     let task = new_task(name, Some(job), None)?;
     task.affinity.store(cores, Ordering::Relaxed);
     task.core.store(cpu::index(), Ordering::Relaxed);
+    task.state.store(State::Blocked as u32, Ordering::Release);
     wake(task);
     Some(JoinHandle { cell })
 }
