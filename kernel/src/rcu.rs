@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Tasks RCU: what a task might still be executing is freed only when every task has since been elsewhere.
 //!
-//! A quiescent state is a voluntary switch, or idle's turn of its loop, or [`crate::sched::quiescent`]. Being preempted is
+//! A quiescent state is a voluntary switch, or idle's turn of its loop, or [`crate::sched::quiescent`]; an idle task that was
+//! preempted as it woke up stays quiescent until it runs again. Being preempted is otherwise
 //! none: the task may stand between a site's branch and the end of a trampoline. An interrupt handler is covered by the task
 //! it interrupts, which can reach a quiescent state only after the handler has returned.
 //!

@@ -25,7 +25,7 @@ use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering
 pub(crate) enum State {
     /// On the queue or on a core.
     Runnable = 0,
-    /// Waiting to be woken.
+    /// Waiting to be woken; of an idle task: off its core, and quiescent there.
     Blocked = 1,
     /// Over; its stack may be used again.
     Dead = 2,
@@ -46,6 +46,8 @@ pub(crate) struct Task {
     /// A wake-up came while it was still deciding to block.
     woken: AtomicBool,
     idle: AtomicBool,
+    /// An idle task takes the interrupt that ended its sleep: in code without a site, so in no trampoline.
+    resting: AtomicBool,
     /// Times it gave up its core of its own will: quiescent states for tasks RCU.
     pub voluntary: AtomicU64,
     /// Core it runs or last ran on.
@@ -77,6 +79,7 @@ impl Task {
             state: AtomicU32::new(State::Runnable as u32),
             woken: AtomicBool::new(false),
             idle: AtomicBool::new(false),
+            resting: AtomicBool::new(false),
             voluntary: AtomicU64::new(0),
             core: AtomicUsize::new(0),
             affinity: AtomicU64::new(u64::MAX),
@@ -364,10 +367,17 @@ fn schedule(why: Leave) {
         match why {
             Leave::Block => me.state.store(State::Blocked as u32, Ordering::Release),
             Leave::Exit => me.state.store(State::Dead as u32, Ordering::Release),
-            Leave::Yield | Leave::Preempted if me.is_idle() => {}
+            Leave::Yield | Leave::Preempted if me.is_idle() => {
+                // It comes back when no one else wants this core, which may be never: until then no grace period has to
+                // wait for it, unless it was preempted where it may be in a trampoline.
+                if why == Leave::Yield || me.resting.load(Ordering::Relaxed) {
+                    me.state.store(State::Blocked as u32, Ordering::Release);
+                }
+            }
             Leave::Yield | Leave::Preempted => q.runnable.push_back(me),
         }
         next.core.store(core, Ordering::Relaxed);
+        next.state.store(State::Runnable as u32, Ordering::Release); // an idle task was not
         Some(next)
     });
 }
@@ -530,9 +540,13 @@ pub(crate) fn run_idle() -> ! {
         if !this_cpu().need_resched.load(Ordering::Relaxed) {
             barrier::wfi();
         }
+        // All of this is inlined: no site, no trampoline.
+        let resting = &current().resting;
+        resting.store(true, Ordering::Relaxed);
         irq::enable();
         irq::open_exceptions();
         irq::enable();
+        resting.store(false, Ordering::Relaxed);
     }
 }
 

@@ -71,6 +71,7 @@ pub(crate) fn restore(state: State) {
 }
 
 /// Lets normal interrupts in.
+#[inline(always)]
 pub(crate) fn enable() {
     restore(match MASKING.load(Ordering::Relaxed) {
         BY_DAIF => State(0),
@@ -85,8 +86,9 @@ pub(crate) fn disabled() -> bool {
     }
     match MASKING.load(Ordering::Relaxed) {
         BY_DAIF => false,
-        BY_ICC_PMR => mrs!("S3_0_C4_C6_0") != OPEN,
-        address => u64::from(gicc_pmr(address)) != OPEN,
+        // Not `!= OPEN`: with fewer priority bits than OPEN has, the register reads back lower than it was written.
+        BY_ICC_PMR => mrs!("S3_0_C4_C6_0") <= CLOSED,
+        address => u64::from(gicc_pmr(address)) <= CLOSED,
     }
 }
 
