@@ -5,7 +5,7 @@
 //! runs, between any two instructions. No EL0 exists, and SPSel is 1 throughout.
 
 use super::lock::RawLock;
-use super::{irq, mrs};
+use super::{barrier, irq, mrs};
 use crate::sched::Task;
 use core::cell::UnsafeCell;
 use core::sync::atomic::Ordering;
@@ -70,6 +70,9 @@ impl<T> HandoffLock<T> {
         if let Some(next) = next {
             let previous = current();
             let sp = next.sp.load(Ordering::Relaxed);
+            // Another core may just have mapped a new task's stack. A translation table walk may be done ahead of the load
+            // that saw the task on the queue, and then fault; behind an ISB it is not (D8.2, without FEAT_ETS).
+            barrier::isb();
             // SAFETY: `next` is not running (decide took it off the queue under this lock), so `sp` is what
             // `switch_stacks` or `prepare` stored; `previous.sp` is written by no one else while it runs here.
             unsafe { switch_stacks(previous.sp.as_ptr(), sp, core::ptr::from_ref(next).cast()) };
