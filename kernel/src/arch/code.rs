@@ -98,6 +98,10 @@ pub(crate) fn patch(at: usize, old: u32, new: u32) -> Result<(), CodeError> {
             });
         }
         store(alias, new);
+        // The same word again, for QEMU's parallel emulation: it drops its translations of a word *before* it stores it, and
+        // a core that translates the old word in between keeps that translation for good, for IC IVAU does nothing there.
+        // The second store drops it. On a processor it changes nothing: the word holds this value already.
+        store(alias, new);
         Ok(())
     })?;
     make_visible(at, 4);

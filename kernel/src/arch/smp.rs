@@ -8,7 +8,7 @@ use crate::sched::{self, Task};
 use alloc::boxed::Box;
 use boards::irq::InterruptController;
 use boards::{Cpu, Machine};
-use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 /// Inter-processor interrupts.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -179,7 +179,8 @@ pub(crate) fn handle_sync() {
     barrier::sev();
 }
 
-static PARK: AtomicBool = AtomicBool::new(false);
+/// Who measures: its core's index plus one; 0 for no one.
+static PARK: AtomicUsize = AtomicUsize::new(0);
 static PARKED: AtomicU32 = AtomicU32::new(0);
 
 /// Cores that were sent to sleep; dropping it wakes them.
@@ -189,7 +190,7 @@ pub(crate) struct Parked(irq::State, u64);
 pub(crate) fn park_others() -> Parked {
     crate::sched::preempt_disable();
     let own = cpu::index();
-    PARK.store(true, Ordering::Release);
+    PARK.store(own + 1, Ordering::Release);
     let mut others = 0;
     for core in cpu::online().filter(|&c| c != own) {
         others += 1;
@@ -212,7 +213,7 @@ pub(crate) fn park_others() -> Parked {
 impl Drop for Parked {
     fn drop(&mut self) {
         let own = cpu::index();
-        PARK.store(false, Ordering::Release);
+        PARK.store(0, Ordering::Release);
         // An interrupt ends WFI although it is masked; it is taken and ignored when the core opens again.
         for core in cpu::online().filter(|&c| c != own) {
             send(core, Ipi::Park);
@@ -237,17 +238,19 @@ pub(crate) fn is_parked() -> bool {
 
 /// On exception exit, all masked: sleeps as long as someone measures.
 pub(crate) fn park_if_asked() {
-    if !PARK.load(Ordering::Acquire) || is_parked() {
+    let own = cpu::index();
+    let owner = PARK.load(Ordering::Acquire);
+    if owner == 0 || owner == own + 1 || is_parked() {
         return;
     }
-    let me = 1 << cpu::index();
+    let me = 1 << own;
     SLEEPING.fetch_or(me, Ordering::Relaxed);
     timer::stop_tick();
     drain();
     PARKED.fetch_add(1, Ordering::AcqRel);
     barrier::dsb_ishst();
     barrier::sev();
-    while PARK.load(Ordering::Acquire) {
+    while PARK.load(Ordering::Acquire) != 0 {
         barrier::wfi();
         // An interrupt that is pending ends WFI at once, each time: left alone it would keep this core running, and its
         // instructions would be counted as the measured core's.
