@@ -25,6 +25,8 @@ pub struct Options<'a> {
     pub rows: bool,
     /// `list`: with `job=test`, only name the tests.
     pub list: bool,
+    /// `long`: with `job=test`, also what takes minutes.
+    pub(crate) long: bool,
     /// `counter=instructions|cycles|none`.
     pub counter: Option<&'a str>,
     /// `board=NAME`, for the table's heading.
@@ -53,6 +55,7 @@ impl<'a> Options<'a> {
             semihosting: false,
             rows: false,
             list: false,
+            long: false,
             counter: None,
             board: None,
             qemu: None,
@@ -75,6 +78,7 @@ impl<'a> Options<'a> {
                 ("semihosting", None) => options.semihosting = true,
                 ("rows", None) => options.rows = true,
                 ("list", None) => options.list = true,
+                ("long", None) => options.long = true,
                 ("counter", Some(_)) => options.counter = value,
                 ("board", Some(_)) => options.board = value,
                 ("qemu", Some(_)) => options.qemu = value,

@@ -15,7 +15,7 @@ use crate::qemu::{Boot, Event, Keyboard, Session};
 use crate::report::{Report, Verdict};
 
 /// How long one test may take here. The kernel has limits of its own, in emulated time.
-const LIMIT: Duration = Duration::from_secs(120);
+const LIMIT: Duration = Duration::from_secs(300);
 /// How many lines of the console a failure shows.
 const SHOWN: usize = 60;
 
@@ -229,7 +229,10 @@ pub(crate) fn run(
         }
     };
     while let Some(start) = starts.pop() {
-        let words = ["job=test".to_owned(), start.clone()];
+        let mut words = vec!["job=test".to_owned(), start.clone()];
+        if is_long(options) || filter.is_some() {
+            words.push("long".to_owned());
+        }
         let progress = Progress::start(&name);
         let mut boots = Boots::default();
         let end = boot_once(options, boot, &words, |line| boots.line(line), &progress);
@@ -255,6 +258,12 @@ pub(crate) fn run(
             _ => {}
         }
     }
+}
+
+/// The machines that the tests of minutes run on: four cores in parallel on one board, and where instructions are counted.
+fn is_long(options: &MachineOptions) -> bool {
+    let first = options.gic == Some(3) && options.el == Some(1) && options.cpus == Some(4);
+    options.board == Board::Virt && (first || !options.parallel)
 }
 
 fn refusal(error: &MachineError) -> String {
