@@ -127,8 +127,8 @@ impl Boots {
 enum End {
     /// The kernel said with which status.
     Status(i32),
-    /// QEMU ended, or the time was up.
-    Lost(String),
+    /// QEMU ended, or the time was up: why, and the last lines.
+    Lost(String, String),
 }
 
 /// One boot, until its end or a hang.
@@ -156,14 +156,12 @@ fn boot_once(
             Event::Quiet if start.elapsed() > LIMIT => {
                 let tail = session.tail();
                 let limit = LIMIT.as_secs();
-                return Ok(End::Lost(format!("no end after {limit} s\n{tail}")));
+                return Ok(End::Lost(format!("no end after {limit} s"), tail));
             }
             Event::Quiet => progress.tick(),
             Event::End(status) => {
-                let tail = session.tail();
-                let why =
-                    format!("QEMU ended (status {status}) and the kernel did not say why\n{tail}");
-                return Ok(End::Lost(why));
+                let why = format!("QEMU ended (status {status}) and the kernel did not say why");
+                return Ok(End::Lost(why, session.tail()));
             }
         }
     }
@@ -178,7 +176,7 @@ fn list(options: &MachineOptions, boot: &Boot) -> Outcome<Vec<String>> {
     match end {
         End::Status(0) => Ok(boots.list),
         End::Status(status) => Err(format!("the list of tests: exit status {status}").into()),
-        End::Lost(why) => Err(format!("the list of tests: {why}").into()),
+        End::Lost(why, tail) => Err(format!("the list of tests: {why}\n{tail}").into()),
     }
 }
 
@@ -237,11 +235,14 @@ pub(crate) fn run(
         let mut boots = Boots::default();
         let end = boot_once(options, boot, &words, |line| boots.line(line), &progress);
         drop(progress);
-        let (why, clean) = match end {
-            Ok(End::Status(0)) => ("it reported no result".to_owned(), true),
-            Ok(End::Status(status)) => (format!("the run ended with status {status}"), false),
-            Ok(End::Lost(why)) => (why, false),
-            Err(error) => (error.to_string(), false),
+        let (why, tail, clean) = match end {
+            Ok(End::Status(0)) => ("it reported no result".to_owned(), String::new(), true),
+            Ok(End::Status(status)) => {
+                let why = format!("the run ended with status {status}");
+                (why, String::new(), false)
+            }
+            Ok(End::Lost(why, tail)) => (why, tail, false),
+            Err(error) => (error.to_string(), String::new(), false),
         };
         let failed = boots.fail(&why);
         // The kernel's status is 1 when a test failed: that one is reported already.
@@ -254,7 +255,9 @@ pub(crate) fn run(
             Some(at) if filter.is_none() => {
                 starts.extend(all.get(at + 1).map(|next| format!("from={next}")));
             }
-            None if !clean => report.add(&name, Verdict::Failed(format!("    {why}")), None),
+            None if !clean => {
+                report.add(&name, Verdict::Failed(format!("    {why}\n{tail}")), None);
+            }
             _ => {}
         }
     }
