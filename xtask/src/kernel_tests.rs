@@ -15,7 +15,7 @@ use crate::qemu::{Boot, Event, Keyboard, Session};
 use crate::report::{Report, Verdict};
 
 /// How long one test may take here. The kernel has limits of its own, in emulated time.
-const LIMIT: Duration = Duration::from_secs(300);
+const LIMIT: Duration = Duration::from_secs(600);
 /// How many lines of the console a failure shows.
 const SHOWN: usize = 60;
 
