@@ -72,13 +72,12 @@ pub(crate) fn write(at: usize, words: &[u32]) -> Result<(), CodeError> {
     while !words.is_empty() {
         let room = (layout::PAGE - at % layout::PAGE) / 4;
         let (now, later) = words.split_at(room.min(words.len()));
-        with_alias(at, |alias| {
+        with_alias(at, now.len() * 4, |alias| {
             for (i, &word) in now.iter().enumerate() {
                 store(alias + 4 * i, word);
             }
             Ok(())
         })?;
-        make_visible(at, now.len() * 4);
         at += now.len() * 4;
         words = later;
     }
@@ -87,7 +86,7 @@ pub(crate) fn write(at: usize, words: &[u32]) -> Result<(), CodeError> {
 
 /// Replaces one word by one aligned 32-bit store, if it is `old`.
 pub(crate) fn patch(at: usize, old: u32, new: u32) -> Result<(), CodeError> {
-    with_alias(at, |alias| {
+    with_alias(at, 4, |alias| {
         // SAFETY: `alias` is the patch mapping of an aligned word.
         let found = unsafe { (alias as *const u32).read_volatile() };
         if found != old {
@@ -103,9 +102,7 @@ pub(crate) fn patch(at: usize, old: u32, new: u32) -> Result<(), CodeError> {
         // The second store drops it. On a processor it changes nothing: the word holds this value already.
         store(alias, new);
         Ok(())
-    })?;
-    make_visible(at, 4);
-    Ok(())
+    })
 }
 
 fn store(alias: usize, word: u32) {
@@ -113,12 +110,18 @@ fn store(alias: usize, word: u32) {
     unsafe { (alias as *mut u32).write_volatile(word) }
 }
 
-/// Runs `f` with a writable address for the page of `at`, mapped on this core for just that long.
-fn with_alias(at: usize, f: impl FnOnce(usize) -> Result<(), CodeError>) -> Result<(), CodeError> {
+/// Runs `f` with a writable address for the page of `at`, mapped on this core for just that long, and then makes visible the
+/// `bytes` from `at` on that it wrote.
+fn with_alias(
+    at: usize,
+    bytes: usize,
+    f: impl FnOnce(usize) -> Result<(), CodeError>,
+) -> Result<(), CodeError> {
     let target = table::translate(at)
         .filter(|t| t.execute && at.is_multiple_of(4))
         .ok_or(CodeError::NotCode(at))?;
-    // Not preemptible from here: the mapping belongs to this core.
+    // Not preemptible from here: the mapping belongs to this core, and a DSB waits only for the maintenance that the same
+    // core began (B2.3.9), so a task that moved between DC CVAU and DSB would have waited for nothing.
     let state = irq::disable();
     let page = layout::PATCH + cpu::index() * layout::PAGE;
     let offset = at % layout::PAGE;
@@ -131,6 +134,9 @@ fn with_alias(at: usize, f: impl FnOnce(usize) -> Result<(), CodeError>) -> Resu
         }
         Err(e) => Err(CodeError::Map(e)),
     };
+    if result.is_ok() {
+        make_visible(at, bytes);
+    }
     irq::restore(state);
     result
 }
