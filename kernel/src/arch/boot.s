@@ -67,6 +67,7 @@ enter_el1:
     b.ne    2f
     mov     x8, #(1 << 31)                  // HCR_EL2.RW: EL1 is AArch64; nothing trapped, no stage 2
     msr     hcr_el2, x8
+    isb                                     // E2H is 0 from here on, or the names below would mean other registers
     mov     x8, #3                          // EL1 may use the physical counter and timer
     msr     cnthctl_el2, x8
     msr     cntvoff_el2, xzr
@@ -78,9 +79,15 @@ enter_el1:
     msr     cptr_el2, x8
     msr     hstr_el2, xzr
     msr     vttbr_el2, xzr
+    mov     x8, #0
+    mrs     x9, id_aa64dfr0_el1             // PMUVer: 0 and 0xf mean that there is no PMCR_EL0
+    ubfx    x9, x9, #8, #4
+    sub     x9, x9, #1
+    cmp     x9, #0xe
+    b.hs    3f
     mrs     x8, pmcr_el0                    // MDCR_EL2.HPMN = PMCR_EL0.N: all event counters belong to EL1
     ubfx    x8, x8, #11, #5
-    msr     mdcr_el2, x8
+3:  msr     mdcr_el2, x8
     mrs     x8, id_aa64pfr0_el1             // GIC system registers there? then EL1 uses them
     ubfx    x8, x8, #24, #4
     cbz     x8, 1f
@@ -89,6 +96,8 @@ enter_el1:
     orr     x8, x8, x9
     msr     S3_4_C12_C9_5, x8
     isb
+    mrs     x8, S3_4_C12_C9_5
+    tbz     x8, #0, 1f                      // EL3 keeps the system registers for itself: then there is no ICH_HCR_EL2
     msr     S3_4_C12_C11_0, xzr             // ICH_HCR_EL2: no virtual interrupts
 1:  ldr     x8, =SCTLR_RES1
     msr     sctlr_el1, x8
@@ -236,8 +245,21 @@ mmu_on:
     isb
     ret
 
+// Gives up the lower half: what boot.s mapped there is executable memory beside the image, and on a Pi address 0.
+// The tables stay for the cores that come later. EPD0 may be cached in a TLB, hence the TLBI (Arm ARM, TCR_EL1).
+.macro drop_lower_half
+    mrs     x8, tcr_el1
+    orr     x8, x8, #(1 << 7)               // EPD0: no walks by TTBR0_EL1
+    msr     tcr_el1, x8
+    isb
+    tlbi    vmalle1
+    dsb     nsh
+    isb
+.endm
+
 // From here on at linked addresses.
 primary_upper:
+    drop_lower_half
     ldr     x8, =vectors
     msr     vbar_el1, x8
     ldr     x8, =boot_stack_top
@@ -258,6 +280,7 @@ primary_upper:
     b       .
 
 secondary_upper:
+    drop_lower_half
     ldr     x8, =vectors
     msr     vbar_el1, x8
     ldr     x9, =SECONDARY_BOOT             // { stack top, task, per-CPU block }: written by the core that waits for us
