@@ -141,13 +141,13 @@ exception_exit:
     eret
 
 // The broken stack is not touched: the frame goes to this core's overflow stack, with the old sp in it.
-// Per-CPU block: [0] = top of the overflow stack. Before the block is there the boot stack's own top must do.
+// Per-CPU block: [0] = top of the overflow stack. Before the block or its stack is there the boot stack's own top must do.
 stack_overflow:
     msr     tpidr_el0, x0                   // which vector; TPIDR_EL0 is as free as TPIDRRO_EL0
     mrs     x0, tpidr_el1
     cbz     x0, 1f
     ldr     x0, [x0]
-    b       2f
+    cbnz    x0, 2f
 1:  ldr     x0, =boot_stack_top
 2:  sub     x0, x0, #FRAME
     str     x1, [x0, #8]
