@@ -75,41 +75,40 @@ struct Table([AtomicU64; 512]);
 static BOOT_TABLES: [Table; BOOT_POOL] =
     [const { Table([const { AtomicU64::new(0) }; 512]) }; BOOT_POOL];
 
-/// Where tables come from, and the physical address of the image.
+/// Physical addresses of the image: its first, and the one after its data.
+static IMAGE_AT: [AtomicU64; 2] = [const { AtomicU64::new(0) }; 2];
+
+/// Where tables come from. Held by whoever changes an entry; reading needs no lock, for tables are never given back.
 struct Allocator {
-    image_pa: u64,
-    image_end: u64,
     boot_used: usize,
 }
 
-static LOCK: SpinLock<Allocator> = SpinLock::new(Allocator {
-    image_pa: 0,
-    image_end: 0,
-    boot_used: 0,
-});
+static LOCK: SpinLock<Allocator> = SpinLock::new(Allocator { boot_used: 0 });
+
+/// The table at physical address `pa`.
+fn table_at(pa: u64) -> &'static Table {
+    let [start, end] = IMAGE_AT.each_ref().map(|a| a.load(Ordering::Relaxed));
+    let va = if pa >= start && pa < end {
+        (pa - start) as usize + IMAGE
+    } else {
+        LINEAR + pa as usize
+    };
+    // SAFETY: `pa` came from `allocate` or from boot.s, which hand out whole, aligned pages that are only ever
+    // used as tables and never given back; image and linear map keep them mapped. Entries are atomics.
+    unsafe { &*(va as *const Table) }
+}
 
 impl Allocator {
     /// A zeroed table: its physical address.
     fn allocate(&mut self) -> Result<u64, MapError> {
         if let Some(table) = BOOT_TABLES.get(self.boot_used) {
             self.boot_used += 1;
-            return Ok(core::ptr::from_ref(table) as u64 - IMAGE as u64 + self.image_pa);
+            let image_pa = IMAGE_AT[0].load(Ordering::Relaxed);
+            return Ok(core::ptr::from_ref(table) as u64 - IMAGE as u64 + image_pa);
         }
         let frame = super::frames::allocate(1).ok_or(MapError::NoTable)?;
         super::zero_frame(frame);
         Ok(frame)
-    }
-
-    /// The table at physical address `pa`.
-    fn table(&self, pa: u64) -> &'static Table {
-        let va = if pa >= self.image_pa && pa < self.image_end {
-            (pa - self.image_pa) as usize + IMAGE
-        } else {
-            LINEAR + pa as usize
-        };
-        // SAFETY: `pa` came from `allocate` or from boot.s, which hand out whole, aligned pages that are only ever
-        // used as tables and never given back; image and linear map keep them mapped. Entries are atomics.
-        unsafe { &*(va as *const Table) }
     }
 
     /// The descriptor for `va` at `level`, tables made on the way if `make`.
@@ -119,7 +118,7 @@ impl Allocator {
         level: usize,
         make: bool,
     ) -> Result<Option<&'static AtomicU64>, MapError> {
-        let mut table = self.table(root());
+        let mut table = table_at(root());
         for l in 1..=level {
             let entry = &table.0[(va >> (39 - 9 * l)) & 511];
             if l == level {
@@ -141,7 +140,7 @@ impl Allocator {
                     Ok(Some(entry))
                 };
             }
-            table = self.table(value & ADDRESS);
+            table = table_at(value & ADDRESS);
         }
         Ok(None)
     }
@@ -154,9 +153,9 @@ fn root() -> u64 {
 
 /// Told once at boot where the image lies in memory.
 pub(super) fn init(image_pa: u64, image_bytes: u64) {
-    let mut allocator = LOCK.lock();
-    allocator.image_pa = image_pa;
-    allocator.image_end = image_pa + image_bytes;
+    let [start, end] = &IMAGE_AT;
+    start.store(image_pa, Ordering::Relaxed);
+    end.store(image_pa + image_bytes, Ordering::Relaxed);
 }
 
 /// Maps one page.
@@ -237,14 +236,14 @@ pub(crate) struct Translation {
     pub execute: bool,
 }
 
-/// Walks the tables as the hardware does.
+/// Walks the tables as the hardware does. Any context: no lock. The lower half is not mapped.
 pub(crate) fn translate(va: usize) -> Option<Translation> {
-    let mut allocator = LOCK.lock();
+    if va < LINEAR {
+        return None;
+    }
+    let mut table = table_at(root());
     for level in 1..=3 {
-        let value = allocator
-            .entry(va, level, false)
-            .ok()??
-            .load(Ordering::Relaxed);
+        let value = table.0[(va >> (39 - 9 * level)) & 511].load(Ordering::Acquire);
         if value & VALID == 0 {
             return None;
         }
@@ -257,21 +256,21 @@ pub(crate) fn translate(va: usize) -> Option<Translation> {
                 execute: value & PXN == 0,
             });
         }
+        table = table_at(value & ADDRESS);
     }
     None
 }
 
 /// Every valid leaf of the upper half: `(first address, bytes, write, execute)`. For the W^X test and `mem`.
 pub(crate) fn for_each_leaf(mut visit: impl FnMut(usize, usize, bool, bool)) {
-    let allocator = LOCK.lock();
     let leaf = |value: u64| (value & AP_RO == 0, value & PXN == 0);
     let top = 0xffff_ff80_0000_0000_usize;
-    for (i1, e1) in allocator.table(root()).0.iter().enumerate() {
+    for (i1, e1) in table_at(root()).0.iter().enumerate() {
         let v1 = e1.load(Ordering::Relaxed);
         if v1 & VALID == 0 {
             continue;
         }
-        for (i2, e2) in allocator.table(v1 & ADDRESS).0.iter().enumerate() {
+        for (i2, e2) in table_at(v1 & ADDRESS).0.iter().enumerate() {
             let v2 = e2.load(Ordering::Relaxed);
             let va2 = top + (i1 << 30) + (i2 << 21);
             if v2 & VALID == 0 {
@@ -282,7 +281,7 @@ pub(crate) fn for_each_leaf(mut visit: impl FnMut(usize, usize, bool, bool)) {
                 visit(va2, 2 << 20, w, x);
                 continue;
             }
-            for (i3, e3) in allocator.table(v2 & ADDRESS).0.iter().enumerate() {
+            for (i3, e3) in table_at(v2 & ADDRESS).0.iter().enumerate() {
                 let v3 = e3.load(Ordering::Relaxed);
                 if v3 & VALID != 0 {
                     let (w, x) = leaf(v3);
