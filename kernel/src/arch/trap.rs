@@ -6,7 +6,7 @@ use super::smp::{self, Ipi};
 use super::{irq, switch, timer, unwind};
 use crate::{console, context, println, sched};
 use boards::irq::{Interrupt, InterruptController, Token};
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicUsize, Ordering};
 
 /// What vectors.s saves; the offsets are its.
 #[repr(C)]
@@ -206,17 +206,26 @@ impl core::fmt::Display for Syndrome {
     }
 }
 
-static DYING: AtomicBool = AtomicBool::new(false);
+/// The core that reports, its index plus one, and how many faults it has had since.
+static DYING: AtomicUsize = AtomicUsize::new(0);
+static AGAIN: AtomicUsize = AtomicUsize::new(0);
 
-/// The second report of a run would only hide the first: it stops here.
+/// The second report of a run would only hide the first: another core stops here, and a report that faults itself ends the
+/// run where it has come to.
 pub(crate) fn begin_report() {
     irq::mask_all();
-    if DYING.swap(true, Ordering::AcqRel) {
-        loop {
-            super::barrier::wfi();
+    let own = cpu::index() + 1;
+    let first = DYING.compare_exchange(0, own, Ordering::AcqRel, Ordering::Acquire);
+    match first {
+        Ok(_) => console::break_lock(),
+        Err(core) if core == own && AGAIN.fetch_add(1, Ordering::Relaxed) == 0 => {
+            println!("\n*** another fault in the middle of this report");
+            super::exit::exit(101);
         }
+        Err(_) => loop {
+            super::barrier::wfi();
+        },
     }
-    console::break_lock();
 }
 
 /// Prints everything about an exception that no one can handle, and ends the run.
