@@ -48,14 +48,16 @@ pub(crate) enum Softirq {
 
 /// Asks for deferred work on this core; it runs when the interrupt that asks is over, or at once from a task.
 pub(crate) fn raise(which: Softirq) {
+    let at_once = !irq::disabled();
+    // Masked, or a task could mark one core and go on on another.
+    let state = irq::disable();
     this_cpu()
         .softirq_pending
         .fetch_or(1 << which as u32, Ordering::Relaxed);
-    if current() == Context::Task && !irq::disabled() {
-        let state = irq::disable();
+    if at_once && current() == Context::Task {
         run_softirqs();
-        irq::restore(state);
     }
+    irq::restore(state);
 }
 
 /// Runs what is pending on this core. Called and returns with normal interrupts masked; they are on in between.
