@@ -4,13 +4,16 @@
 //! A ring of slots. A writer takes a ticket, marks its slot odd, writes, and marks it even with a release; a reader takes
 //! what it copied only if the mark was the same even one before and after. A writer never waits: when the reader is too
 //! slow the oldest lines are overwritten, and counted. Two writers a whole ring apart in the same slot (the first
-//! interrupted for 256 lines) leave a mixed line that the first's mark no longer vouches for; the reader counts it as lost.
+//! interrupted or preempted for 256 lines) leave a mixed line: the first finds a mark that is not its own and spoils it, and
+//! the reader counts the line as lost.
 
 use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering, fence};
 
 const SLOTS: usize = 256;
 const WORDS: usize = 16;
+/// In a mark: the line is mixed. Higher than any mark, so that no reader waits for the slot.
+const SPOILED: u64 = 1 << 63;
 
 struct Slot {
     mark: AtomicU64,
@@ -56,7 +59,14 @@ pub(crate) fn write(arguments: fmt::Arguments<'_>) {
     for (word, bytes) in slot.text.iter().zip(line.bytes.as_chunks::<8>().0) {
         word.store(u64::from_le_bytes(*bytes), Ordering::Relaxed);
     }
-    slot.mark.store(2 * ticket + 2, Ordering::Release);
+    let (mine, done) = (2 * ticket + 1, 2 * ticket + 2);
+    if slot
+        .mark
+        .compare_exchange(mine, done, Ordering::Release, Ordering::Relaxed)
+        .is_err()
+    {
+        slot.mark.fetch_or(SPOILED, Ordering::Release);
+    }
 }
 
 /// Reads what was written since, oldest first.
