@@ -76,10 +76,16 @@ pub(crate) fn start_others(
                 "core {index} (mpidr {:#x}) did not start: {why}",
                 core.mpidr
             ));
+            if why == SILENT {
+                break; // SECONDARY_BOOT is its own as long as it may still come
+            }
         }
     }
     missing
 }
+
+/// Why a core that was told to start counts as missing, and no other is started after it.
+const SILENT: &str = "no sign of life after two seconds, so no further core is started";
 
 fn start_one(
     index: usize,
@@ -98,7 +104,7 @@ fn start_one(
     let deadline = timer::now_ns() + 2_000_000_000;
     while !per_cpu(index).online.load(Ordering::Acquire) {
         if timer::now_ns() > deadline {
-            return Err("no sign of life after two seconds".into());
+            return Err(SILENT.into());
         }
         barrier::wfe(); // at the latest the timer's event stream ends it
     }
