@@ -7,6 +7,7 @@
 use super::irq;
 use core::arch::asm;
 use core::cell::UnsafeCell;
+use core::marker::PhantomData;
 use core::ops::{Deref, DerefMut};
 use core::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
 
@@ -77,14 +78,22 @@ impl<T> SpinLock<T> {
     pub(crate) fn lock(&self) -> SpinGuard<'_, T> {
         let state = irq::disable();
         self.raw.lock();
-        SpinGuard { lock: self, state }
+        SpinGuard {
+            lock: self,
+            state,
+            here: PhantomData,
+        }
     }
 
     /// The lock if it is free: for reports out of broken states.
     pub(crate) fn try_lock(&self) -> Option<SpinGuard<'_, T>> {
         let state = irq::disable();
         if self.raw.try_lock() {
-            return Some(SpinGuard { lock: self, state });
+            return Some(SpinGuard {
+                lock: self,
+                state,
+                here: PhantomData,
+            });
         }
         irq::restore(state);
         None
@@ -95,6 +104,8 @@ impl<T> SpinLock<T> {
 pub(crate) struct SpinGuard<'a, T> {
     lock: &'a SpinLock<T>,
     state: irq::State,
+    /// Neither Send nor Sync: the mask is this core's, and `T` need not be Sync.
+    here: PhantomData<*const T>,
 }
 
 impl<T> Deref for SpinGuard<'_, T> {
