@@ -90,7 +90,7 @@ extern "C" fn springboard_main(tree: u64, image_pa: u64) -> ! {
         Ok(machine) => machine,
         Err(e) => {
             early_console(Some(blob));
-            println!("\nspringboard: the device tree: {e}");
+            println!("\nspringboard: {e}");
             exit::exit(2)
         }
     };

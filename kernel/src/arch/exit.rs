@@ -28,7 +28,9 @@ pub(crate) fn exit(code: u32) -> ! {
         // Semihosting SYS_EXIT_EXTENDED (0x20) with ADP_Stopped_ApplicationExit (0x20026) and the status.
         let block: [u64; 2] = [0x2_0026, u64::from(code)];
         // SAFETY: the emulator was said to listen; it reads the block and ends the machine.
-        unsafe { asm!("hlt #0xf000", in("x0") 0x20u64, in("x1") block.as_ptr(), options(nostack)) }
+        unsafe {
+            asm!("hlt #0xf000", inout("x0") 0x20u64 => _, in("x1") block.as_ptr(), options(nostack))
+        }
     }
     if let Some(conduit) = PSCI.get() {
         boards::smp::system_off(Some(*conduit));
