@@ -19,6 +19,8 @@ const MAGIC_AT: usize = 56;
 const MAGIC: [u8; 4] = *b"ARM\x64";
 /// The Image ends on a whole page of this size in bytes.
 const PAGE: usize = 4096;
+/// What the boot page tables map: the sixteen level 3 tables of kernel/src/arch/boot.s.
+const MOST: usize = 16 * 512 * PAGE;
 
 /// Why there is no Image.
 #[derive(Debug, thiserror::Error)]
@@ -34,6 +36,12 @@ pub(crate) enum ImageError {
         "_image_end is not a multiple of {PAGE}: the image is {0:#x} bytes long; see linker/kernel.ld"
     )]
     Unaligned(usize),
+    /// The boot page tables end before it.
+    #[error(
+        "kernel and symbols are {0:#x} bytes, the boot page tables map {MOST:#x}; make the kernel smaller, or boot_l3 in \
+         kernel/src/arch/boot.s larger"
+    )]
+    TooLarge(usize),
 }
 
 /// The Image file's bytes.
@@ -47,6 +55,9 @@ pub(crate) fn assemble(mut bytes: Vec<u8>, blob: &[u8]) -> Result<Vec<u8>, Image
     }
     bytes.extend(blob);
     bytes.resize(bytes.len().next_multiple_of(PAGE), 0);
+    if bytes.len() > MOST {
+        return Err(ImageError::TooLarge(bytes.len()));
+    }
     let size = (bytes.len() as u64).to_le_bytes();
     for (place, byte) in bytes.iter_mut().skip(IMAGE_SIZE).zip(size) {
         *place = byte;
@@ -90,6 +101,9 @@ mod tests {
         bytes[MAGIC_AT..MAGIC_AT + 4].copy_from_slice(&MAGIC);
         let image = assemble(bytes, &[0x22; 100]).expect("image");
         assert_eq!(image.len(), 3 * PAGE);
+        let blob = vec![0; MOST];
+        let refused = assemble(image.clone(), &blob);
+        assert!(matches!(refused, Err(ImageError::TooLarge(n)) if n == MOST + 3 * PAGE));
         assert_eq!(image[IMAGE_SIZE..IMAGE_SIZE + 8], 12288_u64.to_le_bytes());
         assert_eq!((image[15], image[24]), (0x11, 0x11));
         assert_eq!((image[2 * PAGE], image[2 * PAGE + 100]), (0x22, 0));
