@@ -3,7 +3,8 @@
 //!
 //! A line is an instruction, a label (`name:`), or both; `;`, `//` and `#` start a comment. Jumps and local calls take
 //! `+3`, `-3` (slots from the next instruction) or a label. Numbers are decimal or `0x` hexadecimal. Maps are named by
-//! index: `r1 = map[0]`, `r1 = map[0][0]+8`.
+//! index: `r1 = map[0]`, `r1 = map[0][0]+8`; so are kernel variables (`r1 = var[0]`) and functions (`call kfunc[0]`).
+//! A callback is `r2 = func label`; `callx r3` calls by register.
 #![forbid(unsafe_code)]
 
 use alloc::{collections::BTreeMap, string::String, vec::Vec};
@@ -122,6 +123,16 @@ fn parse(tokens: &[&str], label: impl Fn(&str) -> Option<i32>) -> Parse<Op> {
             long: true,
         }),
         ["call", "local", to @ ..] => Ok(Op::CallLocal { off: target(to)? }),
+        ["call", "kfunc", "[", function, "]"] => Ok(Op::CallKernel {
+            function: imm(&[function])?.cast_unsigned(),
+        }),
+        ["callx", target] => Ok(Op::CallReg {
+            target: address(target)?,
+        }),
+        [dst, "=", "func", to @ ..] => Ok(Op::LoadFunction {
+            dst: address(dst)?,
+            off: target(to)?,
+        }),
         ["call", helper @ ..] => Ok(Op::Call {
             helper: imm(helper)?.cast_unsigned(),
         }),
@@ -305,6 +316,10 @@ fn assignment((width, dst): (Width, Reg), op: &str, src: &[&str]) -> Parse<Op> {
             let src = rest.last().ok_or("expected a register")?;
             atomic(op, size, [base, sign, off, src])
         }
+        ["var", "[", variable, "]"] => Ok(Op::LoadVariable {
+            dst,
+            variable: imm(&[variable])?.cast_unsigned(),
+        }),
         ["map", "[", map, "]"] => {
             let map = imm(&[map])?.cast_unsigned();
             Ok(Op::LoadMap { dst, map })

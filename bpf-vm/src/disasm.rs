@@ -173,6 +173,8 @@ impl Display for Op {
             Self::LoadImm { dst, value } => write!(f, "{dst} = {} ll", value.cast_signed()),
             Self::LoadMap { dst, map } => write!(f, "{dst} = map[{map}]"),
             Self::LoadMapValue { dst, map, offset } => write!(f, "{dst} = map[{map}][0]+{offset}"),
+            Self::LoadFunction { dst, off } => write!(f, "{dst} = func {off:+}"),
+            Self::LoadVariable { dst, variable } => write!(f, "{dst} = var[{variable}]"),
             Self::Load {
                 size,
                 signed,
@@ -254,6 +256,8 @@ impl Display for Op {
             }
             Self::Call { helper } => write!(f, "call {helper}"),
             Self::CallLocal { off } => write!(f, "call local {off:+}"),
+            Self::CallKernel { function } => write!(f, "call kfunc[{function}]"),
+            Self::CallReg { target } => write!(f, "callx {target}"),
             Self::Exit => f.write_str("exit"),
         }
     }

@@ -8,15 +8,88 @@ use spin::{once::Once, relax::Loop};
 
 /// The host of this machine's programs. Its methods run on a hook's path, in any context up to NMI: they may neither
 /// allocate nor wait for a lock, nor reach a site that a program could be hooked onto.
+///
+/// What has a default body is what a host without tasks, per-CPU data or faults can say.
 pub trait Host: Sync {
     /// Nanoseconds since boot, never going back (`CLOCK_MONOTONIC`).
     fn ktime_ns(&self) -> u64;
 
-    /// The number of the core that runs this, from 0.
+    /// As [`ktime_ns`](Self::ktime_ns), and counting while the machine sleeps (`CLOCK_BOOTTIME`).
+    fn ktime_boot_ns(&self) -> u64 {
+        self.ktime_ns()
+    }
+
+    /// The number of the core that runs this, from 0 and below [`cpus`](Self::cpus).
     fn cpu(&self) -> u32;
+
+    /// How many cores there can be; the same at every call.
+    fn cpus(&self) -> u32 {
+        1
+    }
+
+    /// The NUMA node of the core that runs this.
+    fn numa_node(&self) -> u32 {
+        0
+    }
 
     /// The current task: thread group id in the upper 32 bits, task id in the lower.
     fn current_pid_tgid(&self) -> u64;
+
+    /// The address of the current task; 0 if there are no tasks. Good until the task ends.
+    fn current_task(&self) -> u64 {
+        0
+    }
+
+    /// The current task's name (`TASK_COMM_LEN` is 16): cut to 15 bytes and followed by zeros.
+    fn current_comm(&self) -> [u8; 16] {
+        [0; 16]
+    }
+
+    /// Copies from any address, without harm if nothing is there: how many bytes at the front of `into` were copied.
+    fn probe_read(&self, into: &mut [u8], from: u64) -> usize {
+        let _ = (into, from);
+        0
+    }
+
+    /// The address of core `cpu`'s copy of the per-CPU variable at `variable`, or none.
+    fn per_cpu(&self, variable: u64, cpu: u32) -> Option<u64> {
+        let _ = (variable, cpu);
+        None
+    }
+
+    /// Return addresses of the stack that a program's context stands on, innermost first, after leaving out `skip`:
+    /// how many were written.
+    fn stack_trace(&self, context: u64, skip: usize, into: &mut [u64]) -> usize {
+        let _ = (context, skip, into);
+        0
+    }
+
+    /// Makes the function that a program's context belongs to return `value` at once; whether that could be arranged.
+    fn override_return(&self, context: u64, value: u64) -> bool {
+        let _ = (context, value);
+        false
+    }
+
+    /// Keeps interrupts (not NMIs) off this core, and with them other tasks; hand the result to
+    /// [`restore_interrupts`](Self::restore_interrupts).
+    fn mask_interrupts(&self) -> u64 {
+        0
+    }
+
+    /// Undoes [`mask_interrupts`](Self::mask_interrupts), the innermost first.
+    fn restore_interrupts(&self, state: u64) {
+        let _ = state;
+    }
+
+    /// One round of waiting for another core.
+    fn relax(&self) {
+        core::hint::spin_loop();
+    }
+
+    /// A ring buffer has something for its reader.
+    fn wake_reader(&self, map: &crate::map::Map) {
+        let _ = map;
+    }
 
     /// Takes one text that a program printed, which may or may not end in a newline. It is formatted only while this
     /// writes it out.

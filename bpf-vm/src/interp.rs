@@ -7,7 +7,6 @@ use alloc::sync::Arc;
 use core::{fmt, sync::atomic::AtomicU64};
 
 use crate::{
-    helpers,
     isa::{AtomicOp, Op, Operand, Reg},
     program::{STACK_BYTES, ValidatedProgram},
 };
@@ -252,8 +251,10 @@ impl Interpreter {
                 Op::Neg { width, dst } => regs.set(dst, alu::neg(width, regs.get(dst))),
                 Op::Swap { kind, size, dst } => regs.set(dst, alu::swap(kind, size, regs.get(dst))),
                 Op::LoadImm { dst, value } => regs.set(dst, value),
-                Op::LoadMap { dst, .. } | Op::LoadMapValue { dst, .. } => {
-                    let Some(address) = self.program().map_address(i.op) else {
+                Op::LoadMap { dst, .. }
+                | Op::LoadMapValue { dst, .. }
+                | Op::LoadVariable { dst, .. } => {
+                    let Some(address) = self.program().constant_address(i.op) else {
                         return fault(FaultKind::Structure);
                     };
                     regs.set(dst, address);
@@ -333,8 +334,10 @@ impl Interpreter {
                         next = i.target as usize;
                     }
                 }
-                Op::Call { helper } => {
-                    let Some(helper) = helpers::by_number(helper) else {
+                // Callbacks and calls by register are ended here.
+                Op::LoadFunction { .. } | Op::CallReg { .. } => return fault(FaultKind::Structure),
+                Op::Call { .. } | Op::CallKernel { .. } => {
+                    let Some(helper) = self.program().called(i.op) else {
                         return fault(FaultKind::Structure);
                     };
                     let [_, a, b, c, d, e, ..] = regs.0;

@@ -376,6 +376,10 @@ pub enum Op {
     LoadMap { dst: Reg, map: u32 },
     /// `dst` = address of byte `offset` of element 0 of the map with that index. Two slots.
     LoadMapValue { dst: Reg, map: u32, offset: u32 },
+    /// `dst` = what a callback is called by: the function that starts at an offset. Two slots.
+    LoadFunction { dst: Reg, off: i32 },
+    /// `dst` = address of the kernel variable with that index. Two slots.
+    LoadVariable { dst: Reg, variable: u32 },
     /// `dst = *(size *)(base + off)`, zero or sign extended.
     Load {
         size: Size,
@@ -427,6 +431,10 @@ pub enum Op {
     Call { helper: u32 },
     /// Call of a function of the same program.
     CallLocal { off: i32 },
+    /// Call of the kernel function (kfunc) with that index.
+    CallKernel { function: u32 },
+    /// Call by register (`callx`): of the helper whose number it holds, or of a function that `LoadFunction` named.
+    CallReg { target: Reg },
     /// Return from the function; r0 is the result.
     Exit,
 }
@@ -465,13 +473,6 @@ pub enum DecodeError {
     Lddw,
     /// The obsolete packet access instructions.
     Packet(u8),
-    /// An encoding that Linux defines and this machine does not take.
-    Unsupported {
-        /// What it is.
-        what: &'static str,
-        /// Its operand.
-        value: i32,
-    },
 }
 
 impl fmt::Display for DecodeError {
@@ -516,7 +517,6 @@ impl fmt::Display for DecodeError {
                 f,
                 "opcode {opcode:#04x} is a legacy packet access (BPF_ABS, BPF_IND), which has no packet to read here; use ordinary loads"
             ),
-            Self::Unsupported { what, value } => write!(f, "{what} {value} is not supported"),
         }
     }
 }
@@ -547,7 +547,13 @@ const EXIT: u8 = 0x95;
 // Kinds of lddw and call, in the src field (sections 5.4 and 4.3.1).
 const PSEUDO_MAP_FD: u8 = 1;
 const PSEUDO_MAP_VALUE: u8 = 2;
+const PSEUDO_VARIABLE: u8 = 3;
+const PSEUDO_FUNC: u8 = 4;
+// As map and map value, but by index into a list of maps instead of by file descriptor; here both are indices.
+const PSEUDO_MAP_IDX: u8 = 5;
+const PSEUDO_MAP_IDX_VALUE: u8 = 6;
 const PSEUDO_CALL: u8 = 1;
+const PSEUDO_KFUNC_CALL: u8 = 2;
 
 fn register(field: &'static str, number: u8) -> Result<Reg, DecodeError> {
     Reg::new(number).ok_or(DecodeError::NoSuchRegister { field, number })
@@ -659,17 +665,15 @@ impl Op {
                 dst,
                 value: u64::from(high) << 32 | u64::from(low),
             }),
-            PSEUDO_MAP_FD if high == 0 => Ok(Self::LoadMap { dst, map: low }),
-            PSEUDO_MAP_FD => Err(DecodeError::Lddw),
-            PSEUDO_MAP_VALUE => Ok(Self::LoadMapValue {
+            PSEUDO_MAP_VALUE | PSEUDO_MAP_IDX_VALUE => Ok(Self::LoadMapValue {
                 dst,
                 map: low,
                 offset: high,
             }),
-            3..=6 => Err(DecodeError::Unsupported {
-                what: "lddw of kind",
-                value: insn.src.into(),
-            }),
+            PSEUDO_MAP_FD..=PSEUDO_MAP_IDX if high != 0 => Err(DecodeError::Lddw),
+            PSEUDO_MAP_FD | PSEUDO_MAP_IDX => Ok(Self::LoadMap { dst, map: low }),
+            PSEUDO_VARIABLE => Ok(Self::LoadVariable { dst, variable: low }),
+            PSEUDO_FUNC => Ok(Self::LoadFunction { dst, off: insn.imm }),
             kind => Err(insn.undefined("src", kind)),
         }
     }
@@ -801,18 +805,23 @@ impl Op {
                         helper: insn.imm as u32,
                     }),
                     PSEUDO_CALL => Ok(Self::CallLocal { off: insn.imm }),
-                    2 => Err(DecodeError::Unsupported {
-                        what: "call of kernel function",
-                        value: insn.imm,
+                    PSEUDO_KFUNC_CALL => Ok(Self::CallKernel {
+                        function: insn.imm as u32,
                     }),
                     kind => Err(insn.undefined("src", kind)),
                 };
             }
             CALLX => {
-                return Err(DecodeError::Unsupported {
-                    what: "call by register",
-                    value: insn.dst.into(),
-                });
+                // LLVM puts the register into dst since version 19, into imm before.
+                insn.zero(&["src", "off"])?;
+                let target = match (insn.dst, insn.imm) {
+                    (0, imm @ 1..=10) => register("imm", imm as u8)?,
+                    _ => {
+                        insn.zero(&["imm"])?;
+                        insn.dst()?
+                    }
+                };
+                return Ok(Self::CallReg { target });
             }
             EXIT => {
                 insn.zero(&["dst", "src", "off", "imm"])?;
@@ -889,6 +898,10 @@ impl Op {
             Self::LoadMap { dst, map } => return lddw(dst, PSEUDO_MAP_FD, map, 0),
             Self::LoadMapValue { dst, map, offset } => {
                 return lddw(dst, PSEUDO_MAP_VALUE, map, offset);
+            }
+            Self::LoadFunction { dst, off } => return lddw(dst, PSEUDO_FUNC, off as u32, 0),
+            Self::LoadVariable { dst, variable } => {
+                return lddw(dst, PSEUDO_VARIABLE, variable, 0);
             }
             Self::Load {
                 size,
@@ -970,6 +983,11 @@ impl Op {
                 src: PSEUDO_CALL,
                 ..insn(CALL, none, none, 0, off)
             },
+            Self::CallKernel { function } => Insn {
+                src: PSEUDO_KFUNC_CALL,
+                ..insn(CALL, none, none, 0, function as i32)
+            },
+            Self::CallReg { target } => insn(CALLX, target, none, 0, 0),
             Self::Exit => insn(EXIT, none, none, 0, 0),
         };
         (one, None)
@@ -978,7 +996,11 @@ impl Op {
     /// Slots that the instruction takes: 2 for `lddw`, else 1.
     pub const fn slots(self) -> usize {
         match self {
-            Self::LoadImm { .. } | Self::LoadMap { .. } | Self::LoadMapValue { .. } => 2,
+            Self::LoadImm { .. }
+            | Self::LoadMap { .. }
+            | Self::LoadMapValue { .. }
+            | Self::LoadFunction { .. }
+            | Self::LoadVariable { .. } => 2,
             _ => 1,
         }
     }
@@ -990,6 +1012,32 @@ impl Op {
             Self::If { off, .. } => Some(off as i32),
             _ => None,
         }
+    }
+
+    /// The offset to the first slot of a function that the instruction calls or takes the address of.
+    pub const fn function(self) -> Option<i32> {
+        match self {
+            Self::CallLocal { off } => Some(off),
+            // Counted from the slot after the instruction's first one.
+            Self::LoadFunction { off, .. } => Some(off),
+            _ => None,
+        }
+    }
+
+    /// Whether it calls anything: r1 to r5 are undefined afterwards.
+    pub const fn calls(self) -> bool {
+        matches!(
+            self,
+            Self::Call { .. }
+                | Self::CallLocal { .. }
+                | Self::CallKernel { .. }
+                | Self::CallReg { .. }
+        )
+    }
+
+    /// Whether it is a call by register, so that what it calls is known only when it runs.
+    pub const fn is_callx(self) -> bool {
+        matches!(self, Self::CallReg { .. })
     }
 
     /// Whether execution can go on at the following instruction.
@@ -1006,6 +1054,8 @@ impl Op {
             | Self::LoadImm { dst, .. }
             | Self::LoadMap { dst, .. }
             | Self::LoadMapValue { dst, .. }
+            | Self::LoadFunction { dst, .. }
+            | Self::LoadVariable { dst, .. }
             | Self::Load { dst, .. }
             | Self::LoadAcquire { dst, .. } => Some(dst),
             Self::Atomic {
@@ -1013,7 +1063,9 @@ impl Op {
                 ..
             }
             | Self::Call { .. }
-            | Self::CallLocal { .. } => Some(Reg::R0),
+            | Self::CallLocal { .. }
+            | Self::CallKernel { .. }
+            | Self::CallReg { .. } => Some(Reg::R0),
             Self::Atomic { op, src, .. } if op.fetches() => Some(src),
             _ => None,
         }

@@ -10,6 +10,7 @@
 extern crate alloc;
 
 pub mod asm;
+pub mod attachment;
 pub mod disasm;
 pub mod helpers;
 pub mod host;

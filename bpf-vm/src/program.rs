@@ -6,6 +6,7 @@ use alloc::{string::String, sync::Arc, vec::Vec};
 use core::ops::Range;
 
 use crate::{
+    helpers::{self, Helper},
     isa::{Insn, Op},
     map::Map,
 };
@@ -19,8 +20,10 @@ pub const STACK_BYTES: u64 = 512;
 /// A program as a loader made it: relocated, its maps named by index, nothing checked yet.
 ///
 /// In `lddw` with `src` = 1 (`BPF_PSEUDO_MAP_FD`) `imm` is an index into [`maps`](Self::maps); with `src` = 2
-/// (`BPF_PSEUDO_MAP_VALUE`) `imm` is an index too and the second slot's `imm` the offset in bytes into the value.
-#[derive(Clone, Debug)]
+/// (`BPF_PSEUDO_MAP_VALUE`) `imm` is an index too and the second slot's `imm` the offset in bytes into the value. In `lddw` with `src` = 3
+/// (`BPF_PSEUDO_BTF_ID`) it is an index into [`variables`](Self::variables), in `call` with `src` = 2
+/// (`BPF_PSEUDO_KFUNC_CALL`) one into [`kfuncs`](Self::kfuncs).
+#[derive(Clone, Debug, Default)]
 pub struct UncheckedProgram {
     /// The function's name in the object.
     pub name: String,
@@ -30,6 +33,23 @@ pub struct UncheckedProgram {
     pub insns: Vec<Insn>,
     /// The maps that the instructions refer to by index.
     pub maps: Vec<Arc<Map>>,
+    /// The kernel functions that the instructions call by index.
+    pub kfuncs: Vec<&'static Helper>,
+    /// The kernel variables that the instructions refer to by index.
+    pub variables: Vec<KernelVariable>,
+}
+
+/// A variable of the kernel that programs may read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KernelVariable {
+    /// Its name.
+    pub name: String,
+    /// Its address.
+    pub address: u64,
+    /// Its size in bytes.
+    pub bytes: u64,
+    /// The id of its type in the kernel's BTF; 0 if that is not known (an untyped `extern const void`).
+    pub type_id: u32,
 }
 
 /// A decoded instruction of a validated program.
@@ -39,7 +59,7 @@ pub struct Instruction {
     pub op: Op,
     /// Its slot in the unchecked program, which is what jump offsets and error messages count.
     pub slot: u32,
-    /// Index of the instruction that it may jump to, or that starts the function it calls; 0 for all others.
+    /// Index of the instruction that it may jump to, or that starts the function it calls or names; 0 for all others.
     pub target: u32,
 }
 
@@ -54,6 +74,9 @@ pub struct ValidatedProgram {
     pub(crate) instructions: Vec<Instruction>,
     pub(crate) functions: Vec<Range<u32>>,
     pub(crate) maps: Vec<Arc<Map>>,
+    pub(crate) kfuncs: Vec<&'static Helper>,
+    pub(crate) variables: Vec<KernelVariable>,
+    pub(crate) helpers: &'static [Helper],
 }
 
 impl ValidatedProgram {
@@ -82,12 +105,51 @@ impl ValidatedProgram {
         &self.maps
     }
 
-    /// The address that `lddw` of a map or of a map's value puts into its register; `None` for other operations.
-    pub fn map_address(&self, op: Op) -> Option<u64> {
+    /// The kernel functions that it calls by index.
+    pub fn kfuncs(&self) -> &[&'static Helper] {
+        &self.kfuncs
+    }
+
+    /// The kernel variables that it refers to by index.
+    pub fn variables(&self) -> &[KernelVariable] {
+        &self.variables
+    }
+
+    /// The helpers that it was validated against.
+    pub fn helpers(&self) -> &'static [Helper] {
+        self.helpers
+    }
+
+    /// The helper or kernel function that an instruction calls by number or index; `None` for all others.
+    pub fn called(&self, op: Op) -> Option<&'static Helper> {
+        match op {
+            Op::Call { helper } => helpers::find(self.helpers, helper),
+            Op::CallKernel { function } => {
+                self.kfuncs.get(usize::try_from(function).ok()?).copied()
+            }
+            _ => None,
+        }
+    }
+
+    /// Whether anything that it calls asks for the [`Attachment`](crate::attachment::Attachment) that it runs for.
+    pub fn needs_attachment(&self) -> bool {
+        let asks = |i: &Instruction| {
+            i.op.is_callx() || self.called(i.op).is_some_and(Helper::needs_attachment)
+        };
+        self.instructions.iter().any(asks)
+    }
+
+    /// The address that `lddw` of a map, of a map's value or of a kernel variable puts into its register; `None` for
+    /// other operations.
+    pub fn constant_address(&self, op: Op) -> Option<u64> {
         match op {
             Op::LoadMap { map, .. } => Some(self.map(map)?.handle()),
             Op::LoadMapValue { map, offset, .. } => {
                 Some(self.map(map)?.value_address(0)?.wrapping_add(offset.into()))
+            }
+            Op::LoadVariable { variable, .. } => {
+                let variable = self.variables.get(usize::try_from(variable).ok()?);
+                variable.map(|variable| variable.address)
             }
             _ => None,
         }

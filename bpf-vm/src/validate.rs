@@ -10,7 +10,7 @@ use alloc::{
 use core::{fmt, ops::Range};
 
 use crate::{
-    helpers,
+    helpers::{self, HELPERS, Helper},
     isa::{DecodeError, Insn, Op, Reg},
     program::{Instruction, MAX_SLOTS, UncheckedProgram, ValidatedProgram},
 };
@@ -56,6 +56,20 @@ pub enum Reason {
         /// How many maps the program has.
         maps: usize,
     },
+    /// No kernel function has that index.
+    NoSuchKfunc {
+        /// The index found.
+        index: u32,
+        /// How many the program has.
+        kfuncs: usize,
+    },
+    /// No kernel variable has that index.
+    NoSuchVariable {
+        /// The index found.
+        index: u32,
+        /// How many the program has.
+        variables: usize,
+    },
     /// The offset lies outside of the map's values.
     MapOffset {
         /// The offset found, bytes.
@@ -98,6 +112,18 @@ impl fmt::Display for Reason {
             Self::NoSuchMap { index, maps } => {
                 write!(f, "there is no map {index}; the program has {maps}")
             }
+            Self::NoSuchKfunc { index, kfuncs } => {
+                write!(
+                    f,
+                    "there is no kernel function {index}; the program has {kfuncs}"
+                )
+            }
+            Self::NoSuchVariable { index, variables } => {
+                write!(
+                    f,
+                    "there is no kernel variable {index}; the program has {variables}"
+                )
+            }
             Self::MapOffset { offset, size } => {
                 write!(
                     f,
@@ -129,13 +155,24 @@ impl UncheckedProgram {
     /// # Errors
     /// The first thing that is wrong, with the instruction's slot and text.
     pub fn validate(self) -> Result<ValidatedProgram, ValidateError> {
-        match self.check() {
+        self.validate_with(HELPERS)
+    }
+
+    /// As [`validate`](Self::validate), for a host with other helpers than this crate's; `helpers` is sorted by number.
+    pub fn validate_with(
+        self,
+        helpers: &'static [Helper],
+    ) -> Result<ValidatedProgram, ValidateError> {
+        match self.check(helpers) {
             Ok((instructions, functions)) => Ok(ValidatedProgram {
                 name: self.name,
                 section: self.section,
                 instructions,
                 functions,
                 maps: self.maps,
+                kfuncs: self.kfuncs,
+                variables: self.variables,
+                helpers,
             }),
             Err((slot, reason)) => Err(ValidateError {
                 at: slot.map(|slot| (slot, text_at(&self.insns, slot))),
@@ -145,24 +182,22 @@ impl UncheckedProgram {
         }
     }
 
-    fn check(&self) -> Result<(Vec<Instruction>, Vec<Range<u32>>), Refusal> {
+    fn check(&self, helpers: &[Helper]) -> Result<(Vec<Instruction>, Vec<Range<u32>>), Refusal> {
         let slots = self.insns.len();
         match slots {
             0 => return Err((None, Reason::Empty)),
             MAX_SLOTS.. if slots > MAX_SLOTS => return Err((None, Reason::TooLong(slots))),
             _ => {}
         }
-        let (mut instructions, index_of) = self.decode()?;
+        let (mut instructions, index_of) = self.decode(helpers)?;
 
-        // Functions start at the entry and where local calls lead; jumps then have to stay between two starts.
+        // Functions start at the entry and where local calls and callbacks lead; jumps then have to stay between two starts.
         let mut starts = BTreeSet::from([0]);
         for i in &mut instructions {
-            let (slot, call) = (i.slot as usize, matches!(i.op, Op::CallLocal { .. }));
-            let off = match i.op {
-                Op::CallLocal { off } => Some(off),
-                op => op.jump(),
+            let (slot, function) = (i.slot as usize, i.op.function());
+            let Some(off) = function.or(i.op.jump()) else {
+                continue;
             };
-            let Some(off) = off else { continue };
             let to = slot as i64 + 1 + i64::from(off);
             let index = usize::try_from(to).ok().and_then(|to| index_of.get(to));
             let &index = index.ok_or((Some(slot), Reason::OutOfRange(to)))?;
@@ -170,7 +205,7 @@ impl UncheckedProgram {
                 return Err((Some(slot), Reason::IntoLddw(to)));
             }
             i.target = index;
-            if call {
+            if function.is_some() {
                 starts.insert(index);
             }
         }
@@ -201,14 +236,15 @@ impl UncheckedProgram {
     }
 
     /// The instructions, and for each slot the index of the instruction that starts there.
-    fn decode(&self) -> Result<(Vec<Instruction>, Vec<u32>), Refusal> {
+    fn decode(&self, helpers: &[Helper]) -> Result<(Vec<Instruction>, Vec<u32>), Refusal> {
         let mut instructions = Vec::with_capacity(self.insns.len());
         let mut index_of = Vec::with_capacity(self.insns.len());
         while let Some(&insn) = self.insns.get(index_of.len()) {
             let slot = index_of.len();
             let op = Op::decode(insn, self.insns.get(slot + 1).copied())
                 .map_err(|error| (Some(slot), Reason::Decode(error)))?;
-            self.check_op(op).map_err(|reason| (Some(slot), reason))?;
+            self.check_op(op, helpers)
+                .map_err(|reason| (Some(slot), reason))?;
             index_of.push(instructions.len() as u32);
             index_of.resize(slot + op.slots(), SECOND_SLOT);
             instructions.push(Instruction {
@@ -221,14 +257,26 @@ impl UncheckedProgram {
     }
 
     /// What an instruction says of registers, helpers and maps.
-    fn check_op(&self, op: Op) -> Result<(), Reason> {
+    fn check_op(&self, op: Op, helpers: &[Helper]) -> Result<(), Reason> {
         if op.defines() == Some(Reg::FP) {
             return Err(Reason::FramePointerWritten);
         }
         match op {
             Op::Call { helper: u32::MAX } | Op::CallLocal { off: -1 } => Err(Reason::Unresolved),
-            Op::Call { helper } if helpers::by_number(helper).is_none() => {
+            Op::Call { helper } if helpers::find(helpers, helper).is_none() => {
                 Err(Reason::UnknownHelper(helper))
+            }
+            Op::CallKernel { function } if self.kfuncs.len() <= function as usize => {
+                Err(Reason::NoSuchKfunc {
+                    index: function,
+                    kfuncs: self.kfuncs.len(),
+                })
+            }
+            Op::LoadVariable { variable, .. } if self.variables.len() <= variable as usize => {
+                Err(Reason::NoSuchVariable {
+                    index: variable,
+                    variables: self.variables.len(),
+                })
             }
             Op::LoadMap { map, .. } | Op::LoadMapValue { map, .. } => {
                 let maps = self.maps.len();

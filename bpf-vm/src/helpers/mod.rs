@@ -19,28 +19,96 @@ use self::functions::{
     map_update_elem, trace_printk,
 };
 
-/// A helper as engines call it: r1 to r5 in, r0 out, by the C ABI (AAPCS64 on arm64), so that compiled code can BL it.
+/// A helper's function: r1 to r5 in, r0 out, by the C ABI (AAPCS64 on arm64), so that compiled code can BL it.
 ///
 /// # Safety
 /// Each argument is what the helper's row says ([`Helper::arguments`]), and stays so during the call. Memory behind
 /// it may be read and written by others meanwhile.
-pub type HelperFunction = unsafe extern "C" fn(u64, u64, u64, u64, u64) -> u64;
+pub type PlainFunction = unsafe extern "C" fn(u64, u64, u64, u64, u64) -> u64;
+
+/// A helper's function that also takes the address of the run's [`Attachment`](crate::attachment::Attachment).
+///
+/// # Safety
+/// As [`PlainFunction`]; the sixth argument comes from [`Attachment::address`](crate::attachment::Attachment::address)
+/// of one that lives during the call.
+pub type AttachedFunction = unsafe extern "C" fn(u64, u64, u64, u64, u64, u64) -> u64;
+
+/// How a helper is called.
+#[derive(Clone, Copy, Debug)]
+pub enum Function {
+    /// With r1 to r5.
+    Plain(PlainFunction),
+    /// With r1 to r5 and the attachment.
+    Attached(AttachedFunction),
+    /// As [`Attached`](Self::Attached) by compiled code, whose functions it calls back as `extern "C"` functions of
+    /// r1 to r5 and the attachment. The interpreter calls the program's function by itself instead.
+    Callback(AttachedFunction),
+    /// Not called: `bpf_tail_call`, which each engine does by itself.
+    Engine,
+}
+
+impl Function {
+    /// The address that compiled code calls; `None` for [`Engine`](Self::Engine).
+    pub fn address(self) -> Option<u64> {
+        match self {
+            Self::Plain(function) => Some(function as usize as u64),
+            Self::Attached(function) | Self::Callback(function) => Some(function as usize as u64),
+            Self::Engine => None,
+        }
+    }
+}
 
 /// What a helper takes in one of its argument registers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Argument {
     /// Any number.
     Scalar,
+    /// Any number or pointer, handed through and not followed: an address to be probed, a callback's context.
+    Any,
     /// A map's handle ([`Map::handle`](crate::map::Map::handle)).
     Map,
     /// The address of readable memory of the size of a key of the [`Map`](Self::Map) before it.
     MapKey,
     /// The address of readable memory of the size of a value of the [`Map`](Self::Map) before it.
     MapValue,
+    /// The address of writable memory of the size of a value of the [`Map`](Self::Map) before it; need not be
+    /// initialised.
+    MapValueOut,
     /// The address of readable memory of as many bytes as the argument after it says.
     Memory,
-    /// The number of bytes, at least 1, of the [`Memory`](Self::Memory) before it.
+    /// As [`Memory`](Self::Memory), or 0 if the size is 0.
+    MemoryOrNull,
+    /// The address of writable memory of as many bytes as the argument after it says; need not be initialised.
+    MemoryOut,
+    /// The number of bytes, at least 1, of the memory before it.
     Size,
+    /// The number of bytes, or 0, of the memory before it.
+    SizeOrZero,
+    /// A number of bytes that is known when the program is loaded, at least 1.
+    ConstantSize,
+    /// The address of a string that ends with a 0 byte, in read-only data.
+    ConstantString,
+    /// The address of 8 writable, aligned bytes that need not be initialised.
+    WordOut,
+    /// The program's context, as it came in r1.
+    Context,
+    /// One of the program's functions (`lddw` of a function).
+    Callback,
+    /// A record that `bpf_ringbuf_reserve` returned; the call ends its use.
+    Record,
+    /// The address of a `struct bpf_spin_lock` in a map's value.
+    SpinLock,
+    /// A task's address, as `bpf_get_current_task_btf` returns it.
+    Task,
+    /// The address of a per-CPU variable of the kernel.
+    PerCpu,
+}
+
+impl Argument {
+    /// Whether the argument after it is its size in bytes.
+    pub const fn is_sized(self) -> bool {
+        matches!(self, Self::Memory | Self::MemoryOrNull | Self::MemoryOut)
+    }
 }
 
 /// What a helper leaves in r0.
@@ -48,14 +116,22 @@ pub enum Argument {
 pub enum Returns {
     /// A number; negative ones are Linux's error numbers.
     Scalar,
-    /// The address of a value of the map that it was given, or 0.
+    /// The address of a value of the map that it was given (of a map of maps: the inner map's handle), or 0.
     MapValueOrNull,
+    /// The address of as many writable bytes as its [`ConstantSize`](Argument::ConstantSize) argument says, or 0.
+    RecordOrNull,
+    /// A task's address.
+    Task,
+    /// The address of one core's copy of the per-CPU variable that it was given, or 0.
+    PerCpuOrNull,
+    /// The address of this core's copy of the per-CPU variable that it was given.
+    PerCpu,
 }
 
-/// One helper's row.
+/// One row: a helper, or a kernel function (kfunc) that declares itself callable.
 #[derive(Clone, Copy, Debug)]
 pub struct Helper {
-    /// Linux's number, the `imm` of `call`.
+    /// Linux's number, the `imm` of `call`; 0 for a kernel function, which is called by name.
     pub number: u32,
     /// The name as `bpf_helpers.h` has it.
     pub name: &'static str,
@@ -68,16 +144,17 @@ pub struct Helper {
     /// Whether it may sleep, so that only sleepable programs may call it.
     pub may_sleep: bool,
     /// The function.
-    pub function: HelperFunction,
+    pub function: Function,
 }
 
 impl Helper {
-    const fn new(
+    /// A row of a helper that any program may call from anywhere.
+    pub const fn new(
         number: u32,
         name: &'static str,
         arguments: &'static [Argument],
         returns: Returns,
-        function: HelperFunction,
+        function: Function,
     ) -> Self {
         Self {
             number,
@@ -90,11 +167,25 @@ impl Helper {
         }
     }
 
-    const fn gpl_only(self) -> Self {
+    /// For programs under a licence compatible with the GPL only.
+    pub const fn gpl_only(self) -> Self {
         Self {
             gpl_only: true,
             ..self
         }
+    }
+
+    /// For sleepable programs only.
+    pub const fn sleeps(self) -> Self {
+        Self {
+            may_sleep: true,
+            ..self
+        }
+    }
+
+    /// Whether it is given the run's attachment, itself or for the function that it calls back.
+    pub const fn needs_attachment(&self) -> bool {
+        matches!(self.function, Function::Attached(_) | Function::Callback(_))
     }
 }
 
@@ -107,29 +198,36 @@ pub static HELPERS: &[Helper] = {
             "bpf_map_lookup_elem",
             &[Map, MapKey],
             Returns::MapValueOrNull,
-            map_lookup_elem,
+            Function::Plain(map_lookup_elem),
         ),
         Helper::new(
             2,
             "bpf_map_update_elem",
             &[Map, MapKey, MapValue, Scalar],
             Returns::Scalar,
-            map_update_elem,
+            Function::Plain(map_update_elem),
         ),
         Helper::new(
             3,
             "bpf_map_delete_elem",
             &[Map, MapKey],
             Returns::Scalar,
-            map_delete_elem,
+            Function::Plain(map_delete_elem),
         ),
-        Helper::new(5, "bpf_ktime_get_ns", &[], Returns::Scalar, ktime_get_ns).gpl_only(),
+        Helper::new(
+            5,
+            "bpf_ktime_get_ns",
+            &[],
+            Returns::Scalar,
+            Function::Plain(ktime_get_ns),
+        )
+        .gpl_only(),
         Helper::new(
             6,
             "bpf_trace_printk",
             &[Memory, Size, Scalar, Scalar, Scalar],
             Returns::Scalar,
-            trace_printk,
+            Function::Plain(trace_printk),
         )
         .gpl_only(),
         Helper::new(
@@ -137,24 +235,29 @@ pub static HELPERS: &[Helper] = {
             "bpf_get_smp_processor_id",
             &[],
             Returns::Scalar,
-            get_smp_processor_id,
+            Function::Plain(get_smp_processor_id),
         ),
         Helper::new(
             14,
             "bpf_get_current_pid_tgid",
             &[],
             Returns::Scalar,
-            get_current_pid_tgid,
+            Function::Plain(get_current_pid_tgid),
         ),
     ]
 };
 
-/// The helper of a number, if there is one.
+/// This crate's helper of a number, if there is one.
 pub fn by_number(number: u32) -> Option<&'static Helper> {
-    HELPERS
+    find(HELPERS, number)
+}
+
+/// The helper of a number in a table that is sorted by number.
+pub fn find(helpers: &[Helper], number: u32) -> Option<&Helper> {
+    helpers
         .binary_search_by_key(&number, |helper| helper.number)
         .ok()
-        .and_then(|index| HELPERS.get(index))
+        .and_then(|index| helpers.get(index))
 }
 
 #[cfg(test)]
@@ -169,12 +272,14 @@ mod tests {
             assert!(helper.arguments.len() <= 5, "{}", helper.name);
             for (index, argument) in helper.arguments.iter().enumerate() {
                 let before = index.checked_sub(1).map(|index| helper.arguments[index]);
-                match argument {
-                    Argument::Size => assert_eq!(before, Some(Argument::Memory)),
-                    Argument::MapKey | Argument::MapValue => {
-                        assert!(helper.arguments[..index].contains(&Argument::Map));
-                    }
-                    _ => assert_ne!(before, Some(Argument::Memory), "{}", helper.name),
+                let sized = before.is_some_and(Argument::is_sized);
+                let size = matches!(argument, Argument::Size | Argument::SizeOrZero);
+                assert_eq!(sized, size, "{}: argument {index}", helper.name);
+                if matches!(
+                    argument,
+                    Argument::MapKey | Argument::MapValue | Argument::MapValueOut
+                ) {
+                    assert!(helper.arguments[..index].contains(&Argument::Map));
                 }
             }
         }

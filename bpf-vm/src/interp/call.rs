@@ -4,7 +4,7 @@ use alloc::sync::Arc;
 
 use super::{FaultKind, memory::Memory};
 use crate::{
-    helpers::{Argument, Helper},
+    helpers::{Argument, Function, Helper},
     map::Map,
 };
 
@@ -31,6 +31,7 @@ pub(super) fn call(
             Argument::MapValue => readable(map.map(|map| map.value_size() as u64)),
             // The size is the argument after it, and at least 1.
             Argument::Memory => readable(values.get(number).copied().filter(|size| *size > 0)),
+            _ => false,
         };
         if !fits {
             return Err(FaultKind::Argument {
@@ -41,7 +42,10 @@ pub(super) fn call(
         }
     }
     let [a, b, c, d, e] = values;
-    // SAFETY: each argument is what the row says: maps are the program's, which the caller holds, and memory is in
-    // regions that outlive the call.
-    Ok(unsafe { (helper.function)(a, b, c, d, e) })
+    Ok(match helper.function {
+        // SAFETY: each argument is what the row says: maps are the program's, which the caller holds, and memory is
+        // in regions that outlive the call.
+        Function::Plain(function) => unsafe { function(a, b, c, d, e) },
+        _ => return Err(FaultKind::Structure),
+    })
 }

@@ -7,7 +7,6 @@ use alloc::{collections::BTreeMap, vec, vec::Vec};
 use core::ops::Range;
 
 use crate::{
-    helpers,
     isa::{AluOp, AtomicOp, Op, Operand, Reg, Width},
     map::MapKind,
     program::{Instruction, ValidatedProgram},
@@ -273,7 +272,7 @@ impl<'p> Flow<'p> {
                     }
                     _ => None,
                 };
-                if matches!(i.op, Op::Call { .. } | Op::CallLocal { .. }) {
+                if i.op.calls() {
                     Reg::arguments().for_each(|reg| known[reg.index()] = None);
                 }
                 if let Some(dst) = i.op.defines() {
@@ -311,7 +310,7 @@ impl<'p> Flow<'p> {
             } => RegSet::of([base, src, Reg::R0]),
             Op::Atomic { base, src, .. } => RegSet::of([base, src]),
             Op::If { dst, src, .. } => operand(src).with(dst),
-            Op::Call { helper } => {
+            Op::Call { .. } | Op::CallKernel { .. } => {
                 if let Some(lookup) = self.inlined.get(&index) {
                     return Effects {
                         uses: RegSet::of(lookup.key.is_none().then_some(Reg::R2)),
@@ -321,7 +320,8 @@ impl<'p> Flow<'p> {
                     };
                 }
                 calls = true;
-                let count = helpers::by_number(helper).map_or(5, |helper| helper.arguments.len());
+                let called = self.program.called(i.op);
+                let count = called.map_or(5, |helper| helper.arguments.len());
                 RegSet::of(Reg::arguments().take(count))
             }
             Op::CallLocal { .. } => {
@@ -329,10 +329,17 @@ impl<'p> Flow<'p> {
                 let callee = self.callee(i);
                 arguments.get(callee).copied().unwrap_or_default()
             }
-            Op::Exit => RegSet::of([Reg::R0]),
-            Op::LoadImm { .. } | Op::LoadMap { .. } | Op::LoadMapValue { .. } | Op::Goto { .. } => {
-                RegSet::default()
+            Op::CallReg { target } => {
+                calls = true;
+                RegSet::of(Reg::arguments()).with(target)
             }
+            Op::Exit => RegSet::of([Reg::R0]),
+            Op::LoadFunction { .. }
+            | Op::LoadVariable { .. }
+            | Op::LoadImm { .. }
+            | Op::LoadMap { .. }
+            | Op::LoadMapValue { .. }
+            | Op::Goto { .. } => RegSet::default(),
         };
         let pure = matches!(
             i.op,
@@ -342,6 +349,8 @@ impl<'p> Flow<'p> {
                 | Op::LoadImm { .. }
                 | Op::LoadMap { .. }
                 | Op::LoadMapValue { .. }
+                | Op::LoadFunction { .. }
+                | Op::LoadVariable { .. }
         );
         Effects {
             uses,

@@ -72,7 +72,7 @@ impl Target<'_> {
 
 /// The address of this crate's function for a helper number.
 pub fn helper_address(number: u32) -> Option<u64> {
-    helpers::by_number(number).map(|helper| helper.function as usize as u64)
+    helpers::by_number(number)?.function.address()
 }
 
 /// Compiled code.
@@ -93,6 +93,13 @@ pub struct Code {
 pub enum JitError {
     /// The target has no address for a helper.
     Helper(u32),
+    /// The kernel function of that index has no address.
+    Kfunc(u32),
+    /// The instruction at a slot takes the address of a function, or calls by register.
+    Indirect {
+        /// Its slot.
+        slot: u32,
+    },
     /// The function that starts at a slot calls itself, directly or through others.
     Recursion {
         /// Its first slot.
@@ -118,6 +125,14 @@ impl fmt::Display for JitError {
                     "the target has no address for helper {number}; give it one or interpret the program"
                 )
             }
+            Self::Kfunc(index) => write!(
+                f,
+                "kernel function {index} cannot be called by compiled code"
+            ),
+            Self::Indirect { slot } => write!(
+                f,
+                "the instruction at slot {slot} needs the address of a function, which is not compiled so far"
+            ),
             Self::Recursion { slot } => write!(
                 f,
                 "the function at slot {slot} calls itself, so its use of stack has no bound; make it a loop"
@@ -351,7 +366,15 @@ impl Emitter<'_, '_> {
                             Op::Call { helper } if inlined.is_none() => {
                                 (self.target.helper)(helper).ok_or(JitError::Helper(helper))?
                             }
-                            op => self.program.map_address(op).unwrap_or(0),
+                            Op::CallKernel { function } => {
+                                let called = self.program.called(i.op);
+                                let address = called.and_then(|called| called.function.address());
+                                address.ok_or(JitError::Kfunc(function))?
+                            }
+                            Op::LoadFunction { .. } | Op::CallReg { .. } => {
+                                return Err(JitError::Indirect { slot: i.slot });
+                            }
+                            op => self.program.constant_address(op).unwrap_or(0),
                         },
                         far: far.get(flow.start + index).copied().unwrap_or(false),
                     };

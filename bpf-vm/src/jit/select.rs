@@ -239,7 +239,10 @@ impl Selector<'_, '_> {
                 dst: old,
             } => self.swap(kind, size, dst, self.home(old)),
             Op::LoadImm { value, .. } => self.asm.mov_imm(dst, value),
-            Op::LoadMap { .. } | Op::LoadMapValue { .. } => self.asm.mov_imm(dst, site.address),
+            Op::LoadMap { .. }
+            | Op::LoadMapValue { .. }
+            | Op::LoadVariable { .. }
+            | Op::LoadFunction { .. } => self.asm.mov_imm(dst, site.address),
             Op::Load {
                 size,
                 signed,
@@ -312,10 +315,12 @@ impl Selector<'_, '_> {
                 let test = self.test(width, cond, dst, src);
                 self.branch(test, site);
             }
-            Op::Call { .. } | Op::CallLocal { .. } => match site.inlined {
-                Some((map, key)) => self.array_lookup(map, key, dst),
-                None => self.call(op, site),
-            },
+            Op::Call { .. } | Op::CallLocal { .. } | Op::CallKernel { .. } | Op::CallReg { .. } => {
+                match site.inlined {
+                    Some((map, key)) => self.array_lookup(map, key, dst),
+                    None => self.call(op, site),
+                }
+            }
             Op::Exit => {
                 let result = self.home(Reg::R0);
                 self.copy(Sf::X, X0, result);

@@ -146,6 +146,7 @@ impl Object {
                 .iter()
                 .filter_map(|&index| maps.get(index).cloned())
                 .collect(),
+            ..UncheckedProgram::default()
         });
         Ok(LoadedObject {
             programs: programs.collect(),

@@ -41,6 +41,7 @@ pub(crate) fn unchecked(insns: Vec<Insn>, maps: &[Arc<Map>]) -> UncheckedProgram
         section: "test".into(),
         insns,
         maps: maps.to_vec(),
+        ..UncheckedProgram::default()
     }
 }
 
