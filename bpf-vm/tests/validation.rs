@@ -49,6 +49,18 @@ fn texts() {
             "call 9999\nexit",
             "instruction 0, `call 9999`: there is no helper 9999; these exist: bpf_map_lookup",
         ),
+        (
+            "r2 = func +5\nexit",
+            "instruction 0, `r2 = func +5`: it leads to slot 6, outside",
+        ),
+        (
+            "r2 = func f\nexit\nf: r0 = 1",
+            "instruction 3, `r0 = 1`: execution runs past",
+        ),
+        (
+            "r2 = var[1]\nexit",
+            "there is no kernel variable 1; the program has 0",
+        ),
         ("call -1\nexit", "was not relocated"),
         ("call local -1\nexit", "was not relocated"),
         ("call local +7\nexit", "slot 8, outside"),
@@ -124,12 +136,13 @@ fn slots() {
         ([0x50, 0, 0, 0, 0, 0, 0, 0], "legacy packet access"),
         (
             [0x85, 0x20, 0, 0, 1, 0, 0, 0],
-            "call of kernel function 1 is not supported",
+            "there is no kernel function 1; the program has 0",
         ),
         (
-            [0x8d, 0x01, 0, 0, 0, 0, 0, 0],
-            "call by register 1 is not supported",
+            [0x8d, 0x01, 0, 0, 3, 0, 0, 0],
+            "field `imm` of opcode 0x8d is reserved",
         ),
+        ([0x8d, 0x0b, 0, 0, 0, 0, 0, 0], "`dst` names register r11"),
         (
             [0x95, 0, 0, 0, 1, 0, 0, 0],
             "field `imm` of opcode 0x95 is reserved",

@@ -20,6 +20,7 @@ use clap::{Parser, Subcommand};
 mod bench;
 mod console;
 mod files;
+mod fuzz;
 mod image;
 mod initrd;
 mod interrupt;
@@ -107,6 +108,11 @@ enum Task {
         /// End the run after this many seconds
         #[arg(long, value_name = "SECONDS", default_value_t = 900)]
         timeout: u64,
+    },
+    /// Fuzz loader, disassembler, interpreter, and interpreter against JIT
+    Fuzz {
+        #[command(flatten)]
+        options: fuzz::Options,
     },
     /// Write the files for a Raspberry Pi's SD card
     Image {
@@ -233,6 +239,13 @@ fn execute(command: Task) -> Outcome<i32> {
                 println!("written: {}", path.display());
             }
             Ok(0)
+        }
+        Task::Fuzz { options } => {
+            setup::ensure(&workspace)?;
+            Ok(match fuzz::run(&workspace, &options)? {
+                true => 0,
+                false => 1,
+            })
         }
         Task::Image { board, out } => {
             setup::ensure(&workspace)?;

@@ -15,6 +15,7 @@ use crate::Outcome;
 use crate::bench;
 use crate::console::Transcript;
 use crate::files;
+use crate::fuzz;
 use crate::kernel_tests;
 use crate::machine::{Board, MachineOptions, qemu_version};
 use crate::progress::Progress;
@@ -31,6 +32,8 @@ pub(crate) enum Kind {
     Host,
     /// Unit tests of generated code, under qemu-user
     User,
+    /// Random inputs: fuzz targets and random programs, seeded, so that every run is the same
+    Fuzz,
     /// Tests in the kernel, on every board
     Kernel,
     /// Tests that type on the console
@@ -43,6 +46,17 @@ pub(crate) enum Kind {
 
 /// The crates whose tests run under qemu-user: those that emit code.
 const USER_CRATES: [&str; 3] = ["a64", "trampoline", "bpf-vm"];
+/// Random programs that interpreter and compiled code are compared by.
+const RANDOM_PROGRAMS: u32 = 100_000;
+/// Inputs that each fuzz target tries in a test run.
+const FUZZ_RUNS: [(fuzz::Target, u64); 4] = [
+    (fuzz::Target::Object, 200_000),
+    (fuzz::Target::Disassembler, 200_000),
+    (fuzz::Target::Interpreter, 200_000),
+    (fuzz::Target::Pair, 3_000),
+];
+/// The seed of their mutations.
+const FUZZ_SEED: u32 = 1;
 /// How long the console may leave a test waiting.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// How long the measurements of one board may take.
@@ -65,6 +79,9 @@ pub(crate) fn run(workspace: &Workspace, filter: Option<&str>, only: &[Kind]) ->
         let mut arguments: Vec<_> = USER_CRATES.iter().flat_map(|c| ["--package", c]).collect();
         arguments.extend(["--target", USER_TARGET]);
         cargo_test(workspace, "user", &arguments, filter, &mut report);
+    }
+    if wanted(Kind::Fuzz) {
+        fuzz_tests(workspace, filter, &mut report);
     }
     if [Kind::Kernel, Kind::Console, Kind::Bench]
         .into_iter()
@@ -244,6 +261,38 @@ fn cargo_test(
         let text = details.iter().find(|(n, _)| *n == name);
         let text = text.map(|(_, text)| text.clone()).unwrap_or_default();
         report.add(&format!("{kind}/{name}"), Verdict::Failed(text), None);
+    }
+}
+
+/// The bounded share of what `cargo xtask fuzz` does without end, and the random programs by both engines.
+fn fuzz_tests(workspace: &Workspace, filter: Option<&str>, report: &mut Report) {
+    let name = format!("fuzz/{RANDOM_PROGRAMS} random programs");
+    if fits(&name, filter) {
+        let mut command = workspace.cargo();
+        command
+            .args(["test", "--package", "bpf-vm", "--target", USER_TARGET])
+            .args(["--test", "random", "--", "engines_agree", "--exact"])
+            .env("RANDOM_PROGRAMS", RANDOM_PROGRAMS.to_string());
+        report.run(&name, || silent(&name, command));
+    }
+    let name = |target: fuzz::Target| format!("fuzz/{}", target.name());
+    let targets: Vec<_> = FUZZ_RUNS
+        .into_iter()
+        .filter(|(target, _)| fits(&name(*target), filter))
+        .collect();
+    if targets.is_empty() {
+        return;
+    }
+    match fuzz::Fuzzers::build(workspace) {
+        Err(error) => report.add("fuzz", Verdict::Failed(format!("    {error}")), None),
+        Ok(fuzzers) => {
+            for (target, runs) in targets {
+                let limit = fuzz::Limit::Runs(runs);
+                report.run(&name(target), || {
+                    fuzzers.run(target, limit, FUZZ_SEED).map(|_| ())
+                });
+            }
+        }
     }
 }
 
