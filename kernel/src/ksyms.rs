@@ -13,7 +13,7 @@
 //! | 36..44 | version: length in bytes, offset in the blob |
 //! | 44..48 | zero |
 //! | 48..56 | link address of the image's first byte |
-//! | 56..64 | zero |
+//! | 56..64 | BTF (`linux/btf.h`, from its magic number on): length in bytes, offset in the blob, a multiple of 8 |
 //!
 //! A symbol is four words: offset in the image, size in bytes, offset of the name, flags (low half) and length of the name
 //! (high half). A site is one word: the offset in the image of a function's *entry*, the first of its two NOPs. Symbols are
@@ -133,6 +133,7 @@ pub(crate) struct Blob<'a> {
     symbols: &'a [[u8; SYMBOL]],
     names: &'a str,
     sites: &'a [[u8; SITE]],
+    btf: &'a [u8],
 }
 
 fn word(bytes: &[u8], at: usize) -> u32 {
@@ -189,6 +190,7 @@ impl<'a> Blob<'a> {
             names: utf8(section(bytes, 20, 1, "names")?)?,
             sites: section(bytes, 28, SITE, "sites")?.as_chunks().0,
             version: utf8(section(bytes, 36, 1, "version")?)?,
+            btf: section(bytes, 56, 1, "types")?,
         };
         for (index, record) in blob.symbols.iter().enumerate() {
             let next = blob.symbols.get(index + 1);
@@ -230,6 +232,11 @@ impl<'a> Blob<'a> {
     /// What the image was built from: package version and build identifier.
     pub(crate) fn version(&self) -> &'a str {
         self.version
+    }
+
+    /// The types of what the kernel exports, as BTF; empty if the image has none.
+    pub(crate) fn btf(&self) -> &'a [u8] {
+        self.btf
     }
 
     /// All functions, by address.

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The kernel's own names and sites: the blob that xtask appended to the image.
+//! The kernel's own names, sites and types: the blob that xtask appended to the image.
 
 use crate::arch::lock::Late;
 use crate::ksyms::{Blob, BlobError};
@@ -17,6 +17,12 @@ pub(crate) fn init() -> Result<(), BlobError> {
 /// Names and sites, if the image has them.
 pub(crate) fn blob() -> Option<&'static Blob<'static>> {
     BLOB.get()
+}
+
+/// The types of what the kernel exports, as BTF (`linux/btf.h`, from its magic number on), if the image has them. The bytes
+/// start at a multiple of 8.
+pub(crate) fn btf() -> Option<&'static [u8]> {
+    blob().map(Blob::btf).filter(|btf| !btf.is_empty())
 }
 
 /// An address, printed as `name+offset`, or as what else it is known to be.

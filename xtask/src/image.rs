@@ -8,6 +8,7 @@ use std::fs;
 use std::path::Path;
 
 use crate::Outcome;
+use crate::btf;
 use crate::files;
 use crate::linked::Linked;
 use crate::notrace::{self, Notrace};
@@ -87,7 +88,8 @@ pub(crate) fn make(workspace: &Workspace, elf: &Path, image: &Path) -> Outcome<(
     }
     let (linked, set) = examine(workspace, elf)?;
     let version = format!("{KERNEL} {}", env!("CARGO_PKG_VERSION"));
-    let blob = symbols::blob(&linked, |index| set.contains(index), &version)?;
+    let btf = btf::write::write(&btf::of_elf(&files::read(elf)?)?)?;
+    let blob = symbols::blob(&linked, |index| set.contains(index), &version, &btf)?;
     Ok(files::write(image, &assemble(linked.bytes, &blob)?)?)
 }
 

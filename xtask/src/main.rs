@@ -4,20 +4,22 @@
 //! A run, numbered:
 //! 1. [`setup`]: what the machine lacks is installed, or named.
 //! 2. [`kernel`], [`linked`]: cargo builds the kernel; its ELF file is read and its sites checked.
-//! 3. [`notrace`], [`symbols`], [`image`]: the functions that no hook may touch, the names, the bootable Image.
+//! 3. [`notrace`], [`symbols`], [`btf`], [`image`]: the functions that no hook may touch, the names, the types, the bootable
+//!    Image.
 //! 4. [`programs`], [`initrd`]: clang compiles the BPF programs; they travel as a cpio archive.
 //! 5. [`machine`], [`qemu`], [`console`]: the board, its emulator, its console, its last line.
 //! 6. [`bench`], [`test`], [`kernel_tests`], [`report`]: what is made of the console's lines.
 #![forbid(unsafe_code)]
 
 use std::error::Error;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{ExitCode, Stdio};
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 
 mod bench;
+mod btf;
 mod console;
 mod files;
 mod fuzz;
@@ -139,6 +141,18 @@ enum Task {
         /// Print each one
         #[arg(long)]
         list: bool,
+    },
+    /// Show or write the types of what the kernel exports
+    Btf {
+        /// Where to write them as BTF, for `bpftool btf dump file`
+        #[arg(long, value_name = "FILE")]
+        raw: Option<PathBuf>,
+        /// Where to write them as C, for programs (springboard.h)
+        #[arg(long, value_name = "FILE")]
+        header: Option<PathBuf>,
+        /// Print each one as bpftool does
+        #[arg(long)]
+        dump: bool,
     },
     /// Build the book
     Book,
@@ -269,6 +283,9 @@ fn execute(command: Task) -> Outcome<i32> {
         }
         Task::Notrace => print_notrace(&workspace),
         Task::Sites { list } => print_sites(&workspace, list),
+        Task::Btf { raw, header, dump } => {
+            write_btf(&workspace, raw.as_deref(), header.as_deref(), dump).map(|()| 0)
+        }
         Task::Book => {
             let index = build_book(&workspace)?;
             println!("written: {}", index.display());
@@ -328,6 +345,31 @@ fn print_sites(workspace: &Workspace, list: bool) -> Outcome<i32> {
         set.members.len()
     );
     Ok(0)
+}
+
+/// Reads the kernel's types and writes them wherever they are wanted; says what there is if nowhere.
+fn write_btf(
+    workspace: &Workspace,
+    raw: Option<&Path>,
+    header: Option<&Path>,
+    dump: bool,
+) -> Outcome<()> {
+    let graph = btf::of_elf(&files::read(&kernel::build(workspace)?)?)?;
+    let files = [
+        (raw, btf::write::write(&graph)?),
+        (header, btf::header::header(&graph).into_bytes()),
+    ];
+    for (path, bytes) in files {
+        if let Some(path) = path {
+            files::write(path, &bytes)?;
+            eprintln!("written: {}", path.display());
+        }
+    }
+    match dump {
+        true => print!("{}", btf::dump::dump(&graph)),
+        false => println!("{}", btf::dump::summary(&graph)),
+    }
+    Ok(())
 }
 
 /// Builds the book by the program of its own that links mdBook; returns the first page.

@@ -4,6 +4,9 @@
 use crate::ksyms::{Flags, HEADER, MAGIC, SITE, SYMBOL};
 use crate::linked::Linked;
 
+/// What every section's offset is a multiple of.
+const SECTION_ALIGN: usize = 8;
+
 /// Why no blob can be written.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SymbolError {
@@ -38,11 +41,12 @@ pub(crate) fn sites(linked: &Linked, notrace: impl Fn(usize) -> bool) -> Vec<usi
     sites
 }
 
-/// The blob of a kernel. `notrace(i)` says whether function `i` belongs to the hook path; it keeps its name and loses its site.
+/// The blob of a kernel, its types (`btf`) included. `notrace(i)` says whether function `i` belongs to the hook path; it keeps its name and loses its site.
 pub(crate) fn blob(
     linked: &Linked,
     notrace: impl Fn(usize) -> bool,
     version: &str,
+    btf: &[u8],
 ) -> Result<Vec<u8>, SymbolError> {
     let mut records = Vec::with_capacity(linked.functions.len() * SYMBOL);
     let hookable = sites(linked, &notrace);
@@ -88,10 +92,12 @@ pub(crate) fn blob(
         (sites.len() / SITE, sites),
         (names.len(), names.into_bytes()),
         (version.len(), version.as_bytes().to_vec()),
+        (btf.len(), btf.to_vec()),
     ];
     let mut blob = vec![0; HEADER];
     let mut fields = Vec::new();
     for (count, bytes) in &sections {
+        blob.resize(blob.len().next_multiple_of(SECTION_ALIGN), 0);
         fields.push((
             word("a count", *count as u64)?,
             word("the length", blob.len() as u64)?,
@@ -99,7 +105,7 @@ pub(crate) fn blob(
         blob.extend(bytes);
     }
     let length = word("the length", blob.len() as u64)?;
-    let [symbols, sites, names, version] = fields[..] else {
+    let [symbols, sites, names, version, btf] = fields[..] else {
         return Ok(blob);
     };
     let mut header = MAGIC.to_vec();
@@ -110,6 +116,7 @@ pub(crate) fn blob(
     }
     header.extend([0; 4]);
     header.extend(linked.base.to_le_bytes());
+    header.extend([btf.0, btf.1].iter().flat_map(|word| word.to_le_bytes()));
     for (place, byte) in blob.iter_mut().zip(header) {
         *place = byte;
     }
@@ -134,7 +141,7 @@ mod tests {
             ("OUTLINED_FUNCTION_0", SITE_WORDS),
             ("<kernel::udp::Socket>::process", SITE_WORDS),
         ]);
-        blob(&linked, |i| i == 3, "springboard 0.1.0").expect("blob")
+        blob(&linked, |i| i == 3, "springboard 0.1.0", b"types").expect("blob")
     }
 
     #[test]
@@ -147,6 +154,7 @@ mod tests {
         let base = blob.base();
         assert_eq!(base, 0xffff_ffff_8000_0000);
         assert_eq!(blob.version(), "springboard 0.1.0");
+        assert_eq!(blob.btf(), b"types");
         assert_eq!(
             blob.sites().map(|site| site - base).collect::<Vec<_>>(),
             [0, 12, 52]
@@ -180,7 +188,7 @@ mod tests {
             twin.name.push_str("_twin");
             linked.functions.insert(at + 1, twin);
         }
-        let bytes = blob(&linked, |index| index >= 2, "").expect("blob");
+        let bytes = blob(&linked, |index| index >= 2, "", &[]).expect("blob");
         let blob = Blob::parse(&bytes).expect("parse");
         let flags: Vec<_> = blob.symbols().map(|s| (s.name, s.flags)).collect();
         let (first, alias) = (Flags::GLOBAL, Flags::ALIAS.with(Flags::GLOBAL));

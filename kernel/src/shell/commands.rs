@@ -80,7 +80,7 @@ pub(super) static COMMANDS: &[Command] = commands![
     "map", "dump MAP", [Argument::Word("dump"), Argument::Map], inspect::map, "keys and values of a map, OBJECT.MAP";
     "trace", "", [], inspect::trace, "what programs printed since the last time";
     "call", "[N] [FUNCTION]", [Argument::None, Argument::Target], call, "calls a function N times
-    FUNCTION is workload_call, workload_nested or workload_six, the first if not said; N is 1000 if not said";
+    FUNCTION is workload_call, workload_nested, workload_struct or workload_six, the first if not said; N is 1000 if not said";
     "tcp", "[BYTES]", [], tcp, "moves BYTES over TCP on a loopback, 65536 if not said";
     "bench", "", [], bench, "measures what hooks cost and prints the table; nothing may be hooked";
     "cpus", "", [], inspect::cpus, "the cores that run";

@@ -41,11 +41,40 @@ pub(super) const TESTS: &[Test] = &[
         run: frames_return,
     },
     Test {
+        name: "memory.image_holds_types",
+        seconds: 10,
+        run: types,
+    },
+    Test {
         name: "memory.heap_comes_back",
         seconds: 30,
         run: heap_returns,
     },
 ];
+
+/// The BTF behind the image: header (`linux/btf.h`: magic, version, lengths) and where it lies.
+fn types() -> Outcome {
+    let Some(btf) = crate::symbols::btf() else {
+        return Err(super::Failure::Failed("the image has no types".into()));
+    };
+    let word = |at: usize| {
+        let bytes = btf.get(at..).and_then(|rest| rest.first_chunk());
+        bytes.map_or(0, |word| u32::from_le_bytes(*word) as usize)
+    };
+    check!(word(0) == 0x1_eb9f, "they start with {:#x}", word(0));
+    check!(
+        word(4) + word(16) + word(20) == btf.len() && word(12) != 0,
+        "{} bytes, types at {} for {}, names at {} for {}",
+        btf.len(),
+        word(8),
+        word(12),
+        word(16),
+        word(20)
+    );
+    let address = btf.as_ptr() as usize;
+    check!(address.is_multiple_of(8), "they lie at {address:#x}");
+    Ok(())
+}
 
 fn wx() -> Outcome {
     let mut bad = 0;

@@ -51,6 +51,118 @@ pub(crate) extern "C" fn workload_nested(a: u64, b: u64) -> u64 {
     workload_call(a, b).wrapping_add(workload_call(b, a))
 }
 
+/// What a [`Request`] asks for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u32)]
+pub(crate) enum RequestKind {
+    /// To be given bytes.
+    Read = 1,
+    /// To take bytes.
+    Write = 2,
+    /// To do both.
+    Exchange = 16,
+}
+
+/// A place in two ways.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(crate) union Place {
+    /// As a number.
+    pub number: u64,
+    /// As bytes, the lowest first.
+    pub bytes: [u8; 8],
+}
+
+/// A range of bytes.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(crate) struct Extent {
+    /// Where it starts.
+    pub place: Place,
+    /// How many bytes it has.
+    pub length: u32,
+}
+
+/// An argument with members of every kind, for programs that read structs.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(crate) struct Request {
+    /// Its number.
+    pub id: u64,
+    /// What it asks for.
+    pub kind: RequestKind,
+    /// How urgent it is; less is more.
+    pub priority: i16,
+    /// Whether someone waits for it.
+    pub waited_for: bool,
+    /// Its name, zeros behind it.
+    pub name: [u8; 13],
+    /// Of which bytes.
+    pub extent: Extent,
+    /// The context that it was made in.
+    pub context: crate::context::Context,
+    /// The task that made it.
+    pub task: Option<&'static crate::sched::Task>,
+    /// The one that comes after it.
+    pub next: Option<&'static Request>,
+    /// What to call when it is done.
+    pub done: Option<extern "C" fn(&Request, u64) -> bool>,
+}
+
+/// A function whose argument is a pointer to a struct: the requests' `id + priority + extent.length`, summed up along `next`.
+#[expect(
+    unsafe_code,
+    reason = "hooks name it, and its arguments have to be as declared"
+)]
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn workload_struct(request: &Request, scale: u32) -> u64 {
+    let next = core::iter::successors(Some(request), |request| request.next);
+    next.fold(0, |sum: u64, request| {
+        let priority = i64::from(request.priority) as u64;
+        let length = u64::from(request.extent.length) * u64::from(scale);
+        sum.wrapping_add(request.id)
+            .wrapping_add(priority)
+            .wrapping_add(length)
+    })
+}
+
+/// The second of two requests.
+static LAST_REQUEST: Request = Request {
+    id: 7,
+    kind: RequestKind::Read,
+    priority: -3,
+    waited_for: false,
+    name: *b"last\0\0\0\0\0\0\0\0\0",
+    extent: Extent {
+        place: Place {
+            number: 0x1122_3344_5566_7788,
+        },
+        length: 512,
+    },
+    context: crate::context::Context::Softirq,
+    task: None,
+    next: None,
+    done: None,
+};
+
+/// Calls [`workload_struct`] with a request numbered `n`, behind which another one follows.
+pub(crate) fn call_struct(n: u64) -> u64 {
+    let request = Request {
+        id: n,
+        kind: match n % 2 {
+            0 => RequestKind::Write,
+            _ => RequestKind::Exchange,
+        },
+        waited_for: true,
+        name: *b"first\0\0\0\0\0\0\0\0",
+        task: Some(crate::arch::switch::current()),
+        next: Some(&LAST_REQUEST),
+        ..LAST_REQUEST
+    };
+    workload_struct(black_box(&request), 2)
+}
+
 /// Calls `f` through a pointer, `n` times, the count as first argument and the last result as second; returns the last
 /// result. The loop's instructions are the same ones for every `f`.
 #[inline(never)]
@@ -63,9 +175,10 @@ pub(crate) fn call_loop(f: Callable, n: u64) -> u64 {
 pub(crate) type Caller = fn(u64) -> u64;
 
 /// Functions that can be called by name.
-pub(crate) const TARGETS: [(&str, Caller); 3] = [
+pub(crate) const TARGETS: [(&str, Caller); 4] = [
     ("workload_call", |n| call_loop(workload_call, n)),
     ("workload_nested", |n| call_loop(workload_nested, n)),
+    ("workload_struct", |n| (0..n).fold(0, |_, i| call_struct(i))),
     ("workload_six", |n| {
         (0..n).fold(0, |last, i| workload_six(i, last, 1, 2, 3, 4))
     }),
