@@ -40,6 +40,13 @@ pub trait Host: Sync {
         0
     }
 
+    /// What tells the task at that address from those that had the address before it; 0 if addresses are not used
+    /// again. `task` comes from [`current_task`](Self::current_task).
+    fn task_id(&self, task: u64) -> u64 {
+        let _ = task;
+        0
+    }
+
     /// The current task's name (`TASK_COMM_LEN` is 16): cut to 15 bytes and followed by zeros.
     fn current_comm(&self) -> [u8; 16] {
         [0; 16]

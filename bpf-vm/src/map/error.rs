@@ -14,12 +14,20 @@ pub enum MapError {
     NotPermitted,
     /// `ENOENT`: no such key, or no next one.
     NotFound,
+    /// `EAGAIN`: a ring buffer has no room for the record now.
+    Again,
+    /// `ENOMEM`: an LRU map found no element that it could evict.
+    NoMemory,
+    /// `EBUSY`: this core is in the middle of an update of the same bucket, or another core kept it for too long.
+    Busy,
     /// `E2BIG`: the index or the number of elements is past `max_entries`.
     TooBig,
     /// `EEXIST`: the key is there already and the flags asked for a new one.
     Exists,
     /// `EINVAL`: a key, value, flag or operation that this kind of map does not take.
     Invalid,
+    /// `ENOSPC`: an LPM trie holds `max_entries` prefixes.
+    NoSpace,
 }
 
 impl MapError {
@@ -29,8 +37,12 @@ impl MapError {
             Self::NotPermitted => 1,
             Self::NotFound => 2,
             Self::TooBig => 7,
+            Self::Again => 11,
+            Self::NoMemory => 12,
+            Self::Busy => 16,
             Self::Exists => 17,
             Self::Invalid => 22,
+            Self::NoSpace => 28,
         }
     }
 }
@@ -40,7 +52,11 @@ impl fmt::Display for MapError {
         f.write_str(match self {
             Self::NotPermitted => "the map is read-only (EPERM)",
             Self::NotFound => "no such key (ENOENT)",
-            Self::TooBig => "the index is past the map's max_entries (E2BIG)",
+            Self::TooBig => "past the map's max_entries: the index, or one element more (E2BIG)",
+            Self::Again => "the ring buffer has no room for the record now (EAGAIN)",
+            Self::NoMemory => "no element could be evicted (ENOMEM)",
+            Self::Busy => "the bucket is being updated; try again (EBUSY)",
+            Self::NoSpace => "the trie holds max_entries prefixes already (ENOSPC)",
             Self::Exists => "the key exists already (EEXIST)",
             Self::Invalid => {
                 "a key, value, flag or operation that this kind of map does not take (EINVAL)"
@@ -72,11 +88,16 @@ pub enum MapCreateError {
         /// What is allowed, in words.
         allowed: &'static str,
     },
-    /// The host has no memory of that size left for values.
+    /// A map of maps without an inner definition, or one for another kind.
+    Inner {
+        /// The map's name.
+        map: String,
+    },
+    /// The host has no memory of that size left for values, keys and links.
     Memory {
         /// The map's name.
         map: String,
-        /// Bytes that its values take.
+        /// Bytes that were asked for at once.
         bytes: usize,
     },
 }
@@ -86,8 +107,13 @@ impl fmt::Display for MapCreateError {
         match self {
             Self::Kind { map, kind } => write!(
                 f,
-                "map `{map}`: {kind} is not supported; use {}",
-                MapKind::ARRAY
+                "map `{map}`: {kind} is not supported; use {}, {} or another kind that MapKind names",
+                MapKind::ARRAY,
+                MapKind::HASH
+            ),
+            Self::Inner { map } => write!(
+                f,
+                "map `{map}`: a map of maps needs the definition of its inner maps, and only a map of maps takes one; write __array(values, struct {{ ... }})"
             ),
             Self::Size {
                 map,
@@ -100,7 +126,7 @@ impl fmt::Display for MapCreateError {
             ),
             Self::Memory { map, bytes } => write!(
                 f,
-                "map `{map}`: no memory left for its {bytes} bytes of values; lower max_entries or the size of its value"
+                "map `{map}`: no memory left for its {bytes} bytes; lower max_entries or the size of its value"
             ),
         }
     }

@@ -4,10 +4,15 @@
 //! Programs read and write values by address while the host and other programs do the same, so from Rust a value is
 //! only ever a slice of atomic words. A copy of a value is whole per 8-byte word and no more, as in Linux.
 use alloc::{boxed::Box, sync::Arc, vec::Vec};
-use core::sync::atomic::{
-    AtomicU64, AtomicUsize,
-    Ordering::{AcqRel, Relaxed},
+use core::{
+    ptr::NonNull,
+    sync::atomic::{
+        AtomicU64, AtomicUsize,
+        Ordering::{AcqRel, Relaxed},
+    },
 };
+
+use super::{MapCreateError, MapDefinition};
 
 /// Bytes in the words that value memory is made of; each value starts at a multiple of it.
 pub const WORD_BYTES: usize = size_of::<AtomicU64>();
@@ -83,6 +88,49 @@ impl Drop for HeapRegion {
 unsafe impl MapRegion for HeapRegion {
     fn words(&self) -> &[AtomicU64] {
         &self.words
+    }
+}
+
+/// A region and where its words are, so that reaching one takes no call.
+pub(super) struct Words {
+    start: NonNull<AtomicU64>,
+    len: usize,
+    /// Keeps the words; never touched again.
+    _region: Box<dyn MapRegion>,
+}
+
+// SAFETY: a region may be sent to another thread, and `start` points into it.
+unsafe impl Send for Words {}
+// SAFETY: all that is shared is a slice of atomic words.
+unsafe impl Sync for Words {}
+
+impl Words {
+    /// At least `count` zeroed words from the host; `Memory` names the map if there are none left.
+    pub(super) fn allocate(
+        count: usize,
+        definition: &MapDefinition,
+        memory: &dyn MapMemory,
+    ) -> Result<Self, MapCreateError> {
+        let bytes = count.saturating_mul(WORD_BYTES);
+        let region = memory
+            .allocate(bytes)
+            .filter(|region| region.words().len() >= count)
+            .ok_or_else(|| MapCreateError::Memory {
+                map: definition.name.clone(),
+                bytes,
+            })?;
+        Ok(Self {
+            start: NonNull::from(region.words()).cast(),
+            len: region.words().len(),
+            _region: region,
+        })
+    }
+
+    /// The words.
+    #[inline(always)]
+    pub(super) fn get(&self) -> &[AtomicU64] {
+        // SAFETY: `MapRegion` promises that its slice stays where it is until the region, held here, is dropped.
+        unsafe { core::slice::from_raw_parts(self.start.as_ptr(), self.len) }
     }
 }
 

@@ -2,7 +2,18 @@
 //! Maps: memory that programs and their host share by key, with Linux's semantics and error numbers.
 //!
 //! A map is created once, in an [`Arc`], and never moves: what a program holds as "the map" is its address
-//! ([`Map::handle`]). All values are allocated when the map is created; nothing here allocates or locks afterwards.
+//! ([`Map::handle`]). All memory is allocated when the map is created; nothing here allocates, frees or blocks
+//! afterwards. Lookups take no lock; updates take one of a bucket or of the map, see [`lock`]. By context:
+//!
+//! - A task or an interrupt on the same core cannot come into the middle of an update: interrupts are masked.
+//! - An NMI can. Its lookups see whole chains and do not wait; its update of the same bucket (queue, ring buffer) is
+//!   answered `EBUSY`, of another one it succeeds: free elements are taken without a lock, and there are spare ones.
+//! - Another core's update of the same bucket is waited for within bounds, then `EBUSY`; its lookups start again when
+//!   they are overtaken, within bounds.
+//!
+//! The host's side ([`lookup`](Map::lookup), [`update`](Map::update)) sees the values of all cores in a per-CPU map,
+//! each rounded up to 8 bytes, one after the other; a program ([`lookup_address`](Map::lookup_address),
+//! [`update_with`](Map::update_with)) sees its core's.
 #![deny(unsafe_code)]
 
 use alloc::{string::String, sync::Arc};
@@ -10,22 +21,50 @@ use core::{fmt, ops::Range, sync::atomic::AtomicU64};
 
 mod array;
 mod error;
+mod hash;
 mod kind;
+mod lock;
+mod lpm;
+mod map_in_map;
 #[expect(
     unsafe_code,
     reason = "a region's memory has to stay where programs know it"
 )]
 pub mod memory;
+mod pool;
+mod program_array;
+mod queue;
+pub mod ringbuf;
+mod rules;
+#[expect(unsafe_code, reason = "slots own what lock-free readers borrow")]
+mod slots;
+pub mod stack_trace;
+mod table;
+mod task_storage;
+mod values;
 
-use self::{
-    array::Array,
-    memory::{overwrite, read_bytes, write_bytes},
-};
 pub use self::{
     error::{MapCreateError, MapError},
     kind::MapKind,
     memory::{HeapMemory, MapMemory, MapRegion},
+    program_array::TailTarget,
+    ringbuf::RingBuffer,
+    slots::Retired,
+    task_storage::DEFAULT_TASKS,
 };
+use self::{
+    hash::Hash,
+    lpm::Lpm,
+    map_in_map::MapInMap,
+    memory::{overwrite, read_bytes, write_bytes},
+    program_array::ProgramArray,
+    queue::Queue,
+    stack_trace::StackTraces,
+    table::Position,
+    task_storage::TaskStorage,
+    values::Values,
+};
+use crate::host::host;
 
 /// What defines a map: the fields of a BTF-defined map in C, `bpf_attr` of `BPF_MAP_CREATE` in Linux.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -45,12 +84,21 @@ pub struct MapDefinition {
 }
 
 impl MapDefinition {
+    /// `BPF_F_NO_PREALLOC`: taken where Linux takes it and asked for where Linux asks for it; memory is allocated at
+    /// creation all the same.
+    pub const NO_PREALLOC: u32 = 1 << 0;
+    /// `BPF_F_NO_COMMON_LRU`: an LRU list a core; there is one for all, so it changes nothing.
+    pub const NO_COMMON_LRU: u32 = 1 << 1;
+    /// `BPF_F_NUMA_NODE`: there is one memory for all nodes, so it changes nothing.
+    pub const NUMA_NODE: u32 = 1 << 2;
+    /// `BPF_F_ZERO_SEED`: the hash is not seeded, so it changes nothing.
+    pub const ZERO_SEED: u32 = 1 << 6;
     /// `BPF_F_RDONLY_PROG`: programs may not write the values.
     pub const RDONLY_PROG: u32 = 1 << 7;
     /// `BPF_F_MMAPABLE`: values may be mapped elsewhere; they always can here, so it is accepted and changes nothing.
     pub const MMAPABLE: u32 = 1 << 10;
-    /// The flags that are understood.
-    const KNOWN_FLAGS: u32 = Self::RDONLY_PROG | Self::MMAPABLE;
+    /// `BPF_F_INNER_MAP`: as an inner map's template, takes arrays of any `max_entries`.
+    pub const INNER_MAP: u32 = 1 << 12;
 }
 
 /// How an update treats a key that is there or is not (`BPF_ANY`, `BPF_NOEXIST`, `BPF_EXIST` of `linux/bpf.h`).
@@ -81,43 +129,130 @@ impl TryFrom<u64> for UpdateFlags {
 /// A map. Shared in an [`Arc`], at one address for as long as anyone holds it.
 pub struct Map {
     definition: MapDefinition,
+    /// Cores that values are kept for: as many as the host had when the map was created.
+    cpus: u32,
     storage: Storage,
 }
 
 /// What holds the values, by kind.
 enum Storage {
-    Array(Array),
+    /// Plain and per-CPU.
+    Array(Values),
+    /// Plain, per-CPU, and the two that evict.
+    Hash(Hash),
+    Lpm(Lpm),
+    /// Queues and stacks.
+    Queue(Queue),
+    Ring(RingBuffer),
+    Programs(ProgramArray),
+    Maps(MapInMap),
+    Traces(StackTraces),
+    Tasks(TaskStorage),
+}
+
+/// Where a walk over a map's elements stands; the start, by default.
+#[derive(Debug, Default)]
+pub struct Cursor {
+    index: u32,
+    position: Position,
+    /// An index as a key, for those who walk an array.
+    key: [AtomicU64; 1],
+}
+
+/// One element of a walk.
+#[derive(Clone, Copy, Debug)]
+pub struct Element<'a> {
+    /// The key, padded with zeros to whole words.
+    pub key: &'a [AtomicU64],
+    /// The address of the value, the running core's in a per-CPU map.
+    pub value: u64,
+}
+
+impl Element<'_> {
+    /// The address of the key, to be read only.
+    pub fn key_address(&self) -> u64 {
+        memory::address(self.key)
+    }
 }
 
 impl Map {
-    /// Creates a map with zeroed values in memory from the host.
+    /// Creates a map with zeroed values, or without keys, in memory from the host.
     ///
-    /// Errors name the map and the field: a kind that is not implemented, a size or flag that Linux refuses too, no
-    /// memory left.
+    /// Errors name the map and the field: a kind that is not implemented, a size or flag that Linux refuses too, a map
+    /// of maps ([`create_outer`](Self::create_outer) makes those), no memory left.
     pub fn create(
         definition: MapDefinition,
         memory: &dyn MapMemory,
     ) -> Result<Arc<Self>, MapCreateError> {
-        let unknown = definition.flags & !MapDefinition::KNOWN_FLAGS;
-        if unknown != 0 {
-            return Err(MapCreateError::Size {
-                map: definition.name,
-                field: "map_flags",
-                found: definition.flags.into(),
-                allowed: "made of BPF_F_RDONLY_PROG (0x80) and BPF_F_MMAPABLE (0x400) only",
-            });
-        }
-        let storage = match definition.kind {
-            MapKind::ARRAY => Storage::Array(Array::create(&definition, memory)?),
-            kind => {
-                return Err(MapCreateError::Kind {
+        Self::create_any(definition, None, memory)
+    }
+
+    /// Creates a map of maps, empty, that takes inner maps like `inner`: the same kind, sizes and flags, and the same
+    /// `max_entries` in an array without `BPF_F_INNER_MAP`.
+    ///
+    /// Errors: as [`create`](Self::create), for either definition; `Inner`, if the outer one is no map of maps, or
+    /// the inner one is.
+    pub fn create_outer(
+        definition: MapDefinition,
+        inner: MapDefinition,
+        memory: &dyn MapMemory,
+    ) -> Result<Arc<Self>, MapCreateError> {
+        Self::create_any(definition, Some(inner), memory)
+    }
+
+    fn create_any(
+        definition: MapDefinition,
+        inner: Option<MapDefinition>,
+        memory: &dyn MapMemory,
+    ) -> Result<Arc<Self>, MapCreateError> {
+        rules::check(&definition)?;
+        let cpus = host().cpus().max(1);
+        let storage = match (definition.kind, inner) {
+            (MapKind::ARRAY_OF_MAPS | MapKind::HASH_OF_MAPS, Some(inner))
+                if !inner.kind.holds_maps() =>
+            {
+                rules::check(&inner)?;
+                Storage::Maps(MapInMap::create(&definition, inner, cpus, memory)?)
+            }
+            (kind, inner) if kind.holds_maps() || inner.is_some() => {
+                return Err(MapCreateError::Inner {
                     map: definition.name,
-                    kind,
                 });
+            }
+            (MapKind::PERCPU_ARRAY, _) => {
+                let entries = definition.max_entries;
+                Storage::Array(Values::create(&definition, entries, cpus, memory)?)
+            }
+            (
+                MapKind::HASH | MapKind::PERCPU_HASH | MapKind::LRU_HASH | MapKind::LRU_PERCPU_HASH,
+                _,
+            ) => {
+                let (key, entries) = (definition.key_size as usize, definition.max_entries);
+                Storage::Hash(Hash::create(&definition, key, entries, cpus, memory)?)
+            }
+            (MapKind::LPM_TRIE, _) => Storage::Lpm(Lpm::create(&definition, cpus, memory)?),
+            (MapKind::QUEUE | MapKind::STACK, _) => {
+                Storage::Queue(Queue::create(&definition, memory)?)
+            }
+            (MapKind::RINGBUF, _) => Storage::Ring(RingBuffer::create(&definition, memory)?),
+            (MapKind::PROG_ARRAY, _) => {
+                Storage::Programs(ProgramArray::create(&definition, memory)?)
+            }
+            (MapKind::STACK_TRACE, _) => {
+                Storage::Traces(StackTraces::create(&definition, cpus, memory)?)
+            }
+            (MapKind::TASK_STORAGE, _) => {
+                Storage::Tasks(TaskStorage::create(&definition, cpus, memory)?)
+            }
+            // What is left of the kinds that have a rule: the array.
+            _ => {
+                let entries = definition.max_entries;
+                Storage::Array(Values::create(&definition, entries, 1, memory)?)
             }
         };
         Ok(Arc::new(Self {
             definition,
+            cpus,
             storage,
         }))
     }
@@ -127,14 +262,37 @@ impl Map {
         &self.definition
     }
 
+    /// What a map of maps takes as inner maps.
+    pub fn inner_definition(&self) -> Option<&MapDefinition> {
+        match &self.storage {
+            Storage::Maps(maps) => Some(maps.template()),
+            _ => None,
+        }
+    }
+
     /// Bytes of a key.
     pub fn key_size(&self) -> usize {
         self.definition.key_size as usize
     }
 
-    /// Bytes of a value.
+    /// Bytes of a value, as a program sees it.
     pub fn value_size(&self) -> usize {
         self.definition.value_size as usize
+    }
+
+    /// Bytes of a value, as [`lookup`](Self::lookup) and [`update`](Self::update) take it: in a per-CPU map the values
+    /// of all cores, each rounded up to 8 bytes.
+    pub fn host_value_size(&self) -> usize {
+        if self.definition.kind.is_per_cpu() {
+            self.value_size().next_multiple_of(memory::WORD_BYTES) * self.cpus as usize
+        } else {
+            self.value_size()
+        }
+    }
+
+    /// Cores that a per-CPU map has values for.
+    pub fn cpus(&self) -> u32 {
+        self.cpus
     }
 
     /// Whether programs may write the values.
@@ -148,105 +306,421 @@ impl Map {
         Arc::as_ptr(self).expose_provenance() as u64
     }
 
-    /// Addresses of all values, if they lie in one range; an access in it is an access to this map's values.
+    /// As [`handle`](Self::handle): a map is only ever in an `Arc`.
+    pub(crate) fn address(&self) -> u64 {
+        core::ptr::from_ref(self).expose_provenance() as u64
+    }
+
+    /// Addresses of all values that programs may touch, if there are any; an access in it is an access to this map's
+    /// values (of a ring buffer: its records and their headers).
     pub fn value_range(&self) -> Option<Range<u64>> {
         match &self.storage {
-            Storage::Array(array) => Some(array.values()),
+            Storage::Array(values) => Some(values.range()),
+            Storage::Hash(hash) => Some(hash.values()),
+            Storage::Lpm(lpm) => Some(lpm.values()),
+            Storage::Ring(ring) => Some(ring.data()),
+            Storage::Tasks(tasks) => Some(tasks.values()),
+            Storage::Queue(_) | Storage::Programs(_) | Storage::Maps(_) | Storage::Traces(_) => {
+                None
+            }
         }
     }
 
-    /// Bytes from the value of one index to the next, in a map whose keys are indices.
+    /// Bytes from the value of one index to the next, in an array.
     pub fn value_stride(&self) -> Option<usize> {
         match &self.storage {
-            Storage::Array(array) => Some(array.stride()),
+            Storage::Array(values) => Some(values.stride()),
+            _ => None,
         }
     }
 
-    /// The address of the value of an index, in a map whose keys are indices; `None` past the end.
+    /// Bytes from one core's values to the next core's, in a per-CPU array: a core's value of an index lies at
+    /// `value_address(0) + cpu * cpu_stride + index * value_stride`.
+    pub fn cpu_stride(&self) -> Option<usize> {
+        match &self.storage {
+            Storage::Array(values) if self.definition.kind.is_per_cpu() => {
+                Some(values.cpu_stride())
+            }
+            _ => None,
+        }
+    }
+
+    /// The address of the value of an index, in an array (per-CPU: core 0's); `None` past the end.
     pub fn value_address(&self, index: u32) -> Option<u64> {
         match &self.storage {
-            Storage::Array(array) => array.address_of(index),
+            Storage::Array(values) => values.address(index, 0),
+            _ => None,
         }
     }
 
-    /// The address of the value of `key`, which is what `bpf_map_lookup_elem` returns; `None` if there is none.
+    /// The address of the value of `key`, which is what `bpf_map_lookup_elem` returns: the running core's in a per-CPU
+    /// map, the inner map's handle in a map of maps. `None` if there is none.
     pub fn lookup_address(&self, key: &[u8]) -> Option<u64> {
+        self.lookup_address_of(key, || host().cpu())
+    }
+
+    /// As [`lookup_address`](Self::lookup_address), of core `cpu`'s value; `None` past the last core, or if the map is
+    /// not per-CPU.
+    pub fn lookup_address_on(&self, key: &[u8], cpu: u32) -> Option<u64> {
+        (self.definition.kind.is_per_cpu() && cpu < self.cpus)
+            .then(|| self.lookup_address_of(key, || cpu))
+            .flatten()
+    }
+
+    fn lookup_address_of(&self, key: &[u8], cpu: impl FnOnce() -> u32) -> Option<u64> {
         match &self.storage {
-            Storage::Array(array) => array.address(key),
+            Storage::Array(values) => {
+                let index = array::index(key, values.entries())?;
+                values.address(index, cpu())
+            }
+            Storage::Hash(hash) => hash.address(key, cpu()),
+            Storage::Lpm(lpm) => lpm.address(key),
+            Storage::Maps(maps) => maps.handle(key),
+            _ => None,
         }
     }
 
-    /// Copies the value of `key` into `value`, whole per 8-byte word.
+    /// Copies the value of `key` into `value`, whole per 8-byte word; of a hash, an LPM trie or a stack trace whole,
+    /// but for what programs write in place. Of a queue or stack (the key is empty): the value that would be taken
+    /// next.
     ///
-    /// Errors: `Invalid` if `key` or `value` has not the map's size; `NotFound`.
+    /// Errors: `Invalid` if `key` has not the map's size, `value` not [`host_value_size`](Self::host_value_size), or
+    /// the kind has no values to copy; `NotFound`; `Busy`.
     pub fn lookup(&self, key: &[u8], value: &mut [u8]) -> Result<(), MapError> {
-        if key.len() != self.key_size() || value.len() != self.value_size() {
+        if key.len() != self.key_size() || value.len() != self.host_value_size() {
             return Err(MapError::Invalid);
         }
-        let words = match &self.storage {
-            Storage::Array(array) => array.value(key),
-        };
-        read_bytes(words.ok_or(MapError::NotFound)?, value);
-        Ok(())
+        match &self.storage {
+            Storage::Array(values) => {
+                let index = array::index(key, values.entries()).ok_or(MapError::NotFound)?;
+                values.read(index, value);
+                Ok(())
+            }
+            Storage::Hash(hash) => hash.read(key, value),
+            Storage::Lpm(lpm) => lpm.read(key, value),
+            Storage::Queue(_) => self.peek(|words| read_bytes(words, value)),
+            Storage::Traces(traces) => traces.read(key, value),
+            Storage::Ring(_) | Storage::Programs(_) | Storage::Maps(_) | Storage::Tasks(_) => {
+                Err(MapError::Invalid)
+            }
+        }
     }
 
-    /// Sets the value of `key`, whole per 8-byte word.
+    /// Sets the value of `key`, whole per 8-byte word. Of a queue or stack (the key is empty): pushes it.
     ///
-    /// Errors: `Invalid` if `key` or `value` has not the map's size; `NotPermitted` for read-only data; what the kind
-    /// and `flags` say (an array: `TooBig` past the end, `Exists` for `NoExist`).
+    /// Errors: `Invalid` if `key` has not the map's size, `value` not [`host_value_size`](Self::host_value_size), or
+    /// the kind is not updated so; `NotPermitted` for read-only data; what the kind and `flags` say (past the end or
+    /// full: `TooBig`, an LPM trie `NoSpace`; `Exists` for `NoExist`, `NotFound` for `Exist`); `Busy`.
     pub fn update(&self, key: &[u8], value: &[u8], flags: UpdateFlags) -> Result<(), MapError> {
-        if value.len() != self.value_size() {
+        if value.len() != self.host_value_size() {
             return Err(MapError::Invalid);
         }
-        self.update_with(key, flags, |words| write_bytes(words, value))
+        if !self.definition.kind.is_per_cpu() {
+            return self.update_with(key, flags, |words| write_bytes(words, value));
+        }
+        self.check_update(key)?;
+        match &self.storage {
+            Storage::Array(values) => {
+                values.write(array::updated(key, values.entries(), flags)?, value);
+                Ok(())
+            }
+            Storage::Hash(hash) => hash.write(key, value, flags),
+            _ => Err(MapError::Invalid),
+        }
     }
 
-    /// As [`update`](Self::update), with a value that `fill` writes into the value's words.
-    pub fn update_with(
-        &self,
-        key: &[u8],
-        flags: UpdateFlags,
-        fill: impl FnOnce(&[AtomicU64]),
-    ) -> Result<(), MapError> {
+    fn check_update(&self, key: &[u8]) -> Result<(), MapError> {
         if !self.program_may_write() {
             return Err(MapError::NotPermitted);
         }
         if key.len() != self.key_size() {
             return Err(MapError::Invalid);
         }
-        match &self.storage {
-            Storage::Array(array) => fill(array.update(key, flags)?),
-        }
         Ok(())
     }
 
-    /// Removes `key`. An array's keys cannot be removed: `Invalid`.
+    /// As [`update`](Self::update) by a program: `fill` writes the value's words, in a per-CPU map the running core's.
+    /// Where keys are locked, `fill` runs under the lock, so it must be short, and an update by it would be `Busy`.
+    pub fn update_with(
+        &self,
+        key: &[u8],
+        flags: UpdateFlags,
+        fill: impl FnOnce(&[AtomicU64]),
+    ) -> Result<(), MapError> {
+        self.check_update(key)?;
+        match &self.storage {
+            Storage::Array(values) => {
+                let index = array::updated(key, values.entries(), flags)?;
+                // A core that was not there when the map was created has no values.
+                fill(values.at(index, host().cpu()).ok_or(MapError::Invalid)?);
+                Ok(())
+            }
+            Storage::Hash(hash) => hash.update(key, flags, fill).map(drop),
+            Storage::Lpm(lpm) => lpm.update(key, flags, fill),
+            Storage::Queue(queue) => queue.push(flags, fill),
+            _ => Err(MapError::Invalid),
+        }
+    }
+
+    /// Removes `key`. An array's keys cannot be removed, a map of maps is changed by [`remove_map`](Self::remove_map):
+    /// `Invalid`. `NotFound`, `Busy`.
     pub fn delete(&self, key: &[u8]) -> Result<(), MapError> {
         if key.len() != self.key_size() {
             return Err(MapError::Invalid);
         }
         match &self.storage {
-            Storage::Array(_) => Err(MapError::Invalid),
+            Storage::Hash(hash) => hash.table.delete(key, |_| {}),
+            Storage::Lpm(lpm) => lpm.delete(key),
+            Storage::Traces(traces) => traces.delete(key),
+            _ => Err(MapError::Invalid),
         }
     }
 
-    /// Writes the key after `key` (the first, if `None`) into `next`; `NotFound` after the last.
+    /// Writes the key after `key` (the first, if `None`) into `next`; `NotFound` after the last. After a key that is
+    /// not there, the first again, as in Linux.
     ///
-    /// Errors: `Invalid` if a key has not the map's size.
+    /// Errors: `Invalid` if a key has not the map's size, or the kind has none; `Busy` if other cores changed the map
+    /// faster than it could be read.
     pub fn next_key(&self, key: Option<&[u8]>, next: &mut [u8]) -> Result<(), MapError> {
+        let size = self.key_size();
+        if next.len() != size || key.is_some_and(|key| key.len() != size) {
+            return Err(MapError::Invalid);
+        }
         match &self.storage {
-            Storage::Array(array) => array.next_key(key, next),
+            Storage::Array(values) => array::next_key(key, values.entries(), next),
+            Storage::Programs(programs) => array::next_key(key, programs.count(), next),
+            Storage::Maps(maps) => match maps.hash() {
+                Some(hash) => hash.table.next_key(key, next),
+                None => array::next_key(key, maps.entries(), next),
+            },
+            Storage::Hash(hash) => hash.table.next_key(key, next),
+            Storage::Lpm(lpm) => lpm.next_key(key, next),
+            Storage::Traces(traces) => traces.next_key(key, next),
+            Storage::Queue(_) | Storage::Ring(_) | Storage::Tasks(_) => Err(MapError::Invalid),
+        }
+    }
+
+    /// The next element of a walk, without a lock; `None` at the end, or for a kind that cannot be walked. What is
+    /// put in or deleted meanwhile may be seen or not; a key that is there all the time and not replaced is seen once.
+    pub fn step<'a>(&'a self, cursor: &'a mut Cursor) -> Option<Element<'a>> {
+        let (key, value) = match &self.storage {
+            Storage::Array(values) => {
+                let value = values.address(cursor.index, host().cpu())?;
+                // The index as a `u32` at the word's address, in either byte order.
+                write_bytes(&cursor.key, &cursor.index.to_ne_bytes());
+                cursor.index += 1;
+                (&cursor.key[..], value)
+            }
+            Storage::Hash(hash) => hash.step(&mut cursor.position)?,
+            Storage::Lpm(lpm) => lpm.step(&mut cursor.position)?,
+            Storage::Tasks(tasks) => tasks.step(&mut cursor.position)?,
+            _ => return None,
+        };
+        Some(Element { key, value })
+    }
+
+    /// Walks over all elements as `bpf_for_each_map_elem` does: `f` gets the addresses of key and value and says
+    /// whether to go on. How many it was given; `Invalid` for a kind that is not walked (Linux: arrays and hashes).
+    pub fn walk(&self, mut f: impl FnMut(u64, u64) -> bool) -> Result<u32, MapError> {
+        if !matches!(self.storage, Storage::Array(_) | Storage::Hash(_)) {
+            return Err(MapError::Invalid);
+        }
+        let mut cursor = Cursor::default();
+        let mut count = 0;
+        while let Some(element) = self.step(&mut cursor) {
+            count += 1;
+            if !f(element.key_address(), element.value) {
+                break;
+            }
+        }
+        Ok(count)
+    }
+
+    /// Pushes a value, which `fill` writes, onto a queue or stack (`bpf_map_push_elem`). With `Exist` a full one loses
+    /// its oldest; `TooBig` with `Any`. `Invalid` for other kinds and `NoExist`; `Busy`.
+    pub fn push(
+        &self,
+        flags: UpdateFlags,
+        fill: impl FnOnce(&[AtomicU64]),
+    ) -> Result<(), MapError> {
+        match &self.storage {
+            Storage::Queue(queue) => queue.push(flags, fill),
+            _ => Err(MapError::Invalid),
+        }
+    }
+
+    /// Takes the next value of a queue or stack out (`bpf_map_pop_elem`): `take` reads it. `NotFound` if there is none.
+    pub fn pop(&self, take: impl FnOnce(&[AtomicU64])) -> Result<(), MapError> {
+        match &self.storage {
+            Storage::Queue(queue) => queue.take(true, take),
+            _ => Err(MapError::Invalid),
+        }
+    }
+
+    /// As [`pop`](Self::pop), and leaves it there (`bpf_map_peek_elem`).
+    pub fn peek(&self, take: impl FnOnce(&[AtomicU64])) -> Result<(), MapError> {
+        match &self.storage {
+            Storage::Queue(queue) => queue.take(false, take),
+            _ => Err(MapError::Invalid),
+        }
+    }
+
+    /// The ring buffer, if it is one.
+    pub fn ring_buffer(&self) -> Option<&RingBuffer> {
+        match &self.storage {
+            Storage::Ring(ring) => Some(ring),
+            _ => None,
+        }
+    }
+
+    /// Reserves a record of `size` bytes in a ring buffer; its address, or `None` if there is no room.
+    pub fn reserve(&self, size: u64) -> Option<u64> {
+        self.ring_buffer()?.reserve(size, self.address())
+    }
+
+    /// Commits or discards a record, and wakes the reader as `flags` (`BPF_RB_*`) say. `Invalid` if there is none at
+    /// that address.
+    pub fn commit(&self, record: u64, discard: bool, flags: u64) -> Result<(), MapError> {
+        let ring = self.ring_buffer().ok_or(MapError::Invalid)?;
+        if ring.commit(record, discard, flags)? {
+            host().wake_reader(self);
+        }
+        Ok(())
+    }
+
+    /// The id of a stack trace, innermost address first, at most [`trace_depth`](Self::trace_depth) of them; flags are
+    /// `BPF_F_FAST_STACK_CMP` and `BPF_F_REUSE_STACKID`.
+    ///
+    /// Errors: `Exists`, if another trace has that id and may not be replaced; `Invalid` for other kinds.
+    pub fn stack_id(&self, trace: &[u64], flags: u64) -> Result<u32, MapError> {
+        match &self.storage {
+            Storage::Traces(traces) if trace.len() <= self.trace_depth() => {
+                traces.id_of(trace, flags)
+            }
+            _ => Err(MapError::Invalid),
+        }
+    }
+
+    /// The most addresses that a stack trace's value holds; 0 for other kinds.
+    pub fn trace_depth(&self) -> usize {
+        match &self.storage {
+            Storage::Traces(_) => self.value_size() / memory::WORD_BYTES,
+            _ => 0,
+        }
+    }
+
+    /// Where a task's value lies; if it has none, `None` or, if `create` is given, a new one that it writes. `id` is
+    /// the host's for that task.
+    pub fn task_value(
+        &self,
+        task: u64,
+        id: u64,
+        create: Option<impl FnOnce(&[AtomicU64])>,
+    ) -> Option<u64> {
+        match (&self.storage, create) {
+            (Storage::Tasks(tasks), None) => tasks.address(task, id),
+            (Storage::Tasks(tasks), Some(fill)) => tasks.create_value(task, id, fill),
+            _ => None,
+        }
+    }
+
+    /// Copies a task's value. `Invalid` if `value` has not the map's size, or for other kinds; `NotFound`.
+    pub fn read_task_value(&self, task: u64, id: u64, value: &mut [u8]) -> Result<(), MapError> {
+        match &self.storage {
+            Storage::Tasks(tasks) if value.len() == self.value_size() => {
+                tasks.read(task, id, value)
+            }
+            _ => Err(MapError::Invalid),
+        }
+    }
+
+    /// Removes a task's value; also for the host to call on each task storage map when a task ends. `NotFound`, if it
+    /// has none; `Invalid` for other kinds; `Busy`, then try again.
+    pub fn task_ended(&self, task: u64, id: u64) -> Result<(), MapError> {
+        match &self.storage {
+            Storage::Tasks(tasks) => tasks.delete(task, id),
+            _ => Err(MapError::Invalid),
+        }
+    }
+
+    /// Puts an inner map into a map of maps. What was there is handed back for the caller to release when no program
+    /// can hold it any more.
+    ///
+    /// Errors: `Invalid`, if this is no map of maps, or `inner` is not as its template; else as
+    /// [`update`](Self::update).
+    pub fn put_map(
+        &self,
+        key: &[u8],
+        inner: Arc<Map>,
+        flags: UpdateFlags,
+    ) -> Result<Option<Retired<Map>>, MapError> {
+        self.check_update(key)?;
+        match &self.storage {
+            Storage::Maps(maps) => maps.put(key, inner, flags),
+            _ => Err(MapError::Invalid),
+        }
+    }
+
+    /// Takes an inner map out of a map of maps, and hands it back as [`put_map`](Self::put_map) does.
+    pub fn remove_map(&self, key: &[u8]) -> Result<Option<Retired<Map>>, MapError> {
+        match &self.storage {
+            Storage::Maps(maps) if key.len() == self.key_size() => maps.remove(key),
+            _ => Err(MapError::Invalid),
+        }
+    }
+
+    /// The maps in a map of maps.
+    pub fn inner_maps(&self) -> impl Iterator<Item = &Map> {
+        let maps = match &self.storage {
+            Storage::Maps(maps) => Some(maps),
+            _ => None,
+        };
+        maps.into_iter().flat_map(MapInMap::iter)
+    }
+
+    /// The inner map with that handle, if it is in this map of maps now.
+    pub fn inner(&self, handle: u64) -> Option<&Map> {
+        self.inner_maps().find(|map| map.address() == handle)
+    }
+
+    /// The target in a slot of a program array; `None` if it is empty or past the end, or for other kinds.
+    pub fn tail_target(&self, index: u32) -> Option<&TailTarget> {
+        match &self.storage {
+            Storage::Programs(programs) => programs.target(index),
+            _ => None,
+        }
+    }
+
+    /// Where a program array keeps the words, one a slot, 8 bytes each, that compiled code jumps by: the entry's
+    /// address or 0.
+    pub fn tail_entries(&self) -> Option<u64> {
+        match &self.storage {
+            Storage::Programs(programs) => Some(programs.address()),
+            _ => None,
+        }
+    }
+
+    /// Puts a program into a slot of a program array, or empties it. What was there is handed back for the caller to
+    /// release when no program can be in it, or be about to enter it, any more.
+    ///
+    /// Errors: `TooBig` past the end, `Invalid` for other kinds.
+    pub fn set_program(
+        &self,
+        index: u32,
+        target: Option<Arc<TailTarget>>,
+    ) -> Result<Option<Retired<TailTarget>>, MapError> {
+        match &self.storage {
+            Storage::Programs(programs) => programs.set(index, target),
+            _ => Err(MapError::Invalid),
         }
     }
 
     /// Puts `content` at a byte offset of value 0 of a data section's map, before any program can see it.
     pub(crate) fn initialise(&self, offset: usize, content: &[u8]) {
-        match &self.storage {
-            Storage::Array(array) => {
-                if let Some(words) = array.value(&0u32.to_ne_bytes()) {
-                    overwrite(words, offset, content);
-                }
-            }
+        if let Storage::Array(values) = &self.storage
+            && let Some(words) = values.at(0, 0)
+        {
+            overwrite(words, offset, content);
         }
     }
 }
