@@ -148,7 +148,11 @@ pub(super) fn map(shell: &mut Shell, command: &'static Command, arguments: &str)
         return Err(ShellError::NoMap(name.to_owned(), there));
     };
     let all = map.definition().max_entries <= SHORT;
-    let (mut key, mut next, mut value) = (None, vec![0; map.key_size()], vec![0; map.value_size()]);
+    let (mut key, mut next, mut value) = (
+        None,
+        vec![0; map.key_size()],
+        vec![0; map.host_value_size()],
+    );
     let (mut entries, mut zero) = (0, 0);
     while map.next_key(key.as_deref(), &mut next).is_ok() {
         // An entry may go away between the two calls.
