@@ -15,10 +15,10 @@ const MAX_KEY_BYTES: usize = 512;
 /// Keys up to this size take the short copy.
 const SHORT_KEY_BYTES: usize = 16;
 /// Linux's `EINVAL`.
-const EINVAL: i64 = 22;
+pub(super) const EINVAL: i64 = 22;
 
 /// A result as a program sees it: 0, or minus the error's number.
-fn status(result: Result<(), MapError>) -> u64 {
+pub(super) fn status(result: Result<(), MapError>) -> u64 {
     result.map_or_else(|error| -i64::from(error.errno()), |()| 0) as u64
 }
 
@@ -26,7 +26,7 @@ fn status(result: Result<(), MapError>) -> u64 {
 ///
 /// # Safety
 /// `handle` comes from [`Map::handle`] of a map that outlives `'a`.
-unsafe fn map<'a>(handle: u64) -> &'a Map {
+pub(super) unsafe fn map<'a>(handle: u64) -> &'a Map {
     // SAFETY: a handle is the address of a `Map` in an `Arc`, its provenance exposed; the caller keeps it alive. A
     // `Map` is only ever shared.
     unsafe { &*with_exposed_provenance::<Map>(handle as usize) }
@@ -36,7 +36,11 @@ unsafe fn map<'a>(handle: u64) -> &'a Map {
 ///
 /// # Safety
 /// `address` points to readable memory of the size of a key of `map`.
-unsafe fn with_key<T>(map: &Map, address: u64, f: impl FnOnce(&[u8]) -> T) -> Result<T, MapError> {
+pub(super) unsafe fn with_key<T>(
+    map: &Map,
+    address: u64,
+    f: impl FnOnce(&[u8]) -> T,
+) -> Result<T, MapError> {
     // SAFETY: the caller promises `key_size` readable bytes.
     let key = unsafe { ProgramBytes::new(address, map.key_size()) };
     let (mut short, mut long);

@@ -60,7 +60,7 @@ impl ProgramBytes {
     }
 
     /// The word at byte `index`, padded with zero past the end; in one load where it is aligned and whole.
-    fn word(self, index: usize) -> u64 {
+    pub(super) fn word(self, index: usize) -> u64 {
         let at = self.address.wrapping_add(index);
         if at.is_multiple_of(WORD_BYTES) && self.len.saturating_sub(index) >= WORD_BYTES {
             // SAFETY: the pointer is aligned, and the 8 bytes from `index` are below `len`, so `new`'s caller
@@ -83,9 +83,96 @@ impl ProgramBytes {
     }
 }
 
+/// Memory of a program, to write.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ProgramOut {
+    address: usize,
+    len: usize,
+}
+
+impl ProgramOut {
+    /// The `len` bytes at `address`.
+    ///
+    /// # Safety
+    /// They are writable for as long as the value is used, by an address whose provenance is exposed, and whoever
+    /// accesses them meanwhile is a program or does so atomically.
+    pub(super) unsafe fn new(address: u64, len: usize) -> Self {
+        Self {
+            address: address as usize,
+            len,
+        }
+    }
+
+    /// Sets the byte at `index`, if it is one of these.
+    pub(super) fn set(self, index: usize, byte: u8) {
+        if index < self.len {
+            let at = with_exposed_provenance_mut(self.address + index);
+            // SAFETY: `index` is below `len`, so `new`'s caller promised that the byte is writable.
+            let at = unsafe { AtomicU8::from_ptr(at) };
+            at.store(byte, Relaxed);
+        }
+    }
+
+    /// Sets the 8 bytes at `index`, as many of them as are of these; in one store where it is aligned and whole.
+    fn set_word(self, index: usize, word: u64) {
+        let at = self.address.wrapping_add(index);
+        if at.is_multiple_of(WORD_BYTES) && self.len.saturating_sub(index) >= WORD_BYTES {
+            // SAFETY: the pointer is aligned, and the 8 bytes from `index` are below `len`, so `new`'s caller
+            // promised that they are writable.
+            let at = unsafe { AtomicU64::from_ptr(with_exposed_provenance_mut(at)) };
+            return at.store(word, Relaxed);
+        }
+        for (offset, byte) in word.to_ne_bytes().into_iter().enumerate() {
+            self.set(index + offset, byte);
+        }
+    }
+
+    /// Writes words from the start on, as many as fit.
+    pub(super) fn copy_from(self, words: impl IntoIterator<Item = u64>) {
+        for (index, word) in (0..self.len).step_by(WORD_BYTES).zip(words) {
+            self.set_word(index, word);
+        }
+    }
+
+    /// Zeroes all of it.
+    pub(super) fn clear(self) {
+        self.copy_from(core::iter::repeat(0));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// As the next, the other way; bytes around are left alone.
+    #[test]
+    fn words_are_written_to_any_alignment() {
+        let words = [
+            0x0807_0605_0403_0201u64,
+            0x100f_0e0d_0c0b_0a09,
+            0x1817_1615_1413_1211,
+        ];
+        for start in 0..8 {
+            for len in 0..=24 {
+                let target: [AtomicU64; 5] = Default::default();
+                let base = target.as_ptr().expose_provenance() as u64;
+                // SAFETY: `start + len` is at most 31, the target has 40 bytes, atomic ones, and outlives the copy.
+                let out = unsafe { ProgramOut::new(base + start as u64, len) };
+                out.copy_from(words);
+                let got: alloc::vec::Vec<u8> = target
+                    .iter()
+                    .flat_map(|word| word.load(Relaxed).to_ne_bytes())
+                    .collect();
+                let mut want = [0; 40];
+                for index in 0..len {
+                    want[start + index] = index as u8 + 1;
+                }
+                assert_eq!(got, want, "{len} bytes to {start}");
+                out.clear();
+                assert!(target.iter().all(|word| word.load(Relaxed) == 0));
+            }
+        }
+    }
 
     /// Values of every length, from every alignment, arrive whole and padded with zeros.
     #[test]

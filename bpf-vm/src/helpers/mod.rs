@@ -11,12 +11,22 @@ mod format;
     reason = "helpers follow the pointers that programs hand over"
 )]
 mod functions;
+#[expect(
+    unsafe_code,
+    reason = "helpers follow the pointers that programs hand over"
+)]
+mod map;
 #[expect(unsafe_code, reason = "the memory behind a program's pointer")]
 mod memory;
 
 use self::functions::{
     get_current_pid_tgid, get_smp_processor_id, ktime_get_ns, map_delete_elem, map_lookup_elem,
     map_update_elem, trace_printk,
+};
+use self::map::{
+    for_each_map_elem, get_stack, get_stackid, map_lookup_percpu_elem, map_peek_elem, map_pop_elem,
+    map_push_elem, ringbuf_discard, ringbuf_output, ringbuf_query, ringbuf_reserve, ringbuf_submit,
+    task_storage_delete, task_storage_get,
 };
 
 /// A helper's function: r1 to r5 in, r0 out, by the C ABI (AAPCS64 on arm64), so that compiled code can BL it.
@@ -71,6 +81,8 @@ pub enum Argument {
     MapKey,
     /// The address of readable memory of the size of a value of the [`Map`](Self::Map) before it.
     MapValue,
+    /// As [`MapValue`](Self::MapValue), or 0.
+    MapValueOrNull,
     /// The address of writable memory of the size of a value of the [`Map`](Self::Map) before it; need not be
     /// initialised.
     MapValueOut,
@@ -191,7 +203,10 @@ impl Helper {
 
 /// All helpers, by number.
 pub static HELPERS: &[Helper] = {
-    use Argument::{Map, MapKey, MapValue, Memory, Scalar, Size};
+    use Argument::{
+        Any, Callback, ConstantSize, Context, Map, MapKey, MapValue, MapValueOrNull, MapValueOut,
+        Memory, MemoryOrNull, MemoryOut, Record, Scalar, Size, SizeOrZero, Task,
+    };
     &[
         Helper::new(
             1,
@@ -238,11 +253,118 @@ pub static HELPERS: &[Helper] = {
             Function::Plain(get_smp_processor_id),
         ),
         Helper::new(
+            12,
+            "bpf_tail_call",
+            &[Context, Map, Scalar],
+            Returns::Scalar,
+            Function::Engine,
+        ),
+        Helper::new(
             14,
             "bpf_get_current_pid_tgid",
             &[],
             Returns::Scalar,
             Function::Plain(get_current_pid_tgid),
+        ),
+        Helper::new(
+            27,
+            "bpf_get_stackid",
+            &[Context, Map, Scalar],
+            Returns::Scalar,
+            Function::Plain(get_stackid),
+        )
+        .gpl_only(),
+        Helper::new(
+            67,
+            "bpf_get_stack",
+            &[Context, MemoryOut, SizeOrZero, Scalar],
+            Returns::Scalar,
+            Function::Plain(get_stack),
+        )
+        .gpl_only(),
+        Helper::new(
+            87,
+            "bpf_map_push_elem",
+            &[Map, MapValue, Scalar],
+            Returns::Scalar,
+            Function::Plain(map_push_elem),
+        ),
+        Helper::new(
+            88,
+            "bpf_map_pop_elem",
+            &[Map, MapValueOut],
+            Returns::Scalar,
+            Function::Plain(map_pop_elem),
+        ),
+        Helper::new(
+            89,
+            "bpf_map_peek_elem",
+            &[Map, MapValueOut],
+            Returns::Scalar,
+            Function::Plain(map_peek_elem),
+        ),
+        Helper::new(
+            130,
+            "bpf_ringbuf_output",
+            &[Map, MemoryOrNull, SizeOrZero, Scalar],
+            Returns::Scalar,
+            Function::Plain(ringbuf_output),
+        ),
+        Helper::new(
+            131,
+            "bpf_ringbuf_reserve",
+            &[Map, ConstantSize, Scalar],
+            Returns::RecordOrNull,
+            Function::Plain(ringbuf_reserve),
+        ),
+        Helper::new(
+            132,
+            "bpf_ringbuf_submit",
+            &[Record, Scalar],
+            Returns::Scalar,
+            Function::Plain(ringbuf_submit),
+        ),
+        Helper::new(
+            133,
+            "bpf_ringbuf_discard",
+            &[Record, Scalar],
+            Returns::Scalar,
+            Function::Plain(ringbuf_discard),
+        ),
+        Helper::new(
+            134,
+            "bpf_ringbuf_query",
+            &[Map, Scalar],
+            Returns::Scalar,
+            Function::Plain(ringbuf_query),
+        ),
+        Helper::new(
+            156,
+            "bpf_task_storage_get",
+            &[Map, Task, MapValueOrNull, Scalar],
+            Returns::MapValueOrNull,
+            Function::Plain(task_storage_get),
+        ),
+        Helper::new(
+            157,
+            "bpf_task_storage_delete",
+            &[Map, Task],
+            Returns::Scalar,
+            Function::Plain(task_storage_delete),
+        ),
+        Helper::new(
+            164,
+            "bpf_for_each_map_elem",
+            &[Map, Callback, Any, Scalar],
+            Returns::Scalar,
+            Function::Callback(for_each_map_elem),
+        ),
+        Helper::new(
+            195,
+            "bpf_map_lookup_percpu_elem",
+            &[Map, MapKey, Scalar],
+            Returns::MapValueOrNull,
+            Function::Plain(map_lookup_percpu_elem),
         ),
     ]
 };

@@ -26,7 +26,7 @@ use super::{
 };
 
 /// `BPF_RINGBUF_HDR_SZ`.
-const HEADER_BYTES: u64 = 8;
+pub(crate) const HEADER_BYTES: u64 = 8;
 /// `BPF_RINGBUF_BUSY_BIT`: the record is being written.
 const BUSY: u64 = 1 << 31;
 /// `BPF_RINGBUF_DISCARD_BIT`: the record is not for the reader.
@@ -34,7 +34,7 @@ const DISCARD: u64 = 1 << 30;
 /// The bits of a header that are the length.
 const LENGTH: u64 = DISCARD - 1;
 /// Bytes of a page, of which a ring buffer's size is a multiple.
-pub(super) const PAGE: u64 = 4096;
+pub(crate) const PAGE: u64 = 4096;
 
 /// `BPF_RB_NO_WAKEUP`: do not wake the reader.
 pub const NO_WAKEUP: u64 = 1;

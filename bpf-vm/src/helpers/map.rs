@@ -1,0 +1,336 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The helpers on maps beyond lookup, update and delete: queues, ring buffers, stack traces, task storage, walks.
+//!
+//! Each has the safety contract of its type in [`Function`](super::Function): its arguments are what its row says.
+use core::{
+    mem::transmute,
+    ptr::with_exposed_provenance_mut,
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+};
+
+use super::{
+    AttachedFunction,
+    functions::{EINVAL, map, status, with_key},
+    memory::{ProgramBytes, ProgramOut},
+};
+use crate::{
+    host::host,
+    map::{
+        Map, MapError, UpdateFlags,
+        memory::WORD_BYTES,
+        ringbuf::{FORCE_WAKEUP, HEADER_BYTES, NO_WAKEUP, PAGE},
+        stack_trace::{FAST_STACK_CMP, MAX_DEPTH, REUSE_STACKID, SKIP_MASK},
+    },
+};
+
+/// Linux's `EFAULT`.
+const EFAULT: i64 = 14;
+/// `BPF_LOCAL_STORAGE_GET_F_CREATE`: a task without a value gets one.
+const CREATE: u64 = 1;
+/// The flags of a record's end.
+const WAKEUP_FLAGS: u64 = NO_WAKEUP | FORCE_WAKEUP;
+
+fn error(number: i64) -> u64 {
+    -number as u64
+}
+
+/// `void *bpf_map_lookup_percpu_elem(map, key, cpu)`: the address of that core's value, or 0.
+pub(super) unsafe extern "C" fn map_lookup_percpu_elem(
+    handle: u64,
+    key: u64,
+    cpu: u64,
+    _: u64,
+    _: u64,
+) -> u64 {
+    // SAFETY: by this helper's row `handle` is the handle of a map that the running program holds.
+    let map = unsafe { map(handle) };
+    // The helper takes a `u32`.
+    let find = |key: &[u8]| map.lookup_address_on(key, cpu as u32);
+    // SAFETY: by this helper's row `key` points to a readable key of that map.
+    let address = unsafe { with_key(map, key, find) };
+    address.ok().flatten().unwrap_or(0)
+}
+
+/// `long bpf_map_push_elem(map, value, flags)`: 0 or a negative error number.
+pub(super) unsafe extern "C" fn map_push_elem(
+    handle: u64,
+    value: u64,
+    flags: u64,
+    _: u64,
+    _: u64,
+) -> u64 {
+    // SAFETY: by this helper's row `handle` is the handle of a map that the running program holds.
+    let map = unsafe { map(handle) };
+    // SAFETY: by this helper's row `value` points to a readable value of that map.
+    let value = unsafe { ProgramBytes::new(value, map.value_size()) };
+    let push = |flags| map.push(flags, |words| value.copy_to_value(words));
+    status(UpdateFlags::try_from(flags).and_then(push))
+}
+
+/// `long bpf_map_pop_elem(map, value)`: 0, or a negative error number and zeros.
+pub(super) unsafe extern "C" fn map_pop_elem(
+    handle: u64,
+    value: u64,
+    _: u64,
+    _: u64,
+    _: u64,
+) -> u64 {
+    // SAFETY: the two rows ask for the same.
+    unsafe { take(handle, value, true) }
+}
+
+/// `long bpf_map_peek_elem(map, value)`: 0, or a negative error number and zeros.
+pub(super) unsafe extern "C" fn map_peek_elem(
+    handle: u64,
+    value: u64,
+    _: u64,
+    _: u64,
+    _: u64,
+) -> u64 {
+    // SAFETY: the two rows ask for the same.
+    unsafe { take(handle, value, false) }
+}
+
+/// # Safety
+/// `handle` is the handle of a map that the running program holds, `value` the address of a writable value of it.
+unsafe fn take(handle: u64, value: u64, remove: bool) -> u64 {
+    // SAFETY: as this function asks for.
+    let map = unsafe { map(handle) };
+    // SAFETY: as this function asks for.
+    let out = unsafe { ProgramOut::new(value, map.value_size()) };
+    let copy = |words: &[AtomicU64]| out.copy_from(words.iter().map(|word| word.load(Relaxed)));
+    let taken = if remove {
+        map.pop(copy)
+    } else {
+        map.peek(copy)
+    };
+    if taken.is_err() {
+        out.clear();
+    }
+    status(taken)
+}
+
+/// `long bpf_ringbuf_output(map, data, size, flags)`: a record with a copy; 0 or a negative error number.
+pub(super) unsafe extern "C" fn ringbuf_output(
+    handle: u64,
+    data: u64,
+    size: u64,
+    flags: u64,
+    _: u64,
+) -> u64 {
+    if flags & !WAKEUP_FLAGS != 0 {
+        return error(EINVAL);
+    }
+    // SAFETY: by this helper's row `handle` is the handle of a map that the running program holds.
+    let map = unsafe { map(handle) };
+    let Some(record) = map.reserve(size) else {
+        return status(Err(MapError::Again));
+    };
+    // SAFETY: by this helper's row `data` points to `size` readable bytes.
+    let data = unsafe { ProgramBytes::new(data, size as usize) };
+    // SAFETY: a record of `size` bytes, of which nobody else knows yet.
+    let out = unsafe { ProgramOut::new(record, size as usize) };
+    out.copy_from((0..data.len()).step_by(WORD_BYTES).map(|at| data.word(at)));
+    status(map.commit(record, false, flags))
+}
+
+/// `void *bpf_ringbuf_reserve(map, size, flags)`: the address of a record to be written, or 0.
+pub(super) unsafe extern "C" fn ringbuf_reserve(
+    handle: u64,
+    size: u64,
+    flags: u64,
+    _: u64,
+    _: u64,
+) -> u64 {
+    // SAFETY: by this helper's row `handle` is the handle of a map that the running program holds.
+    let map = unsafe { map(handle) };
+    let reserved = (flags == 0).then(|| map.reserve(size));
+    reserved.flatten().unwrap_or(0)
+}
+
+/// `void bpf_ringbuf_submit(record, flags)`: hands a record to the reader.
+pub(super) unsafe extern "C" fn ringbuf_submit(
+    record: u64,
+    flags: u64,
+    _: u64,
+    _: u64,
+    _: u64,
+) -> u64 {
+    // SAFETY: the two rows ask for the same.
+    unsafe { commit(record, false, flags) }
+}
+
+/// `void bpf_ringbuf_discard(record, flags)`: gives a record up.
+pub(super) unsafe extern "C" fn ringbuf_discard(
+    record: u64,
+    flags: u64,
+    _: u64,
+    _: u64,
+    _: u64,
+) -> u64 {
+    // SAFETY: the two rows ask for the same.
+    unsafe { commit(record, true, flags) }
+}
+
+/// # Safety
+/// `record` is the address of a record that was reserved in a map that lives, and is not committed.
+unsafe fn commit(record: u64, discard: bool, flags: u64) -> u64 {
+    let header = record - HEADER_BYTES;
+    let word = with_exposed_provenance_mut(header as usize);
+    // SAFETY: a record lies behind its header, an aligned word.
+    let pages = unsafe { AtomicU64::from_ptr(word) }.load(Relaxed) >> 32;
+    let handle = with_exposed_provenance_mut((header / PAGE - pages) as usize * PAGE as usize);
+    // SAFETY: so many pages before the header's, a page starts with the map's handle.
+    let handle = unsafe { AtomicU64::from_ptr(handle) }.load(Relaxed);
+    // SAFETY: the record lies in that map's memory, so the map lives.
+    let map = unsafe { map(handle) };
+    // It returns nothing; r0 is 0 in either case.
+    let _ = map.commit(record, discard, flags);
+    0
+}
+
+/// `u64 bpf_ringbuf_query(map, what)`: bytes not read, size, reader's position, writers' position.
+pub(super) unsafe extern "C" fn ringbuf_query(
+    handle: u64,
+    what: u64,
+    _: u64,
+    _: u64,
+    _: u64,
+) -> u64 {
+    // SAFETY: by this helper's row `handle` is the handle of a map that the running program holds.
+    let map = unsafe { map(handle) };
+    map.ring_buffer().map_or(0, |ring| ring.query(what))
+}
+
+/// `long bpf_get_stackid(ctx, map, flags)`: the id of the stack that the context stands on, or a negative error number.
+///
+/// There are no user stacks here: `BPF_F_USER_STACK` is `EINVAL`. It takes 1 KiB of stack.
+pub(super) unsafe extern "C" fn get_stackid(
+    context: u64,
+    handle: u64,
+    flags: u64,
+    _: u64,
+    _: u64,
+) -> u64 {
+    if flags & !(SKIP_MASK | FAST_STACK_CMP | REUSE_STACKID) != 0 {
+        return error(EINVAL);
+    }
+    // SAFETY: by this helper's row `handle` is the handle of a map that the running program holds.
+    let map = unsafe { map(handle) };
+    let mut trace = [0; MAX_DEPTH];
+    let Some(space) = trace
+        .get_mut(..map.trace_depth())
+        .filter(|space| !space.is_empty())
+    else {
+        return error(EINVAL);
+    };
+    let depth = host().stack_trace(context, (flags & SKIP_MASK) as usize, space);
+    match space.get(..depth).filter(|trace| !trace.is_empty()) {
+        Some(trace) => map
+            .stack_id(trace, flags)
+            .map_or_else(|error| status(Err(error)), u64::from),
+        None => error(EFAULT),
+    }
+}
+
+/// `long bpf_get_stack(ctx, buf, size, flags)`: the stack that the context stands on, innermost address first; bytes
+/// written or a negative error number, the rest zeroed.
+///
+/// There are no user stacks here: `BPF_F_USER_STACK` is `EINVAL`. At most 127 addresses; it takes 1 KiB of stack.
+pub(super) unsafe extern "C" fn get_stack(
+    context: u64,
+    buffer: u64,
+    size: u64,
+    flags: u64,
+    _: u64,
+) -> u64 {
+    // SAFETY: by this helper's row `buffer` points to `size` writable bytes.
+    let out = unsafe { ProgramOut::new(buffer, size as usize) };
+    out.clear();
+    if flags & !SKIP_MASK != 0 || !size.is_multiple_of(WORD_BYTES as u64) {
+        return error(EINVAL);
+    }
+    let mut trace = [0; MAX_DEPTH];
+    let count = MAX_DEPTH.min(size as usize / WORD_BYTES);
+    let space = trace.get_mut(..count).unwrap_or_default();
+    let depth = host()
+        .stack_trace(context, flags as usize, space)
+        .min(count);
+    if depth == 0 {
+        return error(EFAULT);
+    }
+    out.copy_from(trace.into_iter().take(depth));
+    (depth * WORD_BYTES) as u64
+}
+
+/// `void *bpf_task_storage_get(map, task, value, flags)`: the address of a task's value, or 0; with
+/// `BPF_LOCAL_STORAGE_GET_F_CREATE` it is made, from `value` or zero, if there is none.
+pub(super) unsafe extern "C" fn task_storage_get(
+    handle: u64,
+    task: u64,
+    value: u64,
+    flags: u64,
+    _: u64,
+) -> u64 {
+    if task == 0 || flags & !CREATE != 0 {
+        return 0;
+    }
+    // SAFETY: by this helper's row `handle` is the handle of a map that the running program holds.
+    let map = unsafe { map(handle) };
+    let bytes = if value == 0 { 0 } else { map.value_size() };
+    // SAFETY: by this helper's row `value` points to a readable value of that map, or is 0.
+    let value = unsafe { ProgramBytes::new(value, bytes) };
+    let fill = |words: &[AtomicU64]| {
+        if value.len() == 0 {
+            words.iter().for_each(|word| word.store(0, Relaxed));
+        } else {
+            value.copy_to_value(words);
+        }
+    };
+    let create = (flags & CREATE != 0).then_some(fill);
+    map.task_value(task, host().task_id(task), create)
+        .unwrap_or(0)
+}
+
+/// `long bpf_task_storage_delete(map, task)`: 0 or a negative error number.
+pub(super) unsafe extern "C" fn task_storage_delete(
+    handle: u64,
+    task: u64,
+    _: u64,
+    _: u64,
+    _: u64,
+) -> u64 {
+    if task == 0 {
+        return error(EINVAL);
+    }
+    // SAFETY: by this helper's row `handle` is the handle of a map that the running program holds.
+    let map = unsafe { map(handle) };
+    status(map.task_ended(task, host().task_id(task)))
+}
+
+/// `long bpf_for_each_map_elem(map, callback, ctx, flags)`: calls `callback(map, key, value, ctx)` for each element
+/// until it returns something else than 0; how many calls, or a negative error number.
+pub(super) unsafe extern "C" fn for_each_map_elem(
+    handle: u64,
+    callback: u64,
+    context: u64,
+    flags: u64,
+    _: u64,
+    attachment: u64,
+) -> u64 {
+    if flags != 0 {
+        return error(EINVAL);
+    }
+    // SAFETY: by this helper's row `callback` is a function of the running program, compiled as an `extern "C"`
+    // function of r1 to r5 and the attachment.
+    let callback = unsafe { transmute::<usize, AttachedFunction>(callback as usize) };
+    // SAFETY: by this helper's row `handle` is the handle of a map that the running program holds.
+    let map: &Map = unsafe { map(handle) };
+    let call = |key, value| {
+        // SAFETY: an element of the map, the caller's context and attachment, as the callback takes them.
+        let result = unsafe { callback(handle, key, value, context, 0, attachment) };
+        result == 0
+    };
+    map.walk(call)
+        .map_or_else(|error| status(Err(error)), u64::from)
+}
