@@ -715,6 +715,14 @@ impl Map {
         }
     }
 
+    /// Keys in a hash, and its spare elements: two a core when nothing is going on. `None` for other kinds.
+    pub fn usage(&self) -> Option<(u32, usize)> {
+        match &self.storage {
+            Storage::Hash(hash) => Some(hash.table.usage()),
+            _ => None,
+        }
+    }
+
     /// Puts `content` at a byte offset of value 0 of a data section's map, before any program can see it.
     pub(crate) fn initialise(&self, offset: usize, content: &[u8]) {
         if let Storage::Array(values) = &self.storage

@@ -613,21 +613,10 @@ impl Table {
         )
     }
 
-    /// Elements that are free, when nothing is going on.
-    #[cfg(test)]
-    pub(super) fn free(&self) -> usize {
-        self.pool.free()
-    }
-
-    /// Elements in all.
-    #[cfg(test)]
-    pub(super) fn elements(&self) -> u32 {
-        self.elements
-    }
-
-    /// Keys in the map, when nothing is going on.
-    #[cfg(test)]
-    pub(super) fn keys(&self) -> u32 {
-        self.keys.load(Relaxed)
+    /// Keys in the map, and elements that are free beyond those that keys may still take, when nothing is going on.
+    pub(super) fn usage(&self) -> (u32, usize) {
+        let keys = self.keys.load(Relaxed);
+        let left = self.max_entries.saturating_sub(keys) as usize;
+        (keys, self.pool.free().saturating_sub(left))
     }
 }
