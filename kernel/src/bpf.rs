@@ -5,7 +5,7 @@
 //! A hook holds its program, and the program its maps, until the grace period after its trampoline was taken off.
 
 use crate::arch::callee::{self, Context, NativeHook};
-use crate::arch::{cpu, switch, timer};
+use crate::arch::{barrier, cpu, irq, switch, timer};
 use crate::hook::{self, Function, HookId};
 use crate::initrd::{self, InitrdError};
 use crate::mm::layout::POOL;
@@ -122,6 +122,23 @@ impl bpf_vm::host::Host for Host {
 
     fn cpu(&self) -> u32 {
         cpu::index() as u32
+    }
+
+    fn cpus(&self) -> u32 {
+        cpu::MAX_CPUS as u32
+    }
+
+    fn mask_interrupts(&self) -> u64 {
+        irq::disable().into_word()
+    }
+
+    fn restore_interrupts(&self, state: u64) {
+        irq::restore(irq::State::from_word(state));
+    }
+
+    fn relax(&self) {
+        // Not ISB: an emulated core would wait out its time slice, and a WFE might not be woken by a plain store.
+        barrier::yield_hint();
     }
 
     fn current_pid_tgid(&self) -> u64 {

@@ -88,6 +88,11 @@ impl Hash {
         flags: UpdateFlags,
         fill: impl FnOnce(&[AtomicU64]),
     ) -> Result<Updated, MapError> {
+        let cpu = host().cpu();
+        if self.values.at(0, cpu).is_none() {
+            // A core that was not there when the map was created has no values.
+            return Err(MapError::Invalid);
+        }
         let fill = |target: Target| {
             let element = match target {
                 Target::New(element) => {
@@ -98,7 +103,7 @@ impl Hash {
                 }
                 Target::Kept(element) => element,
             };
-            if let Some(words) = self.values.at(element - 1, host().cpu()) {
+            if let Some(words) = self.values.at(element - 1, cpu) {
                 fill(words);
             }
         };

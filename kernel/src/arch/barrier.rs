@@ -24,6 +24,8 @@ instruction!(/// Context synchronisation event on this core (Arm ARM glossary).
     isb, "isb");
 instruction!(/// Waits for an event: another core's SEV, or a lost exclusive reservation (B2.12).
     wfe, "wfe");
+instruction!(/// Lets other threads of the core, or an emulator's other cores, go on.
+    yield_hint, "yield");
 instruction!(/// Sends an event to all cores.
     sev, "sev");
 instruction!(/// Waits for an interrupt, masked or not.

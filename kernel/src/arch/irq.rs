@@ -12,6 +12,18 @@ use core::sync::atomic::{AtomicUsize, Ordering};
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct State(u64);
 
+impl State {
+    /// As a plain word, for those who know nothing of this kernel.
+    pub(crate) fn into_word(self) -> u64 {
+        self.0
+    }
+
+    /// From what [`into_word`](Self::into_word) gave.
+    pub(crate) fn from_word(word: u64) -> State {
+        State(word)
+    }
+}
+
 const BY_DAIF: usize = 0;
 const BY_ICC_PMR: usize = 1;
 
