@@ -21,7 +21,10 @@ use bpf_vm::{
 /// Threads of each test, and so cores.
 const THREADS: u32 = 4;
 /// Operations of each thread.
-const STEPS: u64 = 40_000;
+const STEPS: u64 = 200_000;
+/// Bytes of a hash's keys and values: long, so that others come in between.
+const KEY_BYTES: usize = 128;
+const VALUE_BYTES: usize = 512;
 
 thread_local! {
     static CPU: Cell<u32> = const { Cell::new(0) };
@@ -82,36 +85,32 @@ fn on_all_cores(f: impl Fn(u32, &mut dyn FnMut() -> u64) + Sync) {
     });
 }
 
-/// The words of a value: the key, and a number four times.
-fn value_of(key: u64, number: u64) -> [u8; 40] {
-    let mut value = [0; 40];
-    for (chunk, word) in value
-        .chunks_mut(8)
-        .zip([key, number, number, number, number])
-    {
+/// A value: the key, then a number over and over.
+fn value_of(key: u64, number: u64) -> [u8; VALUE_BYTES] {
+    let mut value = [0; VALUE_BYTES];
+    for (index, chunk) in value.chunks_mut(8).enumerate() {
+        let word = if index == 0 { key } else { number };
         chunk.copy_from_slice(&word.to_ne_bytes());
     }
     value
 }
 
-/// The key, or two words of it so that a torn key would show, as the map takes it.
-fn key_of(key: u64) -> [u8; 16] {
-    let mut bytes = [0; 16];
-    bytes[..8].copy_from_slice(&key.to_ne_bytes());
-    bytes[8..].copy_from_slice(&(!key).to_ne_bytes());
+/// A key that says in each word which one it is, so that a torn one shows.
+fn key_of(key: u64) -> [u8; KEY_BYTES] {
+    let mut bytes = [0; KEY_BYTES];
+    for chunk in bytes.chunks_mut(8) {
+        chunk.copy_from_slice(&key.to_ne_bytes());
+    }
     bytes
 }
 
-fn check(key: u64, value: &[u8; 40]) {
-    let words: Vec<u64> = value
+fn check(key: u64, value: &[u8; VALUE_BYTES]) {
+    let mut words = value
         .chunks(8)
-        .map(|chunk| u64::from_ne_bytes(chunk.try_into().unwrap()))
-        .collect();
-    assert_eq!(words[0], key, "another key's value");
-    assert!(
-        words[1..].iter().all(|word| *word == words[1]),
-        "torn: {words:x?}"
-    );
+        .map(|chunk| u64::from_ne_bytes(chunk.try_into().unwrap()));
+    assert_eq!(words.next(), Some(key), "another key's value");
+    let first = words.next();
+    assert!(words.all(|word| Some(word) == first), "torn: {value:x?}");
 }
 
 fn patiently(mut f: impl FnMut() -> Result<(), MapError>) -> Result<(), MapError> {
@@ -125,7 +124,7 @@ fn patiently(mut f: impl FnMut() -> Result<(), MapError>) -> Result<(), MapError
 
 /// Few buckets, many keys: updates, deletes, lookups and walks at once. Key 0 is only ever replaced.
 fn hammer(kind: MapKind, max_entries: u32, keys: u64) {
-    let map = map(kind, 16, 40, max_entries);
+    let map = map(kind, KEY_BYTES as u32, VALUE_BYTES as u32, max_entries);
     map.update(&key_of(0), &value_of(0, 0), UpdateFlags::Any)
         .unwrap();
     let found = AtomicU32::new(0);
@@ -133,7 +132,7 @@ fn hammer(kind: MapKind, max_entries: u32, keys: u64) {
     on_all_cores(|_, random| {
         for step in 0..STEPS {
             let key = random() % keys;
-            let mut value = [0; 40];
+            let mut value = [0; VALUE_BYTES];
             match random() % 8 {
                 0..3 => {
                     let update =
@@ -151,7 +150,7 @@ fn hammer(kind: MapKind, max_entries: u32, keys: u64) {
                     assert!(matches!(result, Ok(()) | Err(MapError::NotFound)));
                 }
                 4 => {
-                    let mut next = [0; 16];
+                    let mut next = [0; KEY_BYTES];
                     if patiently(|| map.next_key(Some(&key_of(key)), &mut next)).is_ok() {
                         let first = u64::from_ne_bytes(next[..8].try_into().unwrap());
                         assert_eq!(next, key_of(first), "a torn key");
