@@ -196,6 +196,30 @@ fn one_bucket() {
     hammer(MapKind::HASH, 1, 2);
 }
 
+/// One bucket with a long chain of long keys that come and go: readers, who do nothing else, never miss key 0, which is
+/// replaced all the time.
+#[test]
+fn readers_never_miss_a_key_that_stays() {
+    const KEYS: u64 = 6;
+    let map = map(MapKind::HASH, KEY_BYTES as u32, 8, 4);
+    let update = |key, flags| map.update(&key_of(key), &[1; 8], flags);
+    update(0, UpdateFlags::Any).unwrap();
+    on_all_cores(|cpu, random| {
+        for _ in 0..STEPS {
+            if cpu % 2 == 0 {
+                assert!(map.lookup_address(&key_of(0)).is_some(), "key 0 was missed");
+                continue;
+            }
+            let key = random() % KEYS;
+            let result = match random() % 3 {
+                0 if key != 0 => patiently(|| map.delete(&key_of(key))),
+                _ => patiently(|| update(key, UpdateFlags::Any)),
+            };
+            assert!(!matches!(result, Err(MapError::Invalid)));
+        }
+    });
+}
+
 #[test]
 fn a_few_buckets_full_most_of_the_time() {
     hammer(MapKind::HASH, 8, 16);
