@@ -7,8 +7,11 @@ use alloc::sync::Arc;
 use core::{fmt, sync::atomic::AtomicU64};
 
 use crate::{
-    isa::{AtomicOp, Op, Operand, Reg},
-    program::{STACK_BYTES, ValidatedProgram},
+    attachment::Attachment,
+    helpers::{self, Function, Helper},
+    isa::{AluOp, AtomicOp, Cond, Op, Reg, Size, Width},
+    map::{Cursor, Map},
+    program::ValidatedProgram,
 };
 
 pub(crate) mod alu;
@@ -17,6 +20,7 @@ pub(crate) mod alu;
     reason = "calls of helpers, after their arguments were checked"
 )]
 mod call;
+pub(crate) mod flat;
 #[expect(
     unsafe_code,
     reason = "accesses to a program's memory, after the check that it is the program's"
@@ -24,12 +28,19 @@ mod call;
 mod memory;
 
 pub use self::memory::Region;
-use self::memory::{MapValues, Memory};
+use self::{
+    flat::{Code, Place, rows},
+    memory::{Memory, STRIDE},
+};
 
 /// Local calls that may be active at once, the entry included (`MAX_CALL_FRAMES` of Linux).
 pub const MAX_FRAMES: usize = 8;
-/// Words of a frame's stack.
-const FRAME_WORDS: usize = STACK_BYTES as usize / size_of::<u64>();
+/// Tail calls that one run may make (`MAX_TAIL_CALL_CNT` of Linux).
+pub const MAX_TAIL_CALLS: u32 = 33;
+/// Rounds that `bpf_loop` makes at most (`BPF_MAX_LOOPS` of Linux).
+pub const MAX_LOOPS: u64 = 1 << 23;
+/// Words of a frame's stack, with what lies between it and the next one.
+const FRAME_WORDS: usize = STRIDE / size_of::<u64>();
 
 /// What a run left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,6 +85,8 @@ pub enum FaultKind {
     Budget(u64),
     /// More than [`MAX_FRAMES`] local calls deep.
     CallDepth,
+    /// `callx` by a register that holds no helper's number and names no function.
+    NoFunction(u64),
     /// Control went where there is no instruction, or to a helper that does not exist: a fault of the validator.
     Structure,
 }
@@ -99,6 +112,10 @@ impl fmt::Display for Fault {
                 write!(f, "the program did not end within {budget} instructions")
             }
             FaultKind::CallDepth => write!(f, "local calls are more than {MAX_FRAMES} deep"),
+            FaultKind::NoFunction(value) => write!(
+                f,
+                "the register holds {value:#x}, which is no helper's number and no function of the program"
+            ),
             FaultKind::Structure => f.write_str("there is no such instruction or helper"),
         }
     }
@@ -109,60 +126,86 @@ impl core::error::Error for Fault {}
 /// A program, ready to be interpreted.
 #[derive(Clone, Debug)]
 pub struct Interpreter {
-    maps: MapValues,
+    program: Arc<ValidatedProgram>,
 }
 
-/// What a local call keeps for its return.
-#[derive(Clone, Copy, Default)]
-struct Frame {
-    return_to: u32,
+/// What happens when a function returns.
+#[derive(Clone, Copy)]
+enum Then {
+    /// Its caller goes on.
+    Return,
+    /// `bpf_loop` calls it again, or goes on.
+    Loop {
+        /// Rounds done.
+        round: u64,
+        /// Rounds wanted.
+        rounds: u64,
+    },
+    /// `bpf_for_each_map_elem` calls it for the next element, or goes on.
+    Each {
+        /// Elements done.
+        visited: u64,
+    },
+}
+
+/// What a call keeps for its return.
+struct Frame<'p> {
+    program: &'p ValidatedProgram,
+    return_to: usize,
     saved: [u64; 4],
+    then: Then,
+    /// Of a callback: what is called again, with what, and over what.
+    callback: usize,
+    context: u64,
+    map: Option<&'p Map>,
+    cursor: Cursor,
 }
 
-/// The registers; sixteen, so that no index can be out of range.
+/// The registers.
 struct Registers([u64; 16]);
 
 impl Registers {
     #[inline(always)]
-    fn get(&self, reg: Reg) -> u64 {
-        self.0[usize::from(reg.number() & 15)]
+    fn get(&self, place: Place) -> u64 {
+        self.0[place as usize]
     }
 
     #[inline(always)]
-    fn set(&mut self, reg: Reg, value: u64) {
-        self.0[usize::from(reg.number() & 15)] = value;
-    }
-
-    #[inline(always)]
-    fn operand(&self, operand: Operand) -> u64 {
-        match operand {
-            Operand::Reg(reg) => self.get(reg),
-            Operand::Imm(imm) => i64::from(imm).cast_unsigned(),
-        }
+    fn set(&mut self, place: Place, value: u64) {
+        self.0[place as usize] = value;
     }
 }
 
-/// `base + off`.
+/// `base + off`, of an offset as it is in a [`Flat`].
 #[inline(always)]
-fn at(base: u64, off: i16) -> u64 {
-    base.wrapping_add_signed(off.into())
+fn at(base: u64, off: u32) -> u64 {
+    base.wrapping_add_signed(i64::from(off.cast_signed()))
 }
+
+/// Linux's numbers of the helpers that an engine has its own part in.
+const LOOP: u32 = 181;
+const FOR_EACH: u32 = 164;
+const TAIL_CALL: u32 = 12;
+/// Linux's `ENOENT`, `E2BIG` and `EINVAL`, as a program sees them.
+const ENOENT: u64 = -2_i64 as u64;
+const E2BIG: u64 = -7_i64 as u64;
+const EINVAL: u64 = -22_i64 as u64;
 
 impl Interpreter {
-    /// Prepares a program. Allocates; [`run`](Self::run) does not.
+    /// Prepares a program.
     pub fn new(program: Arc<ValidatedProgram>) -> Self {
-        Self {
-            maps: MapValues::new(program),
-        }
+        Self { program }
     }
 
     /// The program.
     pub fn program(&self) -> &Arc<ValidatedProgram> {
-        self.maps.program()
+        &self.program
     }
 
     /// Runs the program with `arguments` in r1 and on, all other registers 0, and `budget` instructions at most.
-    /// Besides its stack and its maps' values it may access `regions`.
+    /// Besides its stack, its maps' values and its kernel variables it may access `regions`. Allocates nothing.
+    ///
+    /// The budget is counted at jumps, calls and the end: straight code between two of them is not cut.
     ///
     /// # Errors
     /// The first access outside of its memory, bad helper argument, or the end of the budget; what the program wrote
@@ -173,212 +216,526 @@ impl Interpreter {
         regions: &[Region<'_>],
         budget: u64,
     ) -> Result<Outcome, Fault> {
-        // The stack of a program with one function is one frame.
-        if self.program().functions().len() == 1 {
-            self.run_on::<FRAME_WORDS>(arguments, regions, budget)
+        self.run_for(&Attachment::NONE, arguments, regions, budget)
+    }
+
+    /// As [`run`](Self::run), for an attachment that helpers may ask for.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run).
+    pub fn run_for(
+        &self,
+        attachment: &Attachment,
+        arguments: &[u64],
+        regions: &[Region<'_>],
+        budget: u64,
+    ) -> Result<Outcome, Fault> {
+        if self.program.has_one_frame() {
+            self.run_on::<FRAME_WORDS, 1>(attachment, arguments, regions, budget)
         } else {
-            self.run_on::<{ FRAME_WORDS * MAX_FRAMES }>(arguments, regions, budget)
+            self.run_on::<{ FRAME_WORDS * MAX_FRAMES }, MAX_FRAMES>(
+                attachment, arguments, regions, budget,
+            )
         }
     }
 
-    #[inline(never)]
-    fn run_on<const WORDS: usize>(
+    fn run_on<const WORDS: usize, const FRAMES: usize>(
         &self,
+        attachment: &Attachment,
         arguments: &[u64],
         regions: &[Region<'_>],
-        mut budget: u64,
+        budget: u64,
     ) -> Result<Outcome, Fault> {
-        let (code, given_budget) = (self.program().instructions(), budget);
         let stack = [const { AtomicU64::new(0) }; WORDS];
-        let mut memory = Memory {
-            stack: Region::words(stack.get(..FRAME_WORDS).unwrap_or(&stack)),
-            given: regions,
-            maps: self.maps.regions(),
-        };
-        let mut frames = [Frame::default(); MAX_FRAMES];
-        let mut depth = 0;
+        let program = &*self.program;
+        let mut frames: [Frame<'_>; FRAMES] = core::array::from_fn(|_| Frame {
+            program,
+            return_to: 0,
+            saved: [0; 4],
+            then: Then::Return,
+            callback: 0,
+            context: 0,
+            map: None,
+            cursor: Cursor::default(),
+        });
         let mut regs = Registers([0; 16]);
         for (reg, argument) in Reg::arguments().zip(arguments) {
-            regs.set(reg, *argument);
+            regs.set(reg.into(), *argument);
         }
-        regs.set(Reg::FP, memory.stack.start() + STACK_BYTES);
+        let mut memory = Memory::new(Region::words(&stack), regions, program);
+        regs.set(Place::R10, memory.enter(0));
+        Machine {
+            context: regs.get(Place::R1),
+            regs,
+            memory,
+            frames: &mut frames,
+            depth: 0,
+            tail_calls: 0,
+            attachment,
+        }
+        .execute(budget)
+    }
+}
 
-        let mut next = 0;
+/// A run: everything that an instruction may change but the place of the next one.
+struct Machine<'p, 'f> {
+    regs: Registers,
+    memory: Memory<'p>,
+    frames: &'f mut [Frame<'p>],
+    /// How many of them are in use by callers.
+    depth: usize,
+    tail_calls: u32,
+    /// What the program got in r1.
+    context: u64,
+    attachment: &'p Attachment,
+}
+
+/// Where a run goes on after a call or return.
+enum Next {
+    /// At the following instruction.
+    Here,
+    /// At that index, in the program that runs now.
+    At(usize),
+    /// The program has ended.
+    End,
+}
+
+impl<'p> Machine<'p, '_> {
+    /// Runs the program to its end.
+    #[inline(never)]
+    fn execute(&mut self, budget: u64) -> Result<Outcome, Fault> {
+        let mut code = self.memory.program.flat();
+        // The instructions from the next one on; how many they were when the straight run began that it is in; what is
+        // left of the budget without that run. Never do they become more, so nothing here wraps.
+        let mut next = code;
+        let (mut since, mut left) = (next.len(), budget);
         loop {
-            let Some(&i) = code.get(next) else {
-                return Err(Fault {
-                    slot: next as u32,
-                    op: Op::Exit,
-                    kind: FaultKind::Structure,
-                });
+            let Some((i, following)) = next.split_first() else {
+                return Err(self.fault(code.len(), FaultKind::Structure));
             };
-            let fault = |kind| {
-                Err(Fault {
-                    slot: i.slot,
-                    op: i.op,
-                    kind,
-                })
-            };
-            if budget == 0 {
-                return fault(FaultKind::Budget(given_budget));
+            next = following;
+            /// Ends the run with a fault of this instruction.
+            macro_rules! fail {
+                ($kind:expr) => {
+                    return Err(self.fault(code.len() - next.len() - 1, $kind))
+                };
             }
-            budget -= 1;
-            next += 1;
             /// The value of an access, or the end of the run.
             macro_rules! checked {
                 ($access:expr, $address:expr, $size:expr) => {
                     match $access {
                         Some(value) => value,
-                        None => {
-                            return fault(FaultKind::Memory {
-                                address: $address,
-                                bytes: $size.bytes().into(),
-                            });
-                        }
+                        None => fail!(FaultKind::Memory {
+                            address: $address,
+                            bytes: $size.bytes().into(),
+                        }),
                     }
                 };
             }
-            match i.op {
-                Op::Alu {
-                    width,
-                    op,
-                    dst,
-                    src,
-                } => {
-                    let value = alu::alu(width, op, regs.get(dst), regs.operand(src));
-                    regs.set(dst, value);
-                }
-                Op::Neg { width, dst } => regs.set(dst, alu::neg(width, regs.get(dst))),
-                Op::Swap { kind, size, dst } => regs.set(dst, alu::swap(kind, size, regs.get(dst))),
-                Op::LoadImm { dst, value } => regs.set(dst, value),
-                Op::LoadMap { dst, .. }
-                | Op::LoadMapValue { dst, .. }
-                | Op::LoadVariable { dst, .. } => {
-                    let Some(address) = self.program().constant_address(i.op) else {
-                        return fault(FaultKind::Structure);
-                    };
-                    regs.set(dst, address);
-                }
-                Op::Load {
-                    size,
-                    signed,
-                    dst,
-                    base,
-                    off,
-                } => {
-                    let address = at(regs.get(base), off);
-                    let value = checked!(memory.load(address, size), address, size);
-                    regs.set(
-                        dst,
-                        if signed {
-                            alu::sign_extend(size, value)
-                        } else {
-                            value
-                        },
-                    );
-                }
-                Op::Store {
-                    size,
-                    base,
-                    off,
-                    src,
-                } => {
-                    let (address, value) = (at(regs.get(base), off), regs.operand(src));
-                    checked!(memory.store(address, size, value), address, size);
-                }
-                Op::Atomic {
-                    size,
-                    op,
-                    base,
-                    off,
-                    src,
-                } => {
-                    let (address, value) = (at(regs.get(base), off), regs.get(src));
-                    let compare = regs.get(Reg::R0);
-                    let done = memory.atomic(op, address, size, value, compare);
-                    let old = checked!(done, address, size);
+            /// Goes on at an instruction, if the budget is not used up.
+            macro_rules! jump {
+                ($target:expr) => {{
+                    let used = since.wrapping_sub(next.len()) as u64;
+                    if used >= left {
+                        fail!(FaultKind::Budget(budget));
+                    }
+                    left = left.wrapping_sub(used);
+                    match code.get($target as usize..) {
+                        Some(target) => next = target,
+                        None => fail!(FaultKind::Structure),
+                    }
+                    since = next.len();
+                }};
+            }
+            /// Does what a call or return led to.
+            macro_rules! follow {
+                ($next:expr) => {
+                    match $next {
+                        Ok(Next::Here) => {}
+                        Ok(Next::At(target)) => {
+                            let used = since.wrapping_sub(next.len()) as u64;
+                            if used >= left {
+                                fail!(FaultKind::Budget(budget));
+                            }
+                            left = left.wrapping_sub(used);
+                            code = self.memory.program.flat();
+                            next = code.get(target..).unwrap_or_default();
+                            since = next.len();
+                        }
+                        Ok(Next::End) => {
+                            let used = since.wrapping_sub(next.len()) as u64;
+                            if used > left {
+                                fail!(FaultKind::Budget(budget));
+                            }
+                            return Ok(Outcome {
+                                r0: self.regs.get(Place::R0),
+                                instructions: budget.wrapping_sub(left.wrapping_sub(used)),
+                            });
+                        }
+                        Err(kind) => fail!(kind),
+                    }
+                };
+            }
+            /// A read-modify-write of one size.
+            macro_rules! atomic {
+                ($size:expr) => {{
+                    let op = flat::atomic_of(i.imm);
+                    let (address, value) = (at(self.regs.get(i.dst), i.off), self.regs.get(i.src));
+                    let compare = self.regs.get(Place::R0);
+                    let done = self.memory.atomic(op, address, $size, value, compare);
+                    let old = checked!(done, address, $size);
                     match op {
-                        AtomicOp::Cmpxchg => regs.set(Reg::R0, old),
-                        _ if op.fetches() => regs.set(src, old),
+                        AtomicOp::Cmpxchg => self.regs.set(Place::R0, old),
+                        _ if op.fetches() => self.regs.set(i.src, old),
                         _ => {}
                     }
-                }
-                Op::LoadAcquire {
-                    size,
-                    dst,
-                    base,
-                    off,
-                } => {
-                    let address = at(regs.get(base), off);
-                    let value = checked!(memory.load_acquire(address, size), address, size);
-                    regs.set(dst, value);
-                }
-                Op::StoreRelease {
-                    size,
-                    base,
-                    off,
-                    src,
-                } => {
-                    let (address, value) = (at(regs.get(base), off), regs.get(src));
-                    checked!(memory.store_release(address, size, value), address, size);
-                }
-                Op::Goto { .. } => next = i.target as usize,
-                Op::If {
-                    width,
-                    cond,
-                    dst,
-                    src,
-                    ..
-                } => {
-                    if alu::holds(width, cond, regs.get(dst), regs.operand(src)) {
-                        next = i.target as usize;
+                }};
+            }
+            // What the codes of the tables do, by category.
+            macro_rules! alu_reg {
+                ($i:ident, $width:ident, $op:ident) => {{
+                    let (old, src) = (self.regs.get($i.dst), self.regs.get($i.src));
+                    let value = alu::alu(Width::$width, AluOp::$op, old, src);
+                    self.regs.set($i.dst, value);
+                }};
+            }
+            macro_rules! alu_imm {
+                ($i:ident, $width:ident, $op:ident) => {{
+                    let value = alu::alu(Width::$width, AluOp::$op, self.regs.get($i.dst), $i.imm);
+                    self.regs.set($i.dst, value);
+                }};
+            }
+            macro_rules! jump_reg {
+                ($i:ident, $width:ident, $cond:ident) => {{
+                    let (a, b) = (self.regs.get($i.dst), self.regs.get($i.src));
+                    if alu::holds(Width::$width, Cond::$cond, a, b) {
+                        jump!($i.off);
                     }
-                }
-                // Callbacks and calls by register are ended here.
-                Op::LoadFunction { .. } | Op::CallReg { .. } => return fault(FaultKind::Structure),
-                Op::Call { .. } | Op::CallKernel { .. } => {
-                    let Some(helper) = self.program().called(i.op) else {
-                        return fault(FaultKind::Structure);
-                    };
-                    let [_, a, b, c, d, e, ..] = regs.0;
-                    let maps = self.program().maps();
-                    match call::call(helper, [a, b, c, d, e], maps, &memory) {
-                        Ok(value) => regs.set(Reg::R0, value),
-                        Err(kind) => return fault(kind),
+                }};
+            }
+            macro_rules! jump_imm {
+                ($i:ident, $width:ident, $cond:ident) => {
+                    if alu::holds(Width::$width, Cond::$cond, self.regs.get($i.dst), $i.imm) {
+                        jump!($i.off);
                     }
+                };
+            }
+            macro_rules! load {
+                ($i:ident, $size:ident, $signed:literal) => {{
+                    let (address, size) = (at(self.regs.get($i.src), $i.off), Size::$size);
+                    let value = checked!(self.memory.load(address, size), address, size);
+                    let value = if $signed {
+                        alu::sign_extend(size, value)
+                    } else {
+                        value
+                    };
+                    self.regs.set($i.dst, value);
+                }};
+            }
+            macro_rules! store_reg {
+                ($i:ident, $size:ident) => {{
+                    let (address, size) = (at(self.regs.get($i.dst), $i.off), Size::$size);
+                    checked!(
+                        self.memory.store(address, size, self.regs.get($i.src)),
+                        address,
+                        size
+                    );
+                }};
+            }
+            /// One of those that pairs are made of.
+            #[rustfmt::skip]
+            macro_rules! one {
+                (Add32Imm $i:ident) => { alu_imm!($i, W32, Add) };
+                (Add64 $i:ident) => { alu_reg!($i, W64, Add) };
+                (Add64Imm $i:ident) => { alu_imm!($i, W64, Add) };
+                (And32Imm $i:ident) => { alu_imm!($i, W32, And) };
+                (And64Imm $i:ident) => { alu_imm!($i, W64, And) };
+                (Div64 $i:ident) => { alu_reg!($i, W64, Div) };
+                (Eq32Imm $i:ident) => { jump_imm!($i, W32, Eq) };
+                (Eq64Imm $i:ident) => { jump_imm!($i, W64, Eq) };
+                (Gt32Imm $i:ident) => { jump_imm!($i, W32, Gt) };
+                (Load16 $i:ident) => { load!($i, H, false) };
+                (Load32 $i:ident) => { load!($i, W, false) };
+                (Load64 $i:ident) => { load!($i, Dw, false) };
+                (Load8 $i:ident) => { load!($i, B, false) };
+                (Lsh32Imm $i:ident) => { alu_imm!($i, W32, Lsh) };
+                (Lsh64Imm $i:ident) => { alu_imm!($i, W64, Lsh) };
+                (Lt32Imm $i:ident) => { jump_imm!($i, W32, Lt) };
+                (Lt64 $i:ident) => { jump_reg!($i, W64, Lt) };
+                (Mov32 $i:ident) => { alu_reg!($i, W32, Mov) };
+                (Mov64 $i:ident) => { alu_reg!($i, W64, Mov) };
+                (Mov64Imm $i:ident) => { alu_imm!($i, W64, Mov) };
+                (Mul32Imm $i:ident) => { alu_imm!($i, W32, Mul) };
+                (Mul64 $i:ident) => { alu_reg!($i, W64, Mul) };
+                (Ne64Imm $i:ident) => { jump_imm!($i, W64, Ne) };
+                (Or32 $i:ident) => { alu_reg!($i, W32, Or) };
+                (Rsh32Imm $i:ident) => { alu_imm!($i, W32, Rsh) };
+                (Rsh64Imm $i:ident) => { alu_imm!($i, W64, Rsh) };
+                (Store32 $i:ident) => { store_reg!($i, W) };
+                (Store8 $i:ident) => { store_reg!($i, B) };
+                (Sub64 $i:ident) => { alu_reg!($i, W64, Sub) };
+                (Xor32 $i:ident) => { alu_reg!($i, W32, Xor) };
+            }
+            /// The match over all codes: those of the tables, then the rest.
+            macro_rules! execute {
+                (
+                    alu_reg { $($alu_reg:ident $alu_reg_width:ident $alu_reg_op:ident,)* }
+                    alu_imm { $($alu_imm:ident $alu_imm_width:ident $alu_imm_op:ident,)* }
+                    jump_reg { $($jump_reg:ident $jump_reg_width:ident $jump_reg_cond:ident,)* }
+                    jump_imm { $($jump_imm:ident $jump_imm_width:ident $jump_imm_cond:ident,)* }
+                    load { $($load:ident $load_size:ident $load_signed:literal,)* }
+                    store_reg { $($store_reg:ident $store_reg_size:ident,)* }
+                    store_imm { $($store_imm:ident $store_imm_size:ident,)* }
+                    pairs { $($pair:ident $first:ident $second:ident,)* }
+                    $($rest:tt)*
+                ) => {
+                    match i.code {
+                        $(Code::$alu_reg => alu_reg!(i, $alu_reg_width, $alu_reg_op),)*
+                        $(Code::$alu_imm => alu_imm!(i, $alu_imm_width, $alu_imm_op),)*
+                        $(Code::$jump_reg => jump_reg!(i, $jump_reg_width, $jump_reg_cond),)*
+                        $(Code::$jump_imm => jump_imm!(i, $jump_imm_width, $jump_imm_cond),)*
+                        $(Code::$load => load!(i, $load_size, $load_signed),)*
+                        $(Code::$store_reg => store_reg!(i, $store_reg_size),)*
+                        $(Code::$store_imm => {
+                            let (address, size) = (at(self.regs.get(i.dst), i.off), Size::$store_imm_size);
+                            checked!(self.memory.store(address, size, i.imm), address, size);
+                        })*
+                        $(Code::$pair => {
+                            one!($first i);
+                            let Some((second, following)) = next.split_first() else {
+                                fail!(FaultKind::Structure);
+                            };
+                            next = following;
+                            one!($second second);
+                        })*
+                        $($rest)*
+                    }
+                };
+            }
+            rows!(execute! {
+                Code::Neg64 => self.regs.set(i.dst, alu::neg(Width::W64, self.regs.get(i.dst))),
+                Code::Neg32 => self.regs.set(i.dst, alu::neg(Width::W32, self.regs.get(i.dst))),
+                Code::Swap => {
+                    let (kind, size) = flat::swap_of(i.imm);
+                    self.regs.set(i.dst, alu::swap(kind, size, self.regs.get(i.dst)));
                 }
-                Op::CallLocal { .. } => {
-                    let words = stack.get(..FRAME_WORDS * (depth + 2));
-                    let (Some(frame), Some(words)) = (frames.get_mut(depth), words) else {
-                        return fault(FaultKind::CallDepth);
-                    };
-                    let [.., a, b, c, d, _, _, _, _, _, _] = regs.0;
-                    *frame = Frame {
-                        return_to: next as u32,
-                        saved: [a, b, c, d],
-                    };
-                    depth += 1;
-                    memory.stack = Region::words(words);
-                    regs.set(Reg::FP, regs.get(Reg::FP) + STACK_BYTES);
-                    next = i.target as usize;
+                Code::Constant => self.regs.set(i.dst, i.imm),
+                Code::Atomic32 => atomic!(Size::W),
+                Code::Atomic64 => atomic!(Size::Dw),
+                Code::LoadAcquire => {
+                    let (address, size) = (at(self.regs.get(i.src), i.off), flat::size_of(i.imm));
+                    let value = checked!(self.memory.load_acquire(address, size), address, size);
+                    self.regs.set(i.dst, value);
                 }
-                Op::Exit => {
-                    let Some(frame) = depth.checked_sub(1).and_then(|depth| frames.get(depth))
-                    else {
-                        return Ok(Outcome {
-                            r0: regs.get(Reg::R0),
-                            instructions: given_budget - budget,
-                        });
-                    };
-                    depth -= 1;
-                    let words = stack.get(..FRAME_WORDS * (depth + 1));
-                    memory.stack = Region::words(words.unwrap_or(&stack));
-                    regs.set(Reg::FP, regs.get(Reg::FP) - STACK_BYTES);
-                    let [_, _, _, _, _, _, a, b, c, d, ..] = &mut regs.0;
-                    [*a, *b, *c, *d] = frame.saved;
-                    next = frame.return_to as usize;
+                Code::StoreRelease => {
+                    let (address, size) = (at(self.regs.get(i.dst), i.off), flat::size_of(i.imm));
+                    let done = self.memory.store_release(address, size, self.regs.get(i.src));
+                    checked!(done, address, size);
+                }
+                Code::Goto => jump!(i.off),
+                Code::Call => follow!(self.call_number(i.off, code.len() - next.len())),
+                Code::CallKernel => follow!(self.call_kernel(i.off, code.len() - next.len())),
+                Code::CallLocal => follow!(self.enter(i.off as usize, code.len() - next.len())),
+                Code::CallReg => follow!(self.call_reg(self.regs.get(i.dst), code.len() - next.len())),
+                Code::Exit => follow!(self.leave()),
+                Code::Invalid => fail!(FaultKind::Structure),
+            });
+        }
+    }
+
+    /// The fault of the instruction at an index.
+    #[cold]
+    #[inline(never)]
+    fn fault(&self, index: usize, kind: FaultKind) -> Fault {
+        let i = self.memory.program.instructions().get(index);
+        Fault {
+            slot: i.map_or(index as u32, |i| i.slot),
+            op: i.map_or(Op::Exit, |i| i.op),
+            kind,
+        }
+    }
+
+    /// The frame that a call from here fills, if there is another one for the callee.
+    fn next_frame(&mut self) -> Result<&mut Frame<'p>, FaultKind> {
+        let more = self.depth + 1 < self.frames.len();
+        let frame = self.frames.get_mut(self.depth).filter(|_| more);
+        frame.ok_or(FaultKind::CallDepth)
+    }
+
+    /// Calls a function of the program.
+    #[inline(never)]
+    fn enter(&mut self, target: usize, return_to: usize) -> Result<Next, FaultKind> {
+        let program = self.memory.program;
+        let [.., a, b, c, d, _, _, _, _, _, _] = self.regs.0;
+        let frame = self.next_frame()?;
+        (frame.program, frame.return_to, frame.then) = (program, return_to, Then::Return);
+        frame.saved = [a, b, c, d];
+        self.depth += 1;
+        let r10 = self.memory.enter(self.depth);
+        self.regs.set(Place::R10, r10);
+        Ok(Next::At(target))
+    }
+
+    /// Returns from a function, to its caller, to the next round of a callback, or to whoever started the run.
+    #[inline(never)]
+    fn leave(&mut self) -> Result<Next, FaultKind> {
+        let Some(frame) = self
+            .depth
+            .checked_sub(1)
+            .and_then(|caller| self.frames.get_mut(caller))
+        else {
+            return Ok(Next::End);
+        };
+        // The program may have turned into another one since it was called.
+        self.memory.program = frame.program;
+        let result = match &mut frame.then {
+            Then::Return => self.regs.get(Place::R0),
+            Then::Loop { round: done, .. } | Then::Each { visited: done } => {
+                *done += 1;
+                let (done, go_on) = (*done, self.regs.get(Place::R0) == 0);
+                if go_on && let Some(callback) = self.next_round() {
+                    return Ok(Next::At(callback));
+                }
+                done
+            }
+        };
+        self.return_with(result)
+    }
+
+    /// Takes the innermost frame down; its caller goes on with that in r0.
+    fn return_with(&mut self, r0: u64) -> Result<Next, FaultKind> {
+        self.depth -= 1;
+        let frame = self.frames.get(self.depth);
+        let frame = frame.ok_or(FaultKind::Structure)?;
+        let [_, _, _, _, _, _, a, b, c, d, ..] = &mut self.regs.0;
+        [*a, *b, *c, *d] = frame.saved;
+        let return_to = frame.return_to;
+        self.regs.set(Place::R0, r0);
+        let r10 = self.memory.enter(self.depth);
+        self.regs.set(Place::R10, r10);
+        Ok(Next::At(return_to))
+    }
+
+    /// Prepares the callback of the innermost frame for another round; where it starts. `None` after the last round.
+    fn next_round(&mut self) -> Option<usize> {
+        let frame = self.frames.get_mut(self.depth.checked_sub(1)?)?;
+        let r10 = self.memory.enter(self.depth);
+        self.regs.set(Place::R10, r10);
+        match frame.then {
+            Then::Loop { round, rounds } if round < rounds => {
+                self.regs.set(Place::R1, round);
+                self.regs.set(Place::R2, frame.context);
+            }
+            Then::Each { .. } => {
+                let map = frame.map?;
+                let element = map.step(&mut frame.cursor)?;
+                let (key, value) = (element.key_address(), element.value);
+                self.regs.set(Place::R1, map.address());
+                self.regs.set(Place::R2, key);
+                self.regs.set(Place::R3, value);
+                self.regs.set(Place::R4, frame.context);
+                self.memory.lend_key(key, map.key_size() as u64);
+            }
+            _ => return None,
+        }
+        Some(frame.callback)
+    }
+
+    #[inline(never)]
+    fn call_number(&mut self, number: u32, pc: usize) -> Result<Next, FaultKind> {
+        let helper = helpers::find(self.memory.program.helpers(), number);
+        self.call(helper.ok_or(FaultKind::Structure)?, pc)
+    }
+
+    #[inline(never)]
+    fn call_kernel(&mut self, function: u32, pc: usize) -> Result<Next, FaultKind> {
+        let kfunc = self.memory.program.kfuncs().get(function as usize);
+        self.call(kfunc.ok_or(FaultKind::Structure)?, pc)
+    }
+
+    /// Calls what a register names: a helper by its number, or a function of the program.
+    #[inline(never)]
+    fn call_reg(&mut self, value: u64, pc: usize) -> Result<Next, FaultKind> {
+        let number = u32::try_from(value).ok();
+        let helpers = self.memory.program.helpers();
+        if let Some(helper) = number.and_then(|number| helpers::find(helpers, number)) {
+            return self.call(helper, pc);
+        }
+        match call::function(&self.memory, value) {
+            Some(target) => self.enter(target as usize, pc),
+            None => Err(FaultKind::NoFunction(value)),
+        }
+    }
+
+    /// Calls a helper or kernel function.
+    fn call(&mut self, helper: &Helper, pc: usize) -> Result<Next, FaultKind> {
+        let [_, a, b, c, d, e, ..] = self.regs.0;
+        let values = [a, b, c, d, e];
+        call::check(helper, values, self.context, &mut self.memory)?;
+        let r0 = match (helper.function, helper.number) {
+            (Function::Plain(_) | Function::Attached(_), _) => {
+                call::call(helper, values, self.attachment)?
+            }
+            (Function::Engine, TAIL_CALL) => {
+                let index = u32::try_from(c).ok();
+                let map = call::map(&self.memory, b).filter(|_| self.tail_calls < MAX_TAIL_CALLS);
+                match map.and_then(|map| map.tail_target(index?)) {
+                    Some(target) => {
+                        self.tail_calls += 1;
+                        self.memory.program = &target.program;
+                        self.memory.forget();
+                        return Ok(Next::At(0));
+                    }
+                    None => ENOENT,
                 }
             }
+            (Function::Callback(_), LOOP) => {
+                let rounds = a & u64::from(u32::MAX);
+                match () {
+                    () if d != 0 => EINVAL,
+                    () if rounds > MAX_LOOPS => E2BIG,
+                    () => {
+                        return self.begin_rounds(
+                            Then::Loop { round: 0, rounds },
+                            [b, c],
+                            None,
+                            pc,
+                        );
+                    }
+                }
+            }
+            (Function::Callback(_), FOR_EACH) => {
+                match call::map(&self.memory, a).filter(|map| d == 0 && map.is_walked()) {
+                    Some(map) => {
+                        let then = Then::Each { visited: 0 };
+                        return self.begin_rounds(then, [b, c], Some(map), pc);
+                    }
+                    None => EINVAL,
+                }
+            }
+            (Function::Engine | Function::Callback(_), _) => return Err(FaultKind::Structure),
+        };
+        self.regs.set(Place::R0, r0);
+        Ok(Next::Here)
+    }
+
+    /// Calls a callback for the first time, if there is a first time.
+    fn begin_rounds(
+        &mut self,
+        then: Then,
+        [callback, context]: [u64; 2],
+        map: Option<&'p Map>,
+        return_to: usize,
+    ) -> Result<Next, FaultKind> {
+        let callback = call::function(&self.memory, callback).ok_or(FaultKind::Structure)?;
+        self.enter(callback as usize, return_to)?;
+        let frame = self.frames.get_mut(self.depth - 1);
+        let frame = frame.ok_or(FaultKind::Structure)?;
+        (frame.then, frame.callback, frame.context) = (then, callback as usize, context);
+        (frame.map, frame.cursor) = (map, Cursor::default());
+        match self.next_round() {
+            Some(callback) => Ok(Next::At(callback)),
+            None => self.return_with(0),
         }
     }
 }

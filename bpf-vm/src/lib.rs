@@ -20,4 +20,6 @@ pub mod jit;
 pub mod map;
 pub mod object;
 pub mod program;
+#[cfg(any(test, feature = "suite"))]
+pub mod suite;
 pub mod validate;

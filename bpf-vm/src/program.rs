@@ -2,11 +2,12 @@
 //! A program's stages: unchecked as a loader made it, validated as an engine takes it.
 #![forbid(unsafe_code)]
 
-use alloc::{string::String, sync::Arc, vec::Vec};
+use alloc::{boxed::Box, string::String, sync::Arc, vec::Vec};
 use core::ops::Range;
 
 use crate::{
-    helpers::{self, Helper},
+    helpers::{self, Function, Helper},
+    interp::flat::Flat,
     isa::{Insn, Op},
     map::Map,
 };
@@ -77,9 +78,30 @@ pub struct ValidatedProgram {
     pub(crate) kfuncs: Vec<&'static Helper>,
     pub(crate) variables: Vec<KernelVariable>,
     pub(crate) helpers: &'static [Helper],
+    pub(crate) flat: Box<[Flat]>,
+    pub(crate) one_frame: bool,
 }
 
 impl ValidatedProgram {
+    /// The instructions as the interpreter runs them, one for each of [`instructions`](Self::instructions).
+    pub(crate) fn flat(&self) -> &[Flat] {
+        &self.flat
+    }
+
+    /// Whether a run never has more than one frame: it calls no function and does not turn into another program.
+    pub(crate) fn has_one_frame(&self) -> bool {
+        self.one_frame
+    }
+
+    /// What [`has_one_frame`](Self::has_one_frame) says from then on.
+    pub(crate) fn find_frames(&self) -> bool {
+        let more = |i: &Instruction| {
+            let engine = self.called(i.op).map(|called| called.function);
+            i.op.is_callx() || i.op.function().is_some() || matches!(engine, Some(Function::Engine))
+        };
+        !self.instructions.iter().any(more)
+    }
+
     /// The function's name in the object.
     pub fn name(&self) -> &str {
         &self.name

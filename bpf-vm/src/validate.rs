@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 use alloc::{
+    boxed::Box,
     collections::BTreeSet,
     string::{String, ToString},
     vec::Vec,
@@ -11,6 +12,7 @@ use core::{fmt, ops::Range};
 
 use crate::{
     helpers::{self, HELPERS, Helper},
+    interp::flat,
     isa::{DecodeError, Insn, Op, Reg},
     program::{Instruction, MAX_SLOTS, UncheckedProgram, ValidatedProgram},
 };
@@ -164,16 +166,23 @@ impl UncheckedProgram {
         helpers: &'static [Helper],
     ) -> Result<ValidatedProgram, ValidateError> {
         match self.check(helpers) {
-            Ok((instructions, functions)) => Ok(ValidatedProgram {
-                name: self.name,
-                section: self.section,
-                instructions,
-                functions,
-                maps: self.maps,
-                kfuncs: self.kfuncs,
-                variables: self.variables,
-                helpers,
-            }),
+            Ok((instructions, functions)) => {
+                let mut program = ValidatedProgram {
+                    name: self.name,
+                    section: self.section,
+                    instructions,
+                    functions,
+                    maps: self.maps,
+                    kfuncs: self.kfuncs,
+                    variables: self.variables,
+                    helpers,
+                    flat: Box::default(),
+                    one_frame: false,
+                };
+                program.one_frame = program.find_frames();
+                program.flat = flat::flatten(&program);
+                Ok(program)
+            }
             Err((slot, reason)) => Err(ValidateError {
                 at: slot.map(|slot| (slot, text_at(&self.insns, slot))),
                 program: self.name,

@@ -1,73 +1,29 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Each text program of `programs/` gives the result that is written above it, by every engine.
+//! Each text program of the suite gives the result that is written above it, by every engine.
 mod support;
 
-use support::{array, program, run_all};
+use std::sync::Arc;
 
-/// One program with what it starts from and what has to come out.
-#[derive(Default)]
-struct Case<'a> {
-    name: &'a str,
-    text: String,
-    memory: Vec<u8>,
-    r0: Option<u64>,
-    after: Option<Vec<u8>>,
-    instructions: Option<u64>,
-}
-
-fn hex(text: &str) -> Vec<u8> {
-    let digit = |byte: &str| u8::from_str_radix(byte, 16).unwrap();
-    text.split_whitespace().map(digit).collect()
-}
-
-fn number(text: &str) -> u64 {
-    match (text.strip_prefix("0x"), text.strip_prefix('-')) {
-        (Some(hex), _) => u64::from_str_radix(hex, 16).unwrap(),
-        (_, Some(negative)) => negative.parse::<u64>().unwrap().wrapping_neg(),
-        _ => text.parse().unwrap(),
-    }
-}
-
-/// `== name` begins a case; `-- memory`, `-- r0`, `-- after`, `-- instructions` say what goes in and comes out.
-fn cases(text: &str) -> Vec<Case<'_>> {
-    let mut cases = Vec::new();
-    for line in text.lines() {
-        if let Some(name) = line.strip_prefix("== ") {
-            cases.push(Case {
-                name,
-                ..Case::default()
-            });
-            continue;
-        }
-        let Some(case) = cases.last_mut() else {
-            assert!(line.is_empty() || line.starts_with('#'), "{line}");
-            continue;
-        };
-        match line.strip_prefix("-- ").and_then(|l| l.split_once(' ')) {
-            Some(("memory", bytes)) => case.memory = hex(bytes),
-            Some(("after", bytes)) => case.after = Some(hex(bytes)),
-            Some(("r0", value)) => case.r0 = Some(number(value)),
-            Some(("instructions", value)) => case.instructions = Some(number(value)),
-            Some((other, _)) => panic!("{other}?"),
-            None => case.text += &format!("{line}\n"),
-        }
-    }
-    cases
-}
+use bpf_vm::{
+    map::{HeapMemory, UpdateFlags},
+    suite,
+};
+use support::run_all;
 
 fn check(text: &str) {
     let mut wrong = Vec::new();
-    let cases = cases(text);
+    let cases = suite::cases(text).unwrap_or_else(|error| panic!("{error}"));
     assert!(!cases.is_empty());
+    let maps = suite::maps(&HeapMemory::with_limit(1 << 20)).unwrap();
     for case in &cases {
-        let maps = [array(8, 3), array(12, 5000)];
-        let program = program(&case.text, &maps);
+        let program = case.program(&maps);
+        let program = Arc::new(program.unwrap_or_else(|error| panic!("{}: {error}", case.name)));
         let reset = || {
             for map in &maps {
                 let zero = vec![0; map.value_size()];
                 for key in 0..3_u32 {
-                    let any = bpf_vm::map::UpdateFlags::Any;
-                    map.update(&key.to_le_bytes(), &zero, any).unwrap();
+                    map.update(&key.to_le_bytes(), &zero, UpdateFlags::Any)
+                        .unwrap();
                 }
             }
         };
@@ -102,12 +58,12 @@ fn check(text: &str) {
     println!("{count} programs");
 }
 
-macro_rules! files {
-    ($($name:ident)*) => {$(
-        #[test]
-        fn $name() {
-            check(include_str!(concat!("programs/", stringify!($name), ".txt")));
-        }
-    )*};
+#[test]
+fn tests() {
+    suite::TESTS.iter().for_each(|(_, text)| check(text));
 }
-files! { memory jumps calls }
+
+#[test]
+fn benches() {
+    suite::BENCHES.iter().for_each(|(_, text)| check(text));
+}

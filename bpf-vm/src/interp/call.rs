@@ -1,37 +1,86 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Calls of helpers: arguments checked by the helper's row, then the same function that compiled code calls.
-use alloc::sync::Arc;
-
-use super::{FaultKind, memory::Memory};
+use super::{FaultKind, flat::FUNCTION, memory::Memory};
 use crate::{
+    attachment::Attachment,
     helpers::{Argument, Function, Helper},
+    host::host,
+    isa::Size,
     map::Map,
 };
 
-/// Calls a helper with r1 to r5, for a program with these maps and this memory.
+/// The longest string that a helper is given, bytes.
+const LONGEST: u64 = 4096;
+
+/// What the program's own map is behind a handle: one that it names, or one inside of those.
+pub(super) fn map<'a>(memory: &Memory<'a>, handle: u64) -> Option<&'a Map> {
+    let maps = memory.program.maps();
+    let own = maps.iter().find(|map| map.handle() == handle);
+    own.map(|map| &**map)
+        .or_else(|| maps.iter().find_map(|map| map.inner(handle)))
+}
+
+/// The index of the first instruction of the function that a register names.
+pub(super) fn function(memory: &Memory<'_>, value: u64) -> Option<u32> {
+    let start = u32::try_from(value ^ FUNCTION).ok()?;
+    let functions = memory.program.functions();
+    let known = functions.binary_search_by_key(&start, |function| function.start);
+    known.ok().map(|_| start)
+}
+
+/// Checks r1 to r5 by a helper's row; `context` is what the program got in r1.
 ///
 /// # Errors
-/// The first argument that is not what the helper's row says.
-pub(super) fn call(
+/// The first argument that is not what the row says.
+pub(super) fn check(
     helper: &Helper,
     values: [u64; 5],
-    maps: &[Arc<Map>],
-    memory: &Memory<'_>,
-) -> Result<u64, FaultKind> {
-    let mut map: Option<&Arc<Map>> = None;
+    context: u64,
+    memory: &mut Memory<'_>,
+) -> Result<(), FaultKind> {
+    let mut of: Option<&Map> = None;
     for (number, (argument, value)) in (1..).zip(helper.arguments.iter().zip(values)) {
-        let readable = |bytes: Option<u64>| bytes.is_some_and(|b| memory.allows(value, b, false));
+        // The argument after it, which is the size of those that have one.
+        let size = values.get(number).copied().unwrap_or(0);
+        let key = of.map(|map| map.key_size() as u64);
+        let content = of.map(|map| map.value_size() as u64);
+        let mut touches = |bytes: Option<u64>, write| {
+            bytes.is_some_and(|bytes| memory.allows(value, bytes, write))
+        };
         let fits = match argument {
-            Argument::Scalar | Argument::Size => true,
+            Argument::Scalar
+            | Argument::Any
+            | Argument::Size
+            | Argument::SizeOrZero
+            | Argument::ConstantSize => true,
             Argument::Map => {
-                map = maps.iter().find(|map| map.handle() == value);
-                map.is_some()
+                of = map(memory, value);
+                of.is_some()
             }
-            Argument::MapKey => readable(map.map(|map| map.key_size() as u64)),
-            Argument::MapValue => readable(map.map(|map| map.value_size() as u64)),
-            // The size is the argument after it, and at least 1.
-            Argument::Memory => readable(values.get(number).copied().filter(|size| *size > 0)),
-            _ => false,
+            Argument::MapKey => touches(key, false),
+            Argument::MapValue => touches(content, false),
+            Argument::MapValueOrNull => value == 0 || touches(content, false),
+            Argument::MapValueOut => touches(content, true),
+            Argument::Memory => size > 0 && touches(Some(size), false),
+            Argument::MemoryOrNull => size == 0 || touches(Some(size), false),
+            Argument::MemoryOut => size == 0 || touches(Some(size), true),
+            Argument::ConstantString => (0..LONGEST)
+                .map_while(|at| memory.load(value.wrapping_add(at), Size::B))
+                .any(|byte| byte == 0),
+            Argument::WordOut => value.is_multiple_of(8) && touches(Some(8), true),
+            Argument::Context => value == context,
+            Argument::Callback => function(memory, value).is_some(),
+            Argument::Record => {
+                let maps = memory.program.maps().iter();
+                let mut rings = maps.filter_map(|map| map.ring_buffer());
+                rings.any(|ring| ring.reserved(value).is_some())
+            }
+            Argument::SpinLock => value.is_multiple_of(4) && touches(Some(4), true),
+            Argument::Task => value == host().current_task(),
+            Argument::PerCpu => {
+                let mut variables = memory.program.variables().iter();
+                variables.any(|variable| variable.address == value)
+            }
         };
         if !fits {
             return Err(FaultKind::Argument {
@@ -41,11 +90,27 @@ pub(super) fn call(
             });
         }
     }
-    let [a, b, c, d, e] = values;
-    Ok(match helper.function {
+    Ok(())
+}
+
+/// Calls a helper with arguments that [`check`] has found good.
+///
+/// # Errors
+/// The helper has no function: an engine has to do it by itself, and this one does not.
+pub(super) fn call(
+    helper: &Helper,
+    [a, b, c, d, e]: [u64; 5],
+    attachment: &Attachment,
+) -> Result<u64, FaultKind> {
+    match helper.function {
         // SAFETY: each argument is what the row says: maps are the program's, which the caller holds, and memory is
         // in regions that outlive the call.
-        Function::Plain(function) => unsafe { function(a, b, c, d, e) },
-        _ => return Err(FaultKind::Structure),
-    })
+        Function::Plain(function) => Ok(unsafe { function(a, b, c, d, e) }),
+        Function::Attached(function) => {
+            let attachment = attachment.address();
+            // SAFETY: as above; the attachment outlives the call.
+            Ok(unsafe { function(a, b, c, d, e, attachment) })
+        }
+        Function::Callback(_) | Function::Engine => Err(FaultKind::Structure),
+    }
 }

@@ -3,7 +3,6 @@
 //!
 //! Others may access the same bytes meanwhile (map values, the kernel's data), so each access is an atomic one: whole
 //! if it is aligned to its size, byte by byte otherwise.
-use alloc::{sync::Arc, vec::Vec};
 use core::{
     marker::PhantomData,
     ptr::with_exposed_provenance_mut,
@@ -13,10 +12,11 @@ use core::{
     },
 };
 
+use super::MAX_FRAMES;
 use crate::{
     isa::{AtomicOp, Size},
     map::Map,
-    program::ValidatedProgram,
+    program::{STACK_BYTES, ValidatedProgram},
 };
 
 /// Memory that a program may read, and maybe write, for as long as `'a`.
@@ -75,62 +75,136 @@ impl<'a> Region<'a> {
     }
 }
 
-/// A program with the regions of its maps' values, which are valid for as long as it holds the maps.
-#[derive(Clone, Debug)]
-pub(super) struct MapValues {
-    program: Arc<ValidatedProgram>,
-    regions: Vec<Region<'static>>,
-}
-
-impl MapValues {
-    pub(super) fn new(program: Arc<ValidatedProgram>) -> Self {
-        let region = |map: &Arc<Map>| {
-            let values = map.value_range()?;
-            let bytes = values.end - values.start;
-            // SAFETY: value memory is readable and writable from a map's creation to its drop, shared as atomic words
-            // whose provenance is exposed; the regions are lent out only while `program` holds the map.
-            Some(unsafe { Region::new(values.start, bytes, map.program_may_write()) })
-        };
-        let regions = program.maps().iter().filter_map(region).collect();
-        Self { program, regions }
-    }
-
-    pub(super) fn program(&self) -> &Arc<ValidatedProgram> {
-        &self.program
-    }
-
-    pub(super) fn regions(&self) -> &[Region<'_>] {
-        &self.regions
-    }
-}
+/// Bytes from one frame's stack to the next one's. What lies between belongs to nobody, so that an access past a
+/// frame's end is seen even if there is another frame.
+pub(super) const STRIDE: usize = STACK_BYTES as usize + 64;
+/// The largest access, bytes; regions smaller than that are never the one that was used last.
+const LARGEST: u64 = 8;
 
 /// All the memory of one run.
 pub(super) struct Memory<'a> {
-    /// The frames in use.
-    pub(super) stack: Region<'a>,
+    /// Where the stack of the function that runs begins.
+    frame: u64,
+    /// The region that was used last: its start, its bytes less [`LARGEST`], whether it may be written. At first, and
+    /// when it may have ceased to be, the frame's.
+    hot: (u64, u64, bool),
+    /// The stacks of all frames, [`STRIDE`] apart.
+    stack: Region<'a>,
+    /// Which of them runs.
+    depth: usize,
     /// What the caller gave.
-    pub(super) given: &'a [Region<'a>],
-    /// The values of the program's maps.
-    pub(super) maps: &'a [Region<'a>],
+    given: &'a [Region<'a>],
+    /// The program that runs, whose maps' values and variables it may access.
+    pub(super) program: &'a ValidatedProgram,
+    /// The keys that callbacks of a walk were given, by frame: address, bytes.
+    keys: [(u64, u64); MAX_FRAMES],
 }
 
-impl Memory<'_> {
-    /// Whether `bytes` bytes at `address` lie in one region that allows the access.
-    #[inline(always)]
-    pub(super) fn allows(&self, address: u64, bytes: u64, write: bool) -> bool {
-        self.stack.allows(address, bytes, write)
-            || self.elsewhere(self.given, address, bytes, write)
-            || self.elsewhere(self.maps, address, bytes, write)
+impl<'a> Memory<'a> {
+    /// The memory of a run that begins; `stack` has room for as many frames as will be entered.
+    pub(super) fn new(
+        stack: Region<'a>,
+        given: &'a [Region<'a>],
+        program: &'a ValidatedProgram,
+    ) -> Self {
+        let mut memory = Self {
+            frame: stack.start,
+            hot: (0, 0, false),
+            stack,
+            depth: 0,
+            given,
+            program,
+            keys: [(0, 0); MAX_FRAMES],
+        };
+        memory.enter(0);
+        memory
     }
 
-    fn elsewhere(&self, regions: &[Region<'_>], address: u64, bytes: u64, write: bool) -> bool {
-        regions.iter().any(|r| r.allows(address, bytes, write))
+    /// Makes that frame the one that runs; its r10.
+    pub(super) fn enter(&mut self, depth: usize) -> u64 {
+        self.depth = depth;
+        self.frame = self.stack.start + (depth * STRIDE) as u64;
+        self.forget();
+        if let Some(key) = self.keys.get_mut(depth) {
+            *key = (0, 0);
+        }
+        self.frame + STACK_BYTES
+    }
+
+    /// Forgets the region that was used last: it may have been a frame's that is left, or another program's.
+    pub(super) fn forget(&mut self) {
+        self.hot = (self.frame, STACK_BYTES - LARGEST, true);
+    }
+
+    /// Lets the frame that runs read a key.
+    pub(super) fn lend_key(&mut self, address: u64, bytes: u64) {
+        if let Some(key) = self.keys.get_mut(self.depth) {
+            *key = (address, bytes);
+        }
+    }
+
+    /// Whether an access of at most [`LARGEST`] bytes lies in one region that allows it.
+    #[inline(always)]
+    fn allows_access(&mut self, address: u64, size: Size, write: bool) -> bool {
+        let bytes = u64::from(size.bytes());
+        let (start, last, writable) = self.hot;
+        address.wrapping_sub(start) <= last.wrapping_add(LARGEST - bytes) && (writable || !write)
+            || address.wrapping_sub(self.frame) <= STACK_BYTES - bytes
+            || self.find(address, bytes, write)
+    }
+
+    /// Whether `bytes` bytes at `address` lie in one region that allows the access.
+    pub(super) fn allows(&mut self, address: u64, bytes: u64, write: bool) -> bool {
+        self.find(address, bytes, write)
+    }
+
+    /// Searches all regions, and remembers the one that is found.
+    #[cold]
+    #[inline(never)]
+    fn find(&mut self, address: u64, bytes: u64, write: bool) -> bool {
+        let found = self.regions().find(|r| r.allows(address, bytes, write));
+        if let Some(region) = found
+            && region.bytes >= LARGEST
+        {
+            self.hot = (region.start, region.bytes - LARGEST, region.writable);
+        }
+        found.is_some()
+    }
+
+    /// Every region that the program may access now.
+    fn regions(&self) -> impl Iterator<Item = Region<'a>> {
+        let (stack, keys) = (self.stack, self.keys);
+        let range = |start, bytes, writable| Region {
+            start,
+            bytes,
+            writable,
+            memory: PhantomData,
+        };
+        let frames = (0..self.depth + 1)
+            .map(move |frame| range(stack.start + (frame * STRIDE) as u64, STACK_BYTES, true));
+        // Value memory is readable and writable from a map's creation to its drop, shared as atomic words whose
+        // provenance is exposed, and the program holds its maps; a map of maps holds its inner ones until whoever
+        // takes one out knows that no program uses it.
+        let values = move |map: &Map| {
+            let values = map.value_range()?;
+            let bytes = values.end - values.start;
+            Some(range(values.start, bytes, map.program_may_write()))
+        };
+        let maps = self.program.maps().iter();
+        let inner = maps.clone().flat_map(|map| map.inner_maps());
+        let maps = maps.map(|map| &**map).chain(inner).filter_map(values);
+        let variables = self.program.variables().iter();
+        let variables = variables.map(move |v| range(v.address, v.bytes, false));
+        let keys = keys.into_iter().take(self.depth + 1);
+        let keys = keys.map(move |(start, bytes)| range(start, bytes, false));
+        let given = self.given.iter().copied();
+        frames.chain(given).chain(maps).chain(keys).chain(variables)
     }
 
     /// Loads, zero extended; `None` if the program may not read there.
     #[inline(always)]
-    pub(super) fn load(&self, address: u64, size: Size) -> Option<u64> {
-        if !self.allows(address, size.bytes().into(), false) {
+    pub(super) fn load(&mut self, address: u64, size: Size) -> Option<u64> {
+        if !self.allows_access(address, size, false) {
             return None;
         }
         // SAFETY: one region holds the whole access, so its maker promised that the bytes are readable.
@@ -139,8 +213,8 @@ impl Memory<'_> {
 
     /// Stores the low bytes of `value`; `None` if the program may not write there.
     #[inline(always)]
-    pub(super) fn store(&self, address: u64, size: Size, value: u64) -> Option<()> {
-        if !self.allows(address, size.bytes().into(), true) {
+    pub(super) fn store(&mut self, address: u64, size: Size, value: u64) -> Option<()> {
+        if !self.allows_access(address, size, true) {
             return None;
         }
         // SAFETY: one writable region holds the whole access, so its maker promised that the bytes are writable.
@@ -149,7 +223,7 @@ impl Memory<'_> {
     }
 
     /// Loads with acquire order; `None` if not aligned, or if the program may not read there.
-    pub(super) fn load_acquire(&self, address: u64, size: Size) -> Option<u64> {
+    pub(super) fn load_acquire(&mut self, address: u64, size: Size) -> Option<u64> {
         if !is_aligned(address, size) {
             return None;
         }
@@ -159,7 +233,7 @@ impl Memory<'_> {
     }
 
     /// Stores with release order; `None` if not aligned, or if the program may not write there.
-    pub(super) fn store_release(&self, address: u64, size: Size, value: u64) -> Option<()> {
+    pub(super) fn store_release(&mut self, address: u64, size: Size, value: u64) -> Option<()> {
         if !is_aligned(address, size) {
             return None;
         }
@@ -170,14 +244,14 @@ impl Memory<'_> {
     /// Does a read-modify-write and returns the old value, zero extended; `compare` is what `Cmpxchg` expects. `None`
     /// if not aligned, or if the program may not write there. `size` is W or Dw.
     pub(super) fn atomic(
-        &self,
+        &mut self,
         op: AtomicOp,
         address: u64,
         size: Size,
         value: u64,
         compare: u64,
     ) -> Option<u64> {
-        if !is_aligned(address, size) || !self.allows(address, size.bytes().into(), true) {
+        if !is_aligned(address, size) || !self.allows_access(address, size, true) {
             return None;
         }
         Some(if size == Size::Dw {

@@ -519,10 +519,15 @@ impl Map {
         Some(Element { key, value })
     }
 
+    /// Whether `bpf_for_each_map_elem` walks over it: arrays and hashes, as in Linux.
+    pub(crate) fn is_walked(&self) -> bool {
+        matches!(self.storage, Storage::Array(_) | Storage::Hash(_))
+    }
+
     /// Walks over all elements as `bpf_for_each_map_elem` does: `f` gets the addresses of key and value and says
     /// whether to go on. How many it was given; `Invalid` for a kind that is not walked (Linux: arrays and hashes).
     pub fn walk(&self, mut f: impl FnMut(u64, u64) -> bool) -> Result<u32, MapError> {
-        if !matches!(self.storage, Storage::Array(_) | Storage::Hash(_)) {
+        if !self.is_walked() {
             return Err(MapError::Invalid);
         }
         let mut cursor = Cursor::default();
