@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The helpers' functions, with the C ABI that both engines call them by.
 //!
-//! Each has the safety contract of [`HelperFunction`](super::HelperFunction): its arguments are what its row says.
+//! Each has the safety contract of its type in [`Function`]: its arguments are what its row says.
 use core::{fmt, ptr::with_exposed_provenance};
 
-use super::{format::Text, memory::ProgramBytes};
+use super::{Function, by_number, format::Text, memory::ProgramBytes};
 use crate::{
     host::host,
     map::{Map, MapError, UpdateFlags},
@@ -150,6 +150,32 @@ pub(super) unsafe extern "C" fn trace_printk(
             length
         }
         Err(fmt::Error) => -EINVAL as u64,
+    }
+}
+
+/// Calls this crate's helper of that number, for `callx` in compiled code; `-EINVAL` if there is none or an engine does
+/// it by itself.
+///
+/// # Safety
+/// What the helper's type in [`Function`] asks for.
+pub unsafe extern "C" fn dispatch(
+    a: u64,
+    b: u64,
+    c: u64,
+    d: u64,
+    e: u64,
+    attachment: u64,
+    number: u64,
+) -> u64 {
+    let helper = u32::try_from(number).ok().and_then(by_number);
+    match helper.map(|helper| helper.function) {
+        // SAFETY: the caller keeps the helper's contract.
+        Some(Function::Plain(function)) => unsafe { function(a, b, c, d, e) },
+        // SAFETY: the caller keeps the helper's contract.
+        Some(Function::Attached(function) | Function::Callback(function)) => unsafe {
+            function(a, b, c, d, e, attachment)
+        },
+        Some(Function::Engine) | None => -EINVAL as u64,
     }
 }
 

@@ -15,6 +15,7 @@ use super::{
 };
 use crate::{
     host::host,
+    interp::MAX_LOOPS,
     map::{
         Map, MapError, UpdateFlags,
         memory::WORD_BYTES,
@@ -23,6 +24,8 @@ use crate::{
     },
 };
 
+/// Linux's `E2BIG`.
+const E2BIG: i64 = 7;
 /// Linux's `EFAULT`.
 const EFAULT: i64 = 14;
 /// `BPF_LOCAL_STORAGE_GET_F_CREATE`: a task without a value gets one.
@@ -306,6 +309,37 @@ pub(super) unsafe extern "C" fn task_storage_delete(
     // SAFETY: by this helper's row `handle` is the handle of a map that the running program holds.
     let map = unsafe { map(handle) };
     status(map.task_ended(task, host().task_id(task)))
+}
+
+/// `long bpf_loop(rounds, callback, ctx, flags)`: calls `callback(round, ctx)` until it returns something else than 0 or
+/// the rounds are done; how many calls, or a negative error number.
+pub(super) unsafe extern "C" fn bpf_loop(
+    rounds: u64,
+    callback: u64,
+    context: u64,
+    flags: u64,
+    _: u64,
+    attachment: u64,
+) -> u64 {
+    // The helper takes a `u32`.
+    let rounds = rounds & u64::from(u32::MAX);
+    if flags != 0 {
+        return error(EINVAL);
+    }
+    if rounds > MAX_LOOPS {
+        return error(E2BIG);
+    }
+    // SAFETY: by this helper's row `callback` is a function of the running program, compiled as an `extern "C"`
+    // function of r1 to r5 and the attachment.
+    let callback = unsafe { transmute::<usize, AttachedFunction>(callback as usize) };
+    for round in 0..rounds {
+        // SAFETY: the number of the round, the caller's context and attachment, as the callback takes them.
+        let result = unsafe { callback(round, context, 0, 0, 0, attachment) };
+        if result != 0 {
+            return round + 1;
+        }
+    }
+    rounds
 }
 
 /// `long bpf_for_each_map_elem(map, callback, ctx, flags)`: calls `callback(map, key, value, ctx)` for each element

@@ -19,14 +19,15 @@ mod map;
 #[expect(unsafe_code, reason = "the memory behind a program's pointer")]
 mod memory;
 
+pub use self::functions::dispatch;
 use self::functions::{
     get_current_pid_tgid, get_smp_processor_id, ktime_get_ns, map_delete_elem, map_lookup_elem,
     map_update_elem, trace_printk,
 };
 use self::map::{
-    for_each_map_elem, get_stack, get_stackid, map_lookup_percpu_elem, map_peek_elem, map_pop_elem,
-    map_push_elem, ringbuf_discard, ringbuf_output, ringbuf_query, ringbuf_reserve, ringbuf_submit,
-    task_storage_delete, task_storage_get,
+    bpf_loop, for_each_map_elem, get_stack, get_stackid, map_lookup_percpu_elem, map_peek_elem,
+    map_pop_elem, map_push_elem, ringbuf_discard, ringbuf_output, ringbuf_query, ringbuf_reserve,
+    ringbuf_submit, task_storage_delete, task_storage_get,
 };
 
 /// A helper's function: r1 to r5 in, r0 out, by the C ABI (AAPCS64 on arm64), so that compiled code can BL it.
@@ -358,6 +359,13 @@ pub static HELPERS: &[Helper] = {
             &[Map, Callback, Any, Scalar],
             Returns::Scalar,
             Function::Callback(for_each_map_elem),
+        ),
+        Helper::new(
+            181,
+            "bpf_loop",
+            &[Scalar, Callback, Any, Scalar],
+            Returns::Scalar,
+            Function::Callback(bpf_loop),
         ),
         Helper::new(
             195,

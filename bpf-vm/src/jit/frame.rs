@@ -9,6 +9,8 @@
 //!            +----------------------+
 //!            | x19, x20, ...        | those that are used, in pairs
 //!            +----------------------+
+//!            | attachment, count    | if the program asks for them and the function calls
+//!            +----------------------+
 //!            | x29, x30             | frame record, if the function calls
 //!   sp, x29  +----------------------+ 16-byte aligned (AAPCS64, 6.4.5)
 //! ```
@@ -28,19 +30,31 @@ pub(super) struct Frame {
     pub(super) bytes: u32,
     /// Whether it begins with a frame record.
     pub(super) record: bool,
+    /// Whether the attachment's address and that of the count of tail calls follow: what is handed on at calls.
+    pub(super) handed_on: bool,
     saved: Vec<A64>,
 }
 
 /// Bytes of the frame record, and the alignment of the stack.
 const RECORD: u32 = 16;
+/// Bytes of what is handed on, which lies behind the record.
+const HANDED_ON: u32 = 16;
+/// Where it lies, from sp: the attachment's address, then that of the count of tail calls.
+pub(super) const HANDED_ON_AT: i64 = RECORD as i64;
 
 impl Frame {
     /// The frame of a function, from the callee-saved registers that it uses.
-    pub(super) fn new(flow: &Flow<'_>, arguments: &Arguments, saved: Vec<A64>) -> Self {
+    pub(super) fn new(
+        flow: &Flow<'_>,
+        arguments: &Arguments,
+        saved: Vec<A64>,
+        hands_on: bool,
+    ) -> Self {
         let emitted = flow.emitted(arguments);
         let calls = |(index, i): &(usize, &Instruction)| flow.effects(*index, i, arguments).calls;
         let calls = emitted.iter().any(calls);
-        let record = if calls { RECORD } else { 0 };
+        let handed_on = calls && hands_on;
+        let record = if calls { RECORD } else { 0 } + if handed_on { HANDED_ON } else { 0 };
         let saves = (saved.len() as u32 * 8).next_multiple_of(RECORD);
         let stack = emitted
             .iter()
@@ -54,13 +68,16 @@ impl Frame {
         Self {
             bytes: record + saves + stack,
             record: calls,
+            handed_on,
             saved,
         }
     }
 
     /// The saved registers by pairs (the last may be alone), with their offset from sp.
     pub(super) fn saved_pairs(&self) -> impl Iterator<Item = (i64, &[A64])> {
-        let first = if self.record { RECORD.into() } else { 0 };
+        let record = if self.record { RECORD } else { 0 };
+        let handed_on = if self.handed_on { HANDED_ON } else { 0 };
+        let first = i64::from(record + handed_on);
         (first..).step_by(RECORD as usize).zip(self.saved.chunks(2))
     }
 }

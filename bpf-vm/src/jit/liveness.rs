@@ -7,6 +7,7 @@ use alloc::{collections::BTreeMap, vec, vec::Vec};
 use core::ops::Range;
 
 use crate::{
+    helpers::Function,
     isa::{AluOp, AtomicOp, Op, Operand, Reg, Width},
     map::MapKind,
     program::{Instruction, ValidatedProgram},
@@ -107,6 +108,8 @@ pub(super) struct Flow<'p> {
     pub(super) start: usize,
     /// In order of the code; the first is the entry.
     pub(super) blocks: Vec<Block>,
+    /// Calls of `bpf_tail_call`, with the program array's index if it is known.
+    pub(super) tail_calls: BTreeMap<usize, Option<u32>>,
     /// Calls of `bpf_map_lookup_elem` with a constant array map, which are emitted in place.
     pub(super) inlined: BTreeMap<usize, Lookup>,
 }
@@ -196,6 +199,7 @@ impl<'p> Flow<'p> {
             body,
             start: range.start,
             blocks,
+            tail_calls: BTreeMap::new(),
             inlined: BTreeMap::new(),
         };
         flow.find_reachable();
@@ -241,6 +245,14 @@ impl<'p> Flow<'p> {
             known[Reg::FP.index()] = Some(Known::Frame(0));
             let (width, mov, add) = (Width::W64, AluOp::Mov, AluOp::Add);
             for (index, i) in block.range.clone().zip(self.code(block)) {
+                let called = self.program.called(i.op).map(|called| called.function);
+                if matches!(called, Some(Function::Engine)) {
+                    let array = match known[Reg::R2.index()] {
+                        Some(Known::Map(map)) => Some(map),
+                        _ => None,
+                    };
+                    self.tail_calls.insert(index, array);
+                }
                 let value = match i.op {
                     Op::LoadMap { map, .. } => Some(Known::Map(map)),
                     Op::Alu {
@@ -360,7 +372,7 @@ impl<'p> Flow<'p> {
         }
     }
 
-    /// The index of the function that a local call leads to.
+    /// The index of the function that an instruction calls or names.
     pub(super) fn callee(&self, i: &Instruction) -> usize {
         let functions = self.program.functions();
         functions.partition_point(|f| f.start < i.target)

@@ -2,15 +2,16 @@
 //! The arm64 JIT: a validated program to A64 words for the address they will run at.
 //!
 //! Compiling is pure: [`compile`] returns words, and whoever runs them writes them to memory, makes them executable
-//! and keeps the program's maps alive. The code is called as `extern "C" fn(ctx: *const u64) -> u64`; r1 is its
-//! argument and r0 its result. Nothing checks memory accesses in it: run what is known to be safe.
+//! and keeps the program's maps alive. The code is called as `extern "C" fn(ctx: *const u64, attachment) -> u64`; r1 is its
+//! first argument and r0 its result, and a program that [needs](ValidatedProgram::needs_attachment) no attachment does
+//! not look at the second. Nothing checks memory accesses in it: run what is known to be safe.
 #![forbid(unsafe_code)]
 
-use ::alloc::{string::String, vec, vec::Vec};
+use ::alloc::{collections::BTreeSet, string::String, vec, vec::Vec};
 use core::fmt::{self, Write as _};
 
 use a64::{
-    AsmError, Assembler,
+    AsmError, Assembler, ops,
     reg::{X14, X15},
 };
 
@@ -25,10 +26,10 @@ use self::{
     alloc::Allocation,
     frame::Frame,
     liveness::{Arguments, Flow},
-    select::{Places, Selector, ShortBranch, Site},
+    select::{ATTACHMENT, Places, STUB_BYTES, Selector, ShortBranch, Site},
 };
 use crate::{
-    helpers,
+    helpers::{self, Helper},
     interp::MAX_FRAMES,
     isa::Op,
     program::{Instruction, ValidatedProgram},
@@ -51,21 +52,25 @@ pub struct Target<'a> {
     /// The registers that may be used; callee-saved ones are saved, caller-saved ones not. Never used: x16 to x18, x29, x30
     /// other than as the compiler's own.
     pub registers: RegisterSet,
-    /// How many arguments the entry takes, in x0 and on, for r1 and on; 1 for a hook (its context), 5 at most.
+    /// How many arguments the entry takes, in x0 and on, for r1 and on; 1 for a hook (its context), 5 at most. The
+    /// attachment's address comes in the register after them.
     pub arguments: usize,
     /// The address of the helper of a number.
     pub helper: &'a dyn Fn(u32) -> Option<u64>,
+    /// The address of what calls a helper by number for `callx`: as [`helpers::dispatch`].
+    pub dispatch: u64,
 }
 
 impl Target<'_> {
     /// Code for `base` with one argument, all registers, no extensions, and this crate's helpers where they are linked.
-    pub const fn new(base: u64) -> Self {
+    pub fn new(base: u64) -> Self {
         Self {
             base,
             features: Features { lse: false },
             registers: RegisterSet::ALL,
             arguments: 1,
             helper: &helper_address,
+            dispatch: helpers::dispatch as *const () as usize as u64,
         }
     }
 }
@@ -84,8 +89,11 @@ pub struct Code {
     pub base: u64,
     /// For each word the slot of the BPF instruction that it belongs to; `None` for a function's prologue.
     pub map: Vec<Option<u32>>,
-    /// The most stack in bytes that the code uses, helpers not counted.
+    /// The most stack in bytes that the code uses, helpers and programs that it turns into not counted.
     pub stack_bytes: u32,
+    /// Where a tail call enters it, in bytes from the start: x0 holds the context, x5 the attachment's address, x6 that
+    /// of the count of tail calls, x30 and the stack are as the program that makes the call was given them.
+    pub tail_entry: u32,
 }
 
 /// Why a program cannot be compiled.
@@ -95,8 +103,13 @@ pub enum JitError {
     Helper(u32),
     /// The kernel function of that index has no address.
     Kfunc(u32),
-    /// The instruction at a slot takes the address of a function, or calls by register.
-    Indirect {
+    /// The tail call at a slot is through a map that is not known there, or is no program array.
+    TailCall {
+        /// Its slot.
+        slot: u32,
+    },
+    /// The tail call at a slot may be made while a helper waits for a callback.
+    TailCallInCallback {
         /// Its slot.
         slot: u32,
     },
@@ -129,9 +142,14 @@ impl fmt::Display for JitError {
                 f,
                 "kernel function {index} cannot be called by compiled code"
             ),
-            Self::Indirect { slot } => write!(
+            Self::TailCall { slot } => write!(
                 f,
-                "the instruction at slot {slot} needs the address of a function, which is not compiled so far"
+                "the tail call at slot {slot} is not through one known program array; name the map in the call"
+            ),
+            Self::TailCallInCallback { slot } => write!(
+                f,
+                "the tail call at slot {slot} may be made by a function whose address is taken, whose caller would be \
+                 skipped; make it elsewhere"
             ),
             Self::Recursion { slot } => write!(
                 f,
@@ -162,14 +180,19 @@ struct Function<'p> {
 }
 
 impl<'p> Function<'p> {
-    fn new(flow: Flow<'p>, arguments: &Arguments, target: &Target<'_>) -> Result<Self, JitError> {
+    fn new(
+        flow: Flow<'p>,
+        arguments: &Arguments,
+        target: &Target<'_>,
+        hands_on: bool,
+    ) -> Result<Self, JitError> {
         let mut pool = target.registers;
         let exclusive = flow.body.iter().any(|i| matches!(i.op, Op::Atomic { .. }));
         if exclusive && !target.features.lse {
             pool = pool.without(X14).without(X15);
         }
         let allocation = alloc::allocate(&flow, arguments, pool)?;
-        let frame = Frame::new(&flow, arguments, allocation.saved.clone());
+        let frame = Frame::new(&flow, arguments, allocation.saved.clone(), hands_on);
         Ok(Self {
             flow,
             allocation,
@@ -184,16 +207,19 @@ impl<'p> Function<'p> {
 /// What [`JitError`] lists; a validated program with the default [`Target`] fails only by recursion or call depth.
 pub fn compile(program: &ValidatedProgram, target: &Target<'_>) -> Result<Code, JitError> {
     let (flows, arguments) = liveness::analyse(program);
+    let tail_calls = flows.iter().any(|flow| !flow.tail_calls.is_empty());
+    let hands_on = tail_calls || program.needs_attachment();
     let functions = flows
         .into_iter()
-        .map(|flow| Function::new(flow, &arguments, target))
+        .map(|flow| Function::new(flow, &arguments, target, hands_on))
         .collect::<Result<Vec<_>, _>>()?;
-    let stack_bytes = stack_bytes(&functions)?;
+    let stack_bytes = stack_bytes(&functions)? + if tail_calls { STUB_BYTES } else { 0 };
     let emitter = Emitter {
         program,
         target,
         functions: &functions,
         arguments: &arguments,
+        tail_calls,
     };
     let mut far = vec![false; program.instructions().len()];
     // Size with short branches, lengthen those that do not reach, until all do; then emit.
@@ -211,6 +237,7 @@ pub fn compile(program: &ValidatedProgram, target: &Target<'_>) -> Result<Code, 
             return Ok(Code {
                 words,
                 base: target.base,
+                tail_entry: layout.tail_entry * 4,
                 map: layout.map,
                 stack_bytes,
             });
@@ -230,14 +257,28 @@ impl From<AsmError> for JitError {
 }
 
 /// The most stack that the functions use together, callees first.
+///
+/// A function whose address is taken counts as called where it is taken, and wherever there is a call by register.
 fn stack_bytes(functions: &[Function<'_>]) -> Result<u32, JitError> {
+    let named = |i: &Instruction| matches!(i.op, Op::LoadFunction { .. });
+    let mut taken = BTreeSet::new();
+    for function in functions {
+        let names = function.flow.body.iter().filter(|i| named(i));
+        taken.extend(names.map(|i| function.flow.callee(i)));
+    }
+    let callees = |function: &Function<'_>, i: &Instruction| -> Vec<usize> {
+        match i.op {
+            Op::CallLocal { .. } | Op::LoadFunction { .. } => vec![function.flow.callee(i)],
+            Op::CallReg { .. } => taken.iter().copied().collect(),
+            _ => Vec::new(),
+        }
+    };
     // Per function: callees not done yet, who calls it, and of those done the deepest and its depth.
     let mut waiting = vec![0_u32; functions.len()];
     let mut callers = vec![Vec::new(); functions.len()];
     for (caller, function) in functions.iter().enumerate() {
-        let calls = |i: &&Instruction| matches!(i.op, Op::CallLocal { .. });
-        for i in function.flow.body.iter().filter(calls) {
-            if let Some(list) = callers.get_mut(function.flow.callee(i)) {
+        for callee in function.flow.body.iter().flat_map(|i| callees(function, i)) {
+            if let Some(list) = callers.get_mut(callee) {
                 list.push(caller);
                 if let Some(waiting) = waiting.get_mut(caller) {
                     *waiting += 1;
@@ -245,6 +286,7 @@ fn stack_bytes(functions: &[Function<'_>]) -> Result<u32, JitError> {
             }
         }
     }
+    skips_no_caller(functions, &taken, &callees)?;
     let mut below = vec![(0, 0); functions.len()];
     let mut ready: Vec<_> = (0..functions.len())
         .filter(|f| waiting.get(*f) == Some(&0))
@@ -285,6 +327,30 @@ fn stack_bytes(functions: &[Function<'_>]) -> Result<u32, JitError> {
     Ok(below.first().map_or(0, |(bytes, _)| *bytes))
 }
 
+/// Checks that no function whose address is taken makes a tail call, itself or through others: a helper that called it
+/// back would not hand on the count of tail calls.
+fn skips_no_caller(
+    functions: &[Function<'_>],
+    taken: &BTreeSet<usize>,
+    callees: &dyn Fn(&Function<'_>, &Instruction) -> Vec<usize>,
+) -> Result<(), JitError> {
+    if functions.iter().all(|f| f.flow.tail_calls.is_empty()) {
+        return Ok(());
+    }
+    let (mut seen, mut work) = (taken.clone(), Vec::from_iter(taken.iter().copied()));
+    while let Some(function) = work.pop().and_then(|index| functions.get(index)) {
+        if let Some(i) = function.flow.tail_calls.keys().next() {
+            let i = function.flow.body.get(*i);
+            return Err(JitError::TailCallInCallback {
+                slot: i.map_or(0, |i| i.slot),
+            });
+        }
+        let callees = function.flow.body.iter().flat_map(|i| callees(function, i));
+        work.extend(callees.filter(|callee| seen.insert(*callee)));
+    }
+    Ok(())
+}
+
 /// Where things came to lie, in words from the start.
 #[derive(Debug, Default)]
 struct Layout {
@@ -294,6 +360,8 @@ struct Layout {
     entries: Vec<u32>,
     /// For each word the slot of the instruction that it belongs to.
     map: Vec<Option<u32>>,
+    /// Where a tail call enters.
+    tail_entry: u32,
 }
 
 /// What both passes read.
@@ -302,6 +370,8 @@ struct Emitter<'a, 'p> {
     target: &'a Target<'a>,
     functions: &'a [Function<'p>],
     arguments: &'a Arguments,
+    /// Whether the program makes tail calls.
+    tail_calls: bool,
 }
 
 impl Emitter<'_, '_> {
@@ -320,7 +390,20 @@ impl Emitter<'_, '_> {
                 allocation,
                 frame,
             } = function;
+            let entry = number == 0;
+            let attachment = match (entry, self.tail_calls) {
+                // Where the stub or a caller has it.
+                (false, _) | (_, true) => ATTACHMENT,
+                (true, false) => argument_register(self.target.arguments),
+            };
+            if entry && self.tail_calls {
+                select::stub(asm, argument_register(self.target.arguments));
+                layout.tail_entry = asm.len() as u32;
+            }
             let mut selector = Selector {
+                dispatch: self.target.dispatch,
+                long: self.program.instructions().len() > SHORT,
+                attachment,
                 asm: &mut *asm,
                 frame,
                 lse: self.target.features.lse,
@@ -353,9 +436,23 @@ impl Emitter<'_, '_> {
                     let site = Site {
                         index: flow.start + index,
                         target: match i.op {
-                            Op::CallLocal { .. } => flow.callee(i),
+                            Op::CallLocal { .. } | Op::LoadFunction { .. } => flow.callee(i),
                             _ => i.target as usize,
                         },
+                        tail_call: match flow.tail_calls.get(&index) {
+                            Some(map) => {
+                                let array = map.and_then(|map| self.program.map(map));
+                                let array = array.and_then(|map| {
+                                    Some((map.definition().max_entries, map.tail_entries()?))
+                                });
+                                Some(array.ok_or(JitError::TailCall { slot: i.slot })?)
+                            }
+                            None => None,
+                        },
+                        attached: self
+                            .program
+                            .called(i.op)
+                            .is_some_and(Helper::needs_attachment),
                         dst: allocation.home_of(index),
                         live_out,
                         arguments: effects.uses,
@@ -363,6 +460,7 @@ impl Emitter<'_, '_> {
                             Some((&**self.program.map(lookup.map)?, lookup.key))
                         }),
                         address: match i.op {
+                            Op::Call { .. } if flow.tail_calls.contains_key(&index) => 0,
                             Op::Call { helper } if inlined.is_none() => {
                                 (self.target.helper)(helper).ok_or(JitError::Helper(helper))?
                             }
@@ -370,9 +468,6 @@ impl Emitter<'_, '_> {
                                 let called = self.program.called(i.op);
                                 let address = called.and_then(|called| called.function.address());
                                 address.ok_or(JitError::Kfunc(function))?
-                            }
-                            Op::LoadFunction { .. } | Op::CallReg { .. } => {
-                                return Err(JitError::Indirect { slot: i.slot });
                             }
                             op => self.program.constant_address(op).unwrap_or(0),
                         },
@@ -389,8 +484,26 @@ impl Emitter<'_, '_> {
                 }
             }
         }
+        if !self.tail_calls && self.program.needs_attachment() {
+            // The entry wants the attachment where a hook puts it.
+            layout.tail_entry = asm.len() as u32;
+            let attachment = argument_register(self.target.arguments);
+            asm.emit(ops::mov(a64::Size::X, attachment, ATTACHMENT));
+            asm.b_abs(asm.base());
+            layout.map.resize(asm.len(), None);
+        }
         Ok(layout)
     }
+}
+
+/// Programs of at most so many instructions are compiled to less than ADR reaches, 1 MiB: none takes as many as 64
+/// words.
+const SHORT: usize = 1 << 12;
+
+/// The register that the attachment's address comes in, after so many arguments.
+fn argument_register(arguments: usize) -> a64::Reg {
+    let after = alloc::ARGUMENTS.get(arguments).copied();
+    after.unwrap_or(ATTACHMENT)
 }
 
 /// The code as text: each BPF instruction as a comment before the words that stand for it.

@@ -16,23 +16,24 @@ use alloc::vec::Vec;
 
 use a64::{
     Assembler, Gpr, Inst, Reg as A64, RegOrSp, SP, Size as Sf, XZR,
-    imm::{Amount, ImmError, ShiftKind, UImm4},
+    imm::{Amount, Imm16, Imm21, ImmError, ShiftKind, UImm4},
     inst::{
-        Access, AddShift, AtomicOp as Lse, BarrierOp, Cond as Flags, MemSize, MulAddLongOp,
-        OrderedOp, PairMode, Shift, StoreExclusiveOp, TwoSourceOp,
+        Access, AddShift, AtomicOp as Lse, BarrierOp, Cond as Flags, MemSize, MoveWideOp,
+        MulAddLongOp, OrderedOp, PairMode, Shift, StoreExclusiveOp, TwoSourceOp,
     },
     ops,
-    reg::{X0, X14, X15, X16, X17, X29, X30},
+    reg::{X0, X2, X5, X6, X14, X15, X16, X17, X29, X30},
 };
 
 use super::{
     Layout,
     alloc::{ARGUMENTS, Homes, argument_home},
-    frame::Frame,
+    frame::{self, Frame},
     liveness::RegSet,
     moves,
 };
 use crate::{
+    interp::MAX_TAIL_CALLS,
     isa::{AluOp, AtomicOp, Cond, Op, Operand, Reg, Size, Swap, Width},
     map::Map,
 };
@@ -129,6 +130,10 @@ pub(super) struct Site<'a> {
     pub(super) inlined: Option<(&'a Map, Option<i16>)>,
     /// The address that a helper call leads to, or a map constant is.
     pub(super) address: u64,
+    /// Of a tail call how many slots the program array has, and where the first lies.
+    pub(super) tail_call: Option<(u32, u64)>,
+    /// Whether the helper that is called wants the attachment.
+    pub(super) attached: bool,
     /// Whether its conditional branch has to be in the long form.
     pub(super) far: bool,
 }
@@ -140,6 +145,12 @@ pub(super) struct Selector<'a, 'b> {
     pub(super) lse: bool,
     pub(super) homes: Homes,
     pub(super) places: Places<'a>,
+    /// What calls helpers by number.
+    pub(super) dispatch: u64,
+    /// The register that the attachment's address comes in.
+    pub(super) attachment: A64,
+    /// Whether the code may become longer than ADR reaches.
+    pub(super) long: bool,
     pub(super) short: &'a mut Vec<ShortBranch>,
 }
 
@@ -239,10 +250,10 @@ impl Selector<'_, '_> {
                 dst: old,
             } => self.swap(kind, size, dst, self.home(old)),
             Op::LoadImm { value, .. } => self.asm.mov_imm(dst, value),
-            Op::LoadMap { .. }
-            | Op::LoadMapValue { .. }
-            | Op::LoadVariable { .. }
-            | Op::LoadFunction { .. } => self.asm.mov_imm(dst, site.address),
+            Op::LoadMap { .. } | Op::LoadMapValue { .. } | Op::LoadVariable { .. } => {
+                self.asm.mov_imm(dst, site.address)
+            }
+            Op::LoadFunction { .. } => self.function_address(dst, site.target),
             Op::Load {
                 size,
                 signed,
@@ -729,23 +740,131 @@ impl Selector<'_, '_> {
             .iter()
             .filter_map(|reg| Some((argument_home(reg)?, self.home(reg))))
             .collect();
+        if let Op::CallReg { target } = op {
+            self.copy(Sf::X, X17, self.home(target));
+        }
         self.shuffle(moves);
-        if matches!(op, Op::CallLocal { .. }) {
-            let entry = self.address_of(site.target, |layout| &layout.entries);
-            self.asm.bl_abs(entry);
-        } else {
-            /// BL reaches 128 MiB either way (Arm ARM C6.2, BL).
-            const REACH: u64 = 1 << 27;
-            let distance = site.address.wrapping_sub(self.asm.pc());
-            if distance.wrapping_add(REACH) < 2 * REACH {
-                self.asm.bl_abs(site.address);
-            } else {
-                self.asm.mov_imm(X16, site.address);
+        if let Some((slots, entries)) = site.tail_call {
+            return self.tail_call(slots, entries, site);
+        }
+        match op {
+            Op::CallLocal { .. } => {
+                if self.frame.handed_on {
+                    let both = ops::ldp(
+                        PairMode::Offset,
+                        ATTACHMENT,
+                        TAIL_CALLS,
+                        SP,
+                        frame::HANDED_ON_AT,
+                    );
+                    self.asm.emit(both);
+                }
+                let entry = self.address_of(site.target, |layout| &layout.entries);
+                self.asm.bl_abs(entry);
+            }
+            Op::CallReg { .. } => {
+                // By the dispatcher if it is a number. Functions whose address is taken need no count of tail calls.
+                self.asm.emit(ops::ldr(ATTACHMENT, SP, frame::HANDED_ON_AT));
+                self.copy(Sf::X, NUMBER, X17);
+                self.asm.mov_imm(X16, self.dispatch);
+                self.asm.emit(ops::cmp_imm(Sf::X, X17, NUMBERS));
+                self.asm.emit(ops::csel(Sf::X, X16, X16, X17, Flags::Lo));
                 self.asm.emit(ops::blr(X16));
+            }
+            _ => {
+                if site.attached {
+                    self.asm.emit(ops::ldr(ATTACHMENT, SP, frame::HANDED_ON_AT));
+                }
+                self.call_address(site.address);
             }
         }
         if site.live_out.contains(Reg::R0) {
             self.copy(Sf::X, site.dst, X0);
+        }
+    }
+
+    /// Calls an address, by BL where it reaches.
+    fn call_address(&mut self, address: u64) {
+        /// BL reaches 128 MiB either way (Arm ARM C6.2, BL).
+        const REACH: u64 = 1 << 27;
+        let distance = address.wrapping_sub(self.asm.pc());
+        if distance.wrapping_add(REACH) < 2 * REACH {
+            self.asm.bl_abs(address);
+        } else {
+            self.asm.mov_imm(X16, address);
+            self.asm.emit(ops::blr(X16));
+        }
+    }
+
+    /// The address of a function of the program, in as many words whatever it is.
+    fn function_address(&mut self, dst: A64, function: usize) {
+        let address = self.address_of(function, |layout| &layout.entries);
+        if !self.long {
+            let offset = Imm21::new(0).map(|offset| Inst::Adr {
+                rd: dst.into(),
+                offset,
+            });
+            return match offset {
+                Ok(adr) => self.asm.branch_to(adr, address),
+                error => self.asm.emit(error),
+            };
+        }
+        for part in 0..4 {
+            let op = if part == 0 {
+                MoveWideOp::Movz
+            } else {
+                MoveWideOp::Movk
+            };
+            let bits = (address >> (16 * part)) as u16;
+            let imm = Imm16::new(Sf::X, bits, 16 * part);
+            self.asm.emit(imm.map(|imm| Inst::MoveWide {
+                op,
+                rd: dst.into(),
+                imm,
+            }));
+        }
+    }
+
+    /// `bpf_tail_call` through a known array: the index and the count checked, the frame taken down, and off. What
+    /// cannot be done goes on at the next instruction, r0 being `-ENOENT`.
+    fn tail_call(&mut self, slots: u32, entries: u64, site: Site<'_>) {
+        let read = site.live_out.contains(Reg::R0);
+        let words = if read { 1 } else { 0 };
+        let failed = self.place(site.index + 1).wrapping_sub(4 * words);
+        let index = X2;
+        match ops::cmp_imm(Sf::W, index, slots.into()) {
+            Ok(inst) => self.asm.emit(inst),
+            Err(_) => {
+                self.asm.mov_imm(X17, slots.into());
+                self.asm.emit(ops::cmp(Sf::W, index, X17));
+            }
+        }
+        self.asm.branch_to(ops::b_cond(Flags::Hs), failed);
+        self.asm.emit(ops::ldp(
+            PairMode::Offset,
+            ATTACHMENT,
+            TAIL_CALLS,
+            SP,
+            frame::HANDED_ON_AT,
+        ));
+        self.asm.emit(ops::ldr(X16, TAIL_CALLS, 0));
+        self.asm
+            .emit(ops::cmp_imm(Sf::X, X16, MAX_TAIL_CALLS.into()));
+        self.asm.branch_to(ops::b_cond(Flags::Hs), failed);
+        self.asm.mov_imm(X17, entries);
+        self.copy(Sf::W, index, index);
+        self.asm.emit(add_shifted(Sf::X, X17, X17, index, 3));
+        // Acquires what whoever put the target there wrote before it (Arm ARM B2.3, LDAR).
+        let (op, size, rt) = (OrderedOp::Ldar, MemSize::X, X17.into());
+        let rn = X17.into();
+        self.asm.emit(Inst::Ordered { op, size, rt, rn });
+        self.asm.branch_to(ops::cbz(Sf::X, X17), failed);
+        self.asm.emit(ops::add_imm(Sf::X, X16, X16, 1));
+        self.asm.emit(ops::str(X16, TAIL_CALLS, 0));
+        self.take_down();
+        self.asm.emit(ops::br(X17));
+        if read {
+            self.asm.mov_imm(site.dst, ENOENT);
         }
     }
 
@@ -805,6 +924,16 @@ impl Selector<'_, '_> {
         } else if bytes != 0 {
             self.asm.emit(ops::sub_imm(Sf::X, SP, SP, bytes));
         }
+        if frame.handed_on {
+            let at = frame::HANDED_ON_AT;
+            self.asm.emit(ops::stp(
+                PairMode::Offset,
+                self.attachment,
+                TAIL_CALLS,
+                SP,
+                at,
+            ));
+        }
         for (off, pair) in frame.saved_pairs() {
             match *pair {
                 [a, b] => self.asm.emit(ops::stp(PairMode::Offset, a, b, SP, off)),
@@ -828,6 +957,12 @@ impl Selector<'_, '_> {
 
     /// Takes the frame down and returns.
     fn epilogue(&mut self) {
+        self.take_down();
+        self.asm.emit(ops::ret());
+    }
+
+    /// Takes the frame down.
+    fn take_down(&mut self) {
         let (frame, bytes) = (self.frame, i64::from(self.frame.bytes));
         for (off, pair) in frame.saved_pairs() {
             match *pair {
@@ -847,6 +982,34 @@ impl Selector<'_, '_> {
         } else if bytes != 0 {
             self.asm.emit(ops::add_imm(Sf::X, SP, SP, bytes));
         }
-        self.asm.emit(ops::ret());
     }
+}
+
+/// Where functions of a program take the attachment's address.
+pub(super) const ATTACHMENT: A64 = X5;
+/// Where they take the address of the count of tail calls.
+const TAIL_CALLS: A64 = X6;
+/// Where the dispatcher takes a helper's number.
+const NUMBER: A64 = X6;
+/// Helpers' numbers are smaller, and addresses of code larger.
+const NUMBERS: u64 = 4096;
+/// Linux's `-ENOENT`.
+const ENOENT: u64 = -2_i64 as u64;
+/// Stack that a [`stub`] takes: a record, the count, and 8 bytes to the next multiple of 16.
+pub(super) const STUB_BYTES: u32 = 32;
+
+/// The entry of a program that makes tail calls: keeps their count while the program, and what it turns into, runs.
+pub(super) fn stub(asm: &mut Assembler<'_>, attachment: A64) {
+    const COUNT: i64 = 16;
+    let bytes = i64::from(STUB_BYTES);
+    asm.emit(ops::stp(PairMode::Pre, X29, X30, SP, -bytes));
+    asm.emit(ops::mov_sp(X29, SP));
+    asm.emit(ops::str(XZR, SP, COUNT));
+    asm.emit(ops::mov(Sf::X, ATTACHMENT, attachment));
+    asm.emit(ops::add_imm(Sf::X, TAIL_CALLS, SP, COUNT));
+    // Over the two words that follow it.
+    let body = asm.pc() + 12;
+    asm.bl_abs(body);
+    asm.emit(ops::ldp(PairMode::Post, X29, X30, SP, bytes));
+    asm.emit(ops::ret());
 }
