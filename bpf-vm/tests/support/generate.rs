@@ -7,6 +7,8 @@ use bpf_vm::isa::{AluOp, AtomicOp, Cond, Insn, Op, Operand, Reg, Size, Swap, Wid
 
 /// Bytes that r9 points to; the upper half takes the registers at the end.
 pub(crate) const MEMORY: usize = 256;
+/// `bpf_loop`.
+const LOOP: u32 = 181;
 /// Bytes of stack that the programs use, all written first.
 const STACK: i16 = 32;
 
@@ -67,10 +69,14 @@ struct Generator<'a> {
     items: Vec<Item>,
     /// Whether r9 points to the memory, as it does in the entry function.
     memory: bool,
+    /// Whether this is a callback, whose r8 points into its caller's stack.
+    callback: bool,
     /// No register of this set is written.
     kept: Vec<Reg>,
-    /// Local functions that may be called.
+    /// Local functions that may be called; callbacks come after them.
     functions: usize,
+    /// Callbacks that may be handed to `bpf_loop`.
+    callbacks: usize,
 }
 
 fn reg(number: usize) -> Reg {
@@ -83,7 +89,9 @@ impl Generator<'_> {
     }
 
     fn source(&mut self) -> Reg {
-        reg(self.random.below(9))
+        // r9, and r8 in a callback, hold addresses, which the engines do not have in common.
+        let numbers = if self.callback { 8 } else { 9 };
+        reg(self.random.below(numbers))
     }
 
     fn destination(&mut self) -> Reg {
@@ -295,6 +303,91 @@ impl Generator<'_> {
         self.items.push((again, Some(start)));
     }
 
+    /// Calls a local function, directly or by register.
+    fn call_function(&mut self) {
+        let function = Some(self.random.below(self.functions));
+        if self.random.below(3) == 0 && !self.kept.contains(&Reg::R0) {
+            let target = Reg::R0;
+            let dst = target;
+            self.items
+                .push((Op::LoadFunction { dst, off: 0 }, function));
+            self.push(Op::CallReg { target });
+        } else {
+            self.items.push((Op::CallLocal { off: 0 }, function));
+        }
+        self.refill();
+    }
+
+    /// `bpf_loop` with a callback that is given a place on this function's stack.
+    fn call_back(&mut self) {
+        let callback = Some(self.functions + self.random.below(self.callbacks));
+        let (width, op) = (Width::W64, AluOp::Mov);
+        let mut set = |dst, src| {
+            self.items.push((
+                Op::Alu {
+                    width,
+                    op,
+                    dst,
+                    src,
+                },
+                None,
+            ));
+        };
+        set(reg(3), Operand::Reg(Reg::FP));
+        set(reg(4), Operand::Imm(0));
+        set(Reg::R1, Operand::Imm(0));
+        let times = self.random.below(6) as i32;
+        let add = AluOp::Add;
+        for (dst, imm) in [(reg(3), -i32::from(STACK)), (Reg::R1, times)] {
+            let src = Operand::Imm(imm);
+            self.push(Op::Alu {
+                width,
+                op: add,
+                dst,
+                src,
+            });
+        }
+        let dst = Reg::R2;
+        self.items
+            .push((Op::LoadFunction { dst, off: 0 }, callback));
+        self.push(Op::Call { helper: LOOP });
+        self.refill();
+    }
+
+    /// The body of a callback: r1 the round, r2 a place on the caller's stack.
+    fn callback(&mut self) {
+        let (place, width) = (reg(8), Width::W64);
+        self.push(Op::Alu {
+            width,
+            op: AluOp::Mov,
+            dst: place,
+            src: Operand::Reg(Reg::R2),
+        });
+        self.constant(Reg::R2);
+        self.begin(&[Reg::R1, Reg::R2, place]);
+        for _ in 0..1 + self.random.below(8) {
+            self.simple();
+        }
+        let src = Operand::Reg(self.source());
+        self.push(Op::Atomic {
+            size: Size::Dw,
+            op: AtomicOp::Add,
+            base: place,
+            off: 0,
+            src: reg(3),
+        });
+        // Goes on after 0, stops after 1.
+        for (op, src) in [(AluOp::Mov, src), (AluOp::And, Operand::Imm(1))] {
+            self.push(Op::Alu {
+                width,
+                op,
+                dst: Reg::R0,
+                src,
+            });
+        }
+        self.push(Op::Exit);
+    }
+
     fn body(&mut self, length: usize) {
         let mut jumps = Vec::new();
         for _ in 0..length {
@@ -329,11 +422,8 @@ impl Generator<'_> {
                 }
                 17 => self.repeat(),
                 18 if self.memory => self.lookup(),
-                18 | 19 if self.functions > 0 => {
-                    let function = self.random.below(self.functions);
-                    self.items.push((Op::CallLocal { off: 0 }, Some(function)));
-                    self.refill();
-                }
+                18 | 19 if self.functions > 0 => self.call_function(),
+                19 if self.callbacks > 0 => self.call_back(),
                 _ => {
                     self.push(Op::Call { helper: 8 });
                     self.refill();
@@ -410,6 +500,10 @@ fn link(functions: &[Vec<Item>]) -> Vec<Insn> {
                     let off = jump(starts[function + 1][0]);
                     Op::CallLocal { off }
                 }
+                (Op::LoadFunction { dst, .. }, Some(function)) => {
+                    let off = jump(starts[function + 1][0]);
+                    Op::LoadFunction { dst, off }
+                }
                 (op, _) => op,
             };
             let (first, second) = op.encode();
@@ -430,11 +524,13 @@ pub(crate) fn generate(seed: u64, choices: &[u8]) -> Vec<Insn> {
         random,
         items: Vec::new(),
         memory: true,
+        callback: false,
         kept: Vec::new(),
         functions: 0,
+        callbacks: 0,
     };
-    let callees = generator.random.below(3);
-    generator.functions = callees;
+    let (callees, callbacks) = (generator.random.below(3), generator.random.below(3));
+    (generator.functions, generator.callbacks) = (callees, callbacks);
     let memory = Op::Alu {
         width: Width::W64,
         op: AluOp::Mov,
@@ -458,13 +554,18 @@ pub(crate) fn generate(seed: u64, choices: &[u8]) -> Vec<Insn> {
     generator.push(Op::Exit);
     let mut functions = vec![std::mem::take(&mut generator.items)];
     generator.memory = false;
-    generator.functions = 0;
+    (generator.functions, generator.callbacks) = (0, 0);
     let arguments: Vec<_> = Reg::arguments().collect();
     for _ in 0..callees {
         generator.begin(&arguments);
         let length = 1 + generator.random.below(10);
         generator.body(length);
         generator.push(Op::Exit);
+        functions.push(std::mem::take(&mut generator.items));
+    }
+    generator.callback = true;
+    for _ in 0..callbacks {
+        generator.callback();
         functions.push(std::mem::take(&mut generator.items));
     }
     link(&functions)
