@@ -219,13 +219,10 @@ fn a_walk_goes_on_when_its_element_changes() {
         }
         let mut seen = Vec::new();
         let count = map.walk(|key, value| {
-            // SAFETY: the addresses of a key of 4 bytes and a value of 8, both aligned to 8.
-            let (key, value) = unsafe {
-                (
-                    *std::ptr::with_exposed_provenance::<u32>(key as usize),
-                    *std::ptr::with_exposed_provenance::<u64>(value as usize),
-                )
-            };
+            // SAFETY: the address of a key of 4 bytes, aligned to 8.
+            let key = unsafe { *std::ptr::with_exposed_provenance::<u32>(key as usize) };
+            // SAFETY: the address of a value of 8 bytes, aligned to 8.
+            let value = unsafe { *std::ptr::with_exposed_provenance::<u64>(value as usize) };
             assert_eq!(value, 1);
             seen.push(key);
             let step = if delete {
@@ -665,10 +662,10 @@ fn program_array() {
         keep: None,
     });
     let word = |index: usize| {
-        let words =
-            std::ptr::with_exposed_provenance::<AtomicU64>(map.tail_entries().unwrap() as usize);
+        let word = map.tail_entries().unwrap() as usize + 8 * index;
+        let word = std::ptr::with_exposed_provenance::<AtomicU64>(word);
         // SAFETY: a program array has a word a slot, and it has two slots.
-        unsafe { &*words.add(index) }.load(Relaxed)
+        unsafe { &*word }.load(Relaxed)
     };
     assert!(map.tail_target(1).is_none());
     assert!(map.set_program(1, Some(target.clone())).unwrap().is_none());

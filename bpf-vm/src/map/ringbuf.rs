@@ -131,7 +131,7 @@ impl RingBuffer {
 
     /// The page offset that a header at `offset` has: from the page with the handle, in pages.
     fn page_offset(offset: u64) -> u64 {
-        (PAGE + offset) / PAGE << 32
+        ((PAGE + offset) / PAGE) << 32
     }
 
     /// Reserves a record of `size` bytes for the map with this handle; its address, or `None` if there is no room.

@@ -26,9 +26,9 @@ const MAX_KEY: u32 = 512;
 const MAX_PER_CPU: u32 = 32 << 10;
 
 const INDEX: Field = (|bytes| bytes == 4, "4 (the index, a __u32)");
-const KEY: Field = (|bytes| 1 <= bytes && bytes <= MAX_KEY, "1 to 512 bytes");
+const KEY: Field = (|bytes| (1..=MAX_KEY).contains(&bytes), "1 to 512 bytes");
 const PREFIX: Field = (
-    |bytes| 5 <= bytes && bytes <= 4 + 256,
+    |bytes| (5..=4 + 256).contains(&bytes),
     "5 to 260 bytes (struct bpf_lpm_trie_key: the length in bits, then the data)",
 );
 const NONE: Field = (|bytes| bytes == 0, "0");
@@ -38,7 +38,7 @@ const VALUE: Field = (
     "1 to 2147483647 bytes",
 );
 const PER_CPU: Field = (
-    |bytes| 1 <= bytes && bytes <= MAX_PER_CPU,
+    |bytes| (1..=MAX_PER_CPU).contains(&bytes),
     "1 to 32768 bytes in a per-CPU map",
 );
 const REFERENCE: Field = (|bytes| bytes == 4, "4 (a __u32)");
