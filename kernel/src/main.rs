@@ -25,6 +25,7 @@ mod console;
 mod context;
 mod hook;
 mod initrd;
+mod jit_bench;
 #[expect(
     dead_code,
     reason = "xtask includes the same file and writes what is only read here"
@@ -209,7 +210,14 @@ fn main_task() {
         exit::exit(2)
     }
     let code = match system.options.job {
-        command_line::Job::Bench => bench::run(&system.options),
+        command_line::Job::Bench => match system.options.suite {
+            None => bench::run(&system.options),
+            Some("jit") => jit_bench::run(&system.options),
+            Some(other) => {
+                println!("springboard: suite={other}: the suite that there is is jit");
+                2
+            }
+        },
         command_line::Job::Shell => shell::run(),
         command_line::Job::Test => tests::run(&system.options),
         command_line::Job::Crash => crash(system.options.crash.unwrap_or_default()),
