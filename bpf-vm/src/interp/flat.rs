@@ -46,8 +46,8 @@ pub(crate) struct Flat {
     pub(super) imm: u64,
 }
 
-/// The rows of arithmetic, jumps, accesses and pairs: name of the code and what it does. `$with` gets all of them and what else it was
-/// given.
+/// The rows of arithmetic, jumps, accesses and pairs: name of the code and what it does. `$with` gets all of them and
+/// what else it was given.
 macro_rules! rows {
     ($with:ident ! { $($rest:tt)* }) => {
         $with! {
@@ -87,7 +87,25 @@ macro_rules! rows {
             }
             store_reg { Store8 B, Store16 H, Store32 W, Store64 Dw, }
             store_imm { Store8Imm B, Store16Imm H, Store32Imm W, Store64Imm Dw, }
-            pairs { Mov64ThenAdd64 Mov64 Add64, Mov64ThenAdd64Imm Mov64 Add64Imm, Mov64ThenMov64 Mov64 Mov64, Mov64ThenSub64 Mov64 Sub64, Mov64ThenMul64 Mov64 Mul64, Mov64ThenDiv64 Mov64 Div64, Mov64ThenAnd64Imm Mov64 And64Imm, Mov64ThenLsh64Imm Mov64 Lsh64Imm, Mov64ThenRsh64Imm Mov64 Rsh64Imm, Mov64ThenEq64Imm Mov64 Eq64Imm, Mov64ThenNe64Imm Mov64 Ne64Imm, Mov64ThenLt64 Mov64 Lt64, Mov64ImmThenAdd64Imm Mov64Imm Add64Imm, Mov64ImmThenMov64 Mov64Imm Mov64, Add64ImmThenLt64 Add64Imm Lt64, Add64ImmThenNe64Imm Add64Imm Ne64Imm, Add64ImmThenAdd64Imm Add64Imm Add64Imm, Add64ImmThenMov64 Add64Imm Mov64, Add64ThenAdd64 Add64 Add64, Add64ThenAdd64Imm Add64 Add64Imm, Add64ThenLt64 Add64 Lt64, Add64ThenLoad8 Add64 Load8, Add64ThenLoad16 Add64 Load16, Add64ThenLoad32 Add64 Load32, Add64ThenLoad64 Add64 Load64, Sub64ThenMov64 Sub64 Mov64, Mul64ThenMov64 Mul64 Mov64, Load8ThenEq32Imm Load8 Eq32Imm, Load8ThenMov32 Load8 Mov32, Load16ThenAdd64 Load16 Add64, Load32ThenMov64 Load32 Mov64, Load64ThenAdd64 Load64 Add64, Store8ThenAdd64 Store8 Add64, Store8ThenAdd64Imm Store8 Add64Imm, Store32ThenMov64Imm Store32 Mov64Imm, Mov32ThenMov32 Mov32 Mov32, Mov32ThenAdd32Imm Mov32 Add32Imm, Mov32ThenRsh32Imm Mov32 Rsh32Imm, Mov32ThenLsh32Imm Mov32 Lsh32Imm, Add32ImmThenAnd32Imm Add32Imm And32Imm, And32ImmThenGt32Imm And32Imm Gt32Imm, And32ImmThenLt32Imm And32Imm Lt32Imm, Xor32ThenMov32 Xor32 Mov32, Or32ThenMul32Imm Or32 Mul32Imm, Mul32ImmThenMul32Imm Mul32Imm Mul32Imm, Rsh32ImmThenOr32 Rsh32Imm Or32, }
+            pairs {
+                Mov64ThenAdd64 Mov64 Add64, Mov64ThenAdd64Imm Mov64 Add64Imm, Mov64ThenMov64 Mov64 Mov64,
+                Mov64ThenSub64 Mov64 Sub64, Mov64ThenMul64 Mov64 Mul64, Mov64ThenDiv64 Mov64 Div64,
+                Mov64ThenAnd64Imm Mov64 And64Imm, Mov64ThenLsh64Imm Mov64 Lsh64Imm, Mov64ThenRsh64Imm Mov64 Rsh64Imm,
+                Mov64ThenEq64Imm Mov64 Eq64Imm, Mov64ThenNe64Imm Mov64 Ne64Imm, Mov64ThenLt64 Mov64 Lt64,
+                Mov64ImmThenAdd64Imm Mov64Imm Add64Imm, Mov64ImmThenMov64 Mov64Imm Mov64,
+                Add64ImmThenLt64 Add64Imm Lt64, Add64ImmThenNe64Imm Add64Imm Ne64Imm,
+                Add64ImmThenAdd64Imm Add64Imm Add64Imm, Add64ImmThenMov64 Add64Imm Mov64, Add64ThenAdd64 Add64 Add64,
+                Add64ThenAdd64Imm Add64 Add64Imm, Add64ThenLt64 Add64 Lt64, Add64ThenLoad8 Add64 Load8,
+                Add64ThenLoad16 Add64 Load16, Add64ThenLoad32 Add64 Load32, Add64ThenLoad64 Add64 Load64,
+                Sub64ThenMov64 Sub64 Mov64, Mul64ThenMov64 Mul64 Mov64, Load8ThenEq32Imm Load8 Eq32Imm,
+                Load8ThenMov32 Load8 Mov32, Load16ThenAdd64 Load16 Add64, Load32ThenMov64 Load32 Mov64,
+                Load64ThenAdd64 Load64 Add64, Store8ThenAdd64 Store8 Add64, Store8ThenAdd64Imm Store8 Add64Imm,
+                Store32ThenMov64Imm Store32 Mov64Imm, Mov32ThenMov32 Mov32 Mov32, Mov32ThenAdd32Imm Mov32 Add32Imm,
+                Mov32ThenRsh32Imm Mov32 Rsh32Imm, Mov32ThenLsh32Imm Mov32 Lsh32Imm,
+                Add32ImmThenAnd32Imm Add32Imm And32Imm, And32ImmThenGt32Imm And32Imm Gt32Imm,
+                And32ImmThenLt32Imm And32Imm Lt32Imm, Xor32ThenMov32 Xor32 Mov32, Or32ThenMul32Imm Or32 Mul32Imm,
+                Mul32ImmThenMul32Imm Mul32Imm Mul32Imm, Rsh32ImmThenOr32 Rsh32Imm Or32,
+            }
             $($rest)*
         }
     };
