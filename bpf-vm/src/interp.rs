@@ -39,6 +39,8 @@ pub const MAX_FRAMES: usize = 8;
 pub const MAX_TAIL_CALLS: u32 = 33;
 /// Rounds that `bpf_loop` makes at most (`BPF_MAX_LOOPS` of Linux).
 pub const MAX_LOOPS: u64 = 1 << 23;
+/// The largest budget of a run, so that it can be counted in signed numbers: more than a machine gets through.
+const MOST: u64 = 1 << 62;
 /// Words of a frame's stack, with what lies between it and the next one.
 const FRAME_WORDS: usize = STRIDE / size_of::<u64>();
 
@@ -305,15 +307,15 @@ impl<'p> Machine<'p, '_> {
     #[inline(never)]
     fn execute(&mut self, budget: u64) -> Result<Outcome, Fault> {
         let mut code = self.memory.program.flat();
-        // The instructions from the next one on; how many they were when the straight run began that it is in; what is
-        // left of the budget without that run. Never do they become more, so nothing here wraps.
-        let mut next = code;
-        let (mut since, mut left) = (next.len(), budget);
+        // The instructions from the next one on, and the index at which the budget would be used up if no other jump came:
+        // a jump moves it by its distance. Programs have few instructions beside these numbers, so nothing here wraps.
+        let mut next = code.iter();
+        let budget = budget.min(MOST);
+        let mut limit = budget.cast_signed();
         loop {
-            let Some((i, following)) = next.split_first() else {
+            let Some(i) = next.next() else {
                 return Err(self.fault(code.len(), FaultKind::Structure));
             };
-            next = following;
             /// Ends the run with a fault of this instruction.
             macro_rules! fail {
                 ($kind:expr) => {
@@ -332,49 +334,47 @@ impl<'p> Machine<'p, '_> {
                     }
                 };
             }
-            /// Goes on at an instruction, if the budget is not used up.
+            /// Takes a jump, if the budget is not used up.
             macro_rules! jump {
-                ($target:expr) => {{
-                    let used = since.wrapping_sub(next.len()) as u64;
-                    if used >= left {
+                ($i:ident) => {{
+                    limit = limit.wrapping_add(flat::jump_distance($i.imm));
+                    if limit <= i64::from($i.off) {
                         fail!(FaultKind::Budget(budget));
                     }
-                    left = left.wrapping_sub(used);
-                    match code.get($target as usize..) {
-                        Some(target) => next = target,
+                    match code.get($i.off as usize..) {
+                        Some(target) => next = target.iter(),
                         None => fail!(FaultKind::Structure),
                     }
-                    since = next.len();
                 }};
             }
             /// Does what a call or return led to.
             macro_rules! follow {
-                ($next:expr) => {
+                ($next:expr) => {{
+                    let here = code.len() - next.len();
                     match $next {
                         Ok(Next::Here) => {}
                         Ok(Next::At(target)) => {
-                            let used = since.wrapping_sub(next.len()) as u64;
-                            if used >= left {
+                            let left = limit.wrapping_sub(here as i64);
+                            if left <= 0 {
                                 fail!(FaultKind::Budget(budget));
                             }
-                            left = left.wrapping_sub(used);
+                            limit = left.wrapping_add(target as i64);
                             code = self.memory.program.flat();
-                            next = code.get(target..).unwrap_or_default();
-                            since = next.len();
+                            next = code.get(target..).unwrap_or_default().iter();
                         }
                         Ok(Next::End) => {
-                            let used = since.wrapping_sub(next.len()) as u64;
-                            if used > left {
+                            let left = limit.wrapping_sub(here as i64);
+                            if left < 0 {
                                 fail!(FaultKind::Budget(budget));
                             }
                             return Ok(Outcome {
                                 r0: self.regs.get(Place::R0),
-                                instructions: budget.wrapping_sub(left.wrapping_sub(used)),
+                                instructions: budget.wrapping_sub(left.cast_unsigned()),
                             });
                         }
                         Err(kind) => fail!(kind),
                     }
-                };
+                }};
             }
             /// A read-modify-write of one size.
             macro_rules! atomic {
@@ -409,16 +409,17 @@ impl<'p> Machine<'p, '_> {
                 ($i:ident, $width:ident, $cond:ident) => {{
                     let (a, b) = (self.regs.get($i.dst), self.regs.get($i.src));
                     if alu::holds(Width::$width, Cond::$cond, a, b) {
-                        jump!($i.off);
+                        jump!($i);
                     }
                 }};
             }
             macro_rules! jump_imm {
-                ($i:ident, $width:ident, $cond:ident) => {
-                    if alu::holds(Width::$width, Cond::$cond, self.regs.get($i.dst), $i.imm) {
-                        jump!($i.off);
+                ($i:ident, $width:ident, $cond:ident) => {{
+                    let (a, b) = (self.regs.get($i.dst), flat::jump_value($i.imm));
+                    if alu::holds(Width::$width, Cond::$cond, a, b) {
+                        jump!($i);
                     }
-                };
+                }};
             }
             macro_rules! load {
                 ($i:ident, $size:ident, $signed:literal) => {{
@@ -502,10 +503,9 @@ impl<'p> Machine<'p, '_> {
                         })*
                         $(Code::$pair => {
                             one!($first i);
-                            let Some((second, following)) = next.split_first() else {
+                            let Some(second) = next.next() else {
                                 fail!(FaultKind::Structure);
                             };
-                            next = following;
                             one!($second second);
                         })*
                         $($rest)*
@@ -532,7 +532,7 @@ impl<'p> Machine<'p, '_> {
                     let done = self.memory.store_release(address, size, self.regs.get(i.src));
                     checked!(done, address, size);
                 }
-                Code::Goto => jump!(i.off),
+                Code::Goto => jump!(i),
                 Code::Call => follow!(self.call_number(i.off, code.len() - next.len())),
                 Code::CallKernel => follow!(self.call_kernel(i.off, code.len() - next.len())),
                 Code::CallLocal => follow!(self.enter(i.off as usize, code.len() - next.len())),
@@ -587,7 +587,7 @@ impl<'p> Machine<'p, '_> {
             return Ok(Next::End);
         };
         // The program may have turned into another one since it was called.
-        self.memory.program = frame.program;
+        self.memory.turn_into(frame.program);
         let result = match &mut frame.then {
             Then::Return => self.regs.get(Place::R0),
             Then::Loop { round: done, .. } | Then::Each { visited: done } => {
@@ -682,8 +682,7 @@ impl<'p> Machine<'p, '_> {
                 match map.and_then(|map| map.tail_target(index?)) {
                     Some(target) => {
                         self.tail_calls += 1;
-                        self.memory.program = &target.program;
-                        self.memory.forget();
+                        self.memory.turn_into(&target.program);
                         return Ok(Next::At(0));
                     }
                     None => ENOENT,

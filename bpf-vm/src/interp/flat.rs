@@ -42,7 +42,7 @@ pub(crate) struct Flat {
     pub(super) src: Place,
     /// Offset of an access; index of the instruction that may be jumped to; number of a helper or function.
     pub(super) off: u32,
-    /// The immediate, sign extended.
+    /// The immediate, sign extended; of a jump what [`jump_imm_of`] makes.
     pub(super) imm: u64,
 }
 
@@ -186,6 +186,23 @@ rows!(codes! {});
 /// bits are neither all ones nor all zeros (Arm ARM D8.2, address translation).
 pub(super) const FUNCTION: u64 = 0xb9f0_0000_0000_0000;
 
+/// How `imm` holds a jump's second operand (0 if that is a register) and its distance, in instructions from the next one.
+fn jump_imm_of(value: i32, distance: i64) -> u64 {
+    (distance << 32).cast_unsigned() | u64::from(value.cast_unsigned())
+}
+
+/// The operand that [`jump_imm_of`] was given, sign extended.
+#[inline(always)]
+pub(super) fn jump_value(imm: u64) -> u64 {
+    i64::from(imm as i32).cast_unsigned()
+}
+
+/// The distance that it was given.
+#[inline(always)]
+pub(super) fn jump_distance(imm: u64) -> i64 {
+    imm.cast_signed() >> 32
+}
+
 /// How `imm` holds what [`Code::Swap`] does: log2 of the bytes, and whether they are swapped.
 pub(super) fn swap_imm(kind: Swap, size: Size) -> u64 {
     u64::from(size.log2()) | if kind == Swap::Le { 0 } else { 1 << 8 }
@@ -218,8 +235,9 @@ pub(super) fn atomic_of(imm: u64) -> AtomicOp {
 }
 
 impl Flat {
-    /// An instruction of a program; `None` if it has none of that kind, which a validated one does not.
-    fn new(op: Op, target: u32, program: &ValidatedProgram) -> Option<Self> {
+    /// The instruction at an index of a program; `None` if it has none of that kind, which a validated one does not.
+    fn new(index: usize, i: &Instruction, program: &ValidatedProgram) -> Option<Self> {
+        let (op, target) = (i.op, i.target);
         let none = Place::R0;
         let flat = |code, dst: Place, src: Place, off: u32, imm: u64| {
             Some(Self {
@@ -232,6 +250,7 @@ impl Flat {
         };
         let wide = |imm: i32| i64::from(imm) as u64;
         let at = |off: i16| i32::from(off) as u32;
+        let jump = |value| jump_imm_of(value, i64::from(target) - (index as i64 + 1));
         match op {
             Op::Alu {
                 width,
@@ -317,21 +336,24 @@ impl Flat {
                 let imm = size.log2().into();
                 flat(Code::StoreRelease, base.into(), src.into(), at(off), imm)
             }
-            Op::Goto { .. } => flat(Code::Goto, none, none, target, 0),
+            Op::Goto { .. } => flat(Code::Goto, none, none, target, jump(0)),
             Op::If {
                 width,
                 cond,
                 dst,
                 src: Operand::Reg(src),
                 ..
-            } => flat(jump_reg(width, cond)?, dst.into(), src.into(), target, 0),
+            } => {
+                let code = jump_reg(width, cond)?;
+                flat(code, dst.into(), src.into(), target, jump(0))
+            }
             Op::If {
                 width,
                 cond,
                 dst,
                 src: Operand::Imm(imm),
                 ..
-            } => flat(jump_imm(width, cond)?, dst.into(), none, target, wide(imm)),
+            } => flat(jump_imm(width, cond)?, dst.into(), none, target, jump(imm)),
             Op::Call { helper } => flat(Code::Call, none, none, helper, 0),
             Op::CallKernel { function } => flat(Code::CallKernel, none, none, function, 0),
             Op::CallLocal { .. } => flat(Code::CallLocal, none, none, target, 0),
@@ -351,8 +373,9 @@ pub(crate) fn flatten(program: &ValidatedProgram) -> Box<[Flat]> {
         off: 0,
         imm: 0,
     };
-    let flat = |i: &Instruction| Flat::new(i.op, i.target, program).unwrap_or(INVALID);
-    let mut code: Box<[_]> = program.instructions().iter().map(flat).collect();
+    let instructions = program.instructions().iter().enumerate();
+    let flat = |(index, i)| Flat::new(index, i, program).unwrap_or(INVALID);
+    let mut code: Box<[_]> = instructions.map(flat).collect();
     // The second of a pair stays as it is: a jump may lead there.
     for index in 1..code.len() {
         if let Some([first, second]) = code.get_mut(index - 1..=index)
