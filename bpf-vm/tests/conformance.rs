@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The example `conformance`, run as the conformance suite runs it: a process a program, by every engine of this machine.
+#[path = "support/example.rs"]
+mod example;
+
 use std::{
     collections::BTreeSet,
     io::Write,
-    path::PathBuf,
-    process::{Command, Output, Stdio},
-    sync::OnceLock,
+    process::{Output, Stdio},
 };
 
 use bpf_vm::{
@@ -14,8 +15,6 @@ use bpf_vm::{
     suite,
 };
 
-/// Runs aarch64 programs where that is not the machine's own.
-const EMULATOR: &str = "qemu-aarch64";
 /// How the plugin is told which engine to use, on this machine.
 const ENGINES: &[&str] = if cfg!(target_arch = "aarch64") {
     &["--interpret", "--jit"]
@@ -23,48 +22,9 @@ const ENGINES: &[&str] = if cfg!(target_arch = "aarch64") {
     &["--interpret"]
 };
 
-/// The plugin, built if it is not there or old.
-fn plugin() -> Command {
-    static PATH: OnceLock<(PathBuf, bool)> = OnceLock::new();
-    let (path, emulated) = PATH.get_or_init(|| {
-        // target/TRIPLE/PROFILE/deps/conformance-HASH
-        let this = std::env::current_exe().unwrap();
-        let folder = this.ancestors().nth(2).unwrap();
-        let triple = folder.parent().and_then(|f| f.file_name()).unwrap();
-        let status = Command::new(env!("CARGO"))
-            .args(["build", "--quiet", "--example", "conformance", "--target"])
-            .arg(triple)
-            .args([
-                "--manifest-path",
-                concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml"),
-            ])
-            .stdin(Stdio::null())
-            .status();
-        let path = folder.join("examples/conformance");
-        assert!(
-            status.is_ok_and(|s| s.success()) && path.is_file(),
-            "{path:?}"
-        );
-        let version = Command::new(EMULATOR)
-            .arg("--version")
-            .stdout(Stdio::null())
-            .status();
-        let emulated = cfg!(all(target_arch = "aarch64", target_env = "musl")) && version.is_ok();
-        (path, emulated)
-    });
-    match emulated {
-        true => {
-            let mut command = Command::new(EMULATOR);
-            command.arg(path);
-            command
-        }
-        false => Command::new(path),
-    }
-}
-
 /// Runs the plugin with a program on its standard input.
 fn run(arguments: &[&str], input: &[u8]) -> Output {
-    let mut child = plugin()
+    let mut child = example::command("conformance")
         .args(arguments)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
