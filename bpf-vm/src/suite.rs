@@ -70,6 +70,7 @@ impl core::error::Error for SuiteError {}
 
 /// The texts that every engine has to pass: name of the file, what it holds.
 pub const TESTS: &[(&str, &str)] = &[
+    ("instructions", include_str!("../suite/instructions.txt")),
     ("memory", include_str!("../suite/memory.txt")),
     ("jumps", include_str!("../suite/jumps.txt")),
     ("calls", include_str!("../suite/calls.txt")),

@@ -39,6 +39,15 @@ impl<'a> Region<'a> {
         }
     }
 
+    /// The first `bytes` bytes of the words, all of them if they are fewer: memory whose length is no multiple of 8.
+    pub fn bytes(words: &'a [AtomicU64], bytes: u64) -> Self {
+        let all = Self::words(words);
+        Self {
+            bytes: all.bytes.min(bytes),
+            ..all
+        }
+    }
+
     /// Words that nobody writes while the program runs, and that it may read: a hook's `u64 ctx[]`.
     pub fn constant(words: &'a [u64]) -> Self {
         Self {

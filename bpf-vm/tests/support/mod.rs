@@ -10,6 +10,8 @@ use std::sync::{
     atomic::{AtomicU64, Ordering::Relaxed},
 };
 
+#[cfg(target_arch = "aarch64")]
+use bpf_vm::attachment::Attachment;
 use bpf_vm::{
     asm::assemble,
     interp::{Fault, Interpreter, Outcome, Region},
@@ -200,9 +202,10 @@ pub(crate) mod native {
         /// # Safety
         /// It is compiled from a program that only touches memory that it may.
         pub(crate) unsafe fn run(&self, [a, b]: [u64; 2]) -> u64 {
-            // SAFETY: the pages hold compiled code, whose entry is its first word and has this type.
-            let entry: extern "C" fn(u64, u64) -> u64 = unsafe { std::mem::transmute(self.start) };
-            entry(a, b)
+            // SAFETY: the pages hold code compiled for two arguments, whose entry is its first word and has this type.
+            let entry: extern "C" fn(u64, u64, u64) -> u64 =
+                unsafe { std::mem::transmute(self.start) };
+            entry(a, b, Attachment::NONE.address())
         }
     }
 
