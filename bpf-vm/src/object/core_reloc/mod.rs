@@ -280,7 +280,7 @@ impl<'b> Resolver<'b> {
         let Some(candidates) = self.candidates.get_mut(&record.type_id) else {
             return Ok(None);
         };
-        let mut found: Option<(u64, Answer)> = None;
+        let mut found: Option<Answer> = None;
         let mut matching = Vec::new();
         for &candidate in &*candidates {
             types.step()?;
@@ -289,29 +289,24 @@ impl<'b> Resolver<'b> {
             };
             let new = target.answer(types, question, &local)?;
             matching.push(candidate);
-            let place = target.bit_offset;
             match found {
-                Some(first) if first != (place, new) => {
+                Some(first) if first != new => {
                     return Err(Problem(format!(
                         "the kernel's types {} and {candidate} both are called that and answer differently: {:#x} and \
                          {:#x}; use a flavour whose fields only one of them has",
                         matching.first().unwrap_or(&0),
-                        first.1.value,
+                        first.value,
                         new.value
                     )));
                 }
-                _ => found = Some((place, new)),
+                _ => found = Some(new),
             }
         }
         // Later questions about the type are about what this one has shown it to be.
         if !matching.is_empty() {
             *candidates = matching;
         }
-        Ok(match found {
-            Some((_, found)) => Some(found),
-            None if question.may_be_no() => Some(answer(0)),
-            None => None,
-        })
+        Ok(found.or(question.may_be_no().then(|| answer(0))))
     }
 
     fn question(&self, record: &Record) -> Result<(Question, &'static str), Problem> {

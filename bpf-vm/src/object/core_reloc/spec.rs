@@ -22,7 +22,7 @@ pub(super) struct Spec<'b> {
     first: u32,
     steps: Vec<Step<'b>>,
     /// Bits from the root's start.
-    pub(super) bit_offset: u64,
+    bit_offset: u64,
     /// The type of what is there.
     type_id: u32,
     /// Bits of the bit-field there; 0 for what is none.
@@ -282,9 +282,14 @@ impl<'b> Spec<'b> {
 
     /// How a load or store of the object's field has to change.
     fn access(&self, types: &Types<'_>, local: &Spec<'_>) -> Result<Access, Problem> {
+        // A load from the start of an array loads its first element.
+        let (local_id, kernel_id) = (
+            types.local.innermost(local.type_id)?,
+            types.kernel.innermost(self.type_id)?,
+        );
         let sizes = (
-            types.local.size_of(local.type_id),
-            types.kernel.size_of(self.type_id),
+            types.local.size_of(local_id),
+            types.kernel.size_of(kernel_id),
         );
         // What has no size is not loaded or stored.
         let (Ok(from), Ok(to)) = sizes else {
@@ -297,9 +302,8 @@ impl<'b> Spec<'b> {
         let is_unsigned =
             |btf: &Btf<'_>, id| Ok::<_, Problem>(btf.integer(id)?.is_some_and(|i| !i.signed));
         let is_pointer = |btf: &Btf<'_>, id| Ok::<_, Problem>(btf.pointee(id)?.is_some());
-        let both = is_unsigned(types.local, local.type_id)?
-            && is_unsigned(types.kernel, self.type_id)?
-            || is_pointer(types.local, local.type_id)? && is_pointer(types.kernel, self.type_id)?;
+        let both = is_unsigned(types.local, local_id)? && is_unsigned(types.kernel, kernel_id)?
+            || is_pointer(types.local, local_id)? && is_pointer(types.kernel, kernel_id)?;
         Ok(if both {
             Access::Resized(to)
         } else {
@@ -357,5 +361,16 @@ impl<'a> Btf<'a> {
             return Ok(None);
         }
         Ok(self.enumerator(found, index)?)
+    }
+
+    /// The element type of an array, and of its elements if they are arrays; any other type itself.
+    fn innermost(&self, mut type_id: u32) -> Result<u32, Problem> {
+        for _ in 0..MAX_DEPTH {
+            match self.array(type_id)? {
+                Some((element, _)) => type_id = element,
+                None => return Ok(type_id),
+            }
+        }
+        Err("arrays of arrays of more than 32 dimensions".into())
     }
 }
