@@ -40,6 +40,7 @@ mod rcu;
 mod sched;
 mod shell;
 mod symbols;
+mod task;
 mod tests;
 mod trace;
 mod workload;

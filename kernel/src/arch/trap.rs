@@ -66,6 +66,7 @@ extern "C" fn trap_irq(frame: &mut Frame) {
                 Interrupt::Ipi(n) if n == Ipi::Reschedule as u8 => {
                     block.need_resched.store(true, Ordering::Relaxed)
                 }
+                Interrupt::Ipi(n) if n == Ipi::Test as u8 => context::TEST_HARDIRQ.call(),
                 Interrupt::Ipi(_) => {}
                 Interrupt::Device(n) => println!("interrupt {n} has no handler"),
                 Interrupt::Nmi | Interrupt::Spurious => {}
@@ -156,7 +157,7 @@ fn leave(frame: &Frame) {
     if block.need_resched.load(Ordering::Relaxed) && switch::current().preemptible() {
         irq::disable();
         irq::open_exceptions();
-        sched::preempt(frame.elr as usize);
+        sched::preempt(frame.elr as usize, frame.word);
         irq::mask_all();
     }
     // The interrupted code had normal interrupts on, or this one could not have come.
