@@ -222,8 +222,21 @@ pub(crate) fn run_all(
     before: impl Fn(),
     state: impl Fn() -> Vec<u8>,
 ) -> Result<(Outcome, Vec<u8>), String> {
+    run_all_with(program, bytes, before, state, |_| ())
+}
+
+/// As [`run_all`]; `enter` is told where a tail call enters the program, before each engine runs it (0 for the
+/// interpreter).
+pub(crate) fn run_all_with(
+    program: &Arc<ValidatedProgram>,
+    bytes: &[u8],
+    before: impl Fn(),
+    state: impl Fn() -> Vec<u8>,
+    enter: impl Fn(u64),
+) -> Result<(Outcome, Vec<u8>), String> {
     let (fresh, memory) = (Buffer::new(bytes), Buffer::new(bytes));
     before();
+    enter(0);
     let outcome = interpret(program, &memory).map_err(|fault| format!("interpreter: {fault}"))?;
     let (after, values) = (memory.bytes(), state());
     #[cfg(not(target_arch = "aarch64"))]
@@ -238,6 +251,7 @@ pub(crate) fn run_all(
             pages.load(&code);
             memory.set(&fresh);
             before();
+            enter(code.base + u64::from(code.tail_entry));
             // SAFETY: the interpreter has just run it with the same memory, and checked each access.
             let r0 = unsafe { pages.run(memory.arguments()) };
             let listing = || bpf_vm::jit::listing(program, &code);
@@ -255,6 +269,6 @@ pub(crate) fn run_all(
             }
         }
     }
-    let _ = (&fresh, values);
+    let _ = (&fresh, values, &enter);
     Ok((outcome, after))
 }
