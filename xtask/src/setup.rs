@@ -292,7 +292,8 @@ fn this_os() -> Option<Os> {
     }
 }
 
-fn succeeds(command: &[&str]) -> bool {
+/// Whether a command can be started and ends well.
+pub(crate) fn succeeds(command: &[&str]) -> bool {
     let Some((program, arguments)) = command.split_first() else {
         return false;
     };
