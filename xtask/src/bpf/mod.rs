@@ -302,7 +302,7 @@ int second(void *ctx)
         let (source, out) = (folder.join("test.bpf.c"), folder.join("test.o"));
         std::fs::write(&source, SOURCE).expect("source");
         let include = Path::new(env!("CARGO_MANIFEST_DIR")).join("../programs/include");
-        let options = programs::options(&include, None, &source, &out);
+        let options = programs::options(&[&include], &source, &out);
         let output = Command::new(clang).args(options).output().expect("clang");
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{said}");
