@@ -39,6 +39,8 @@ pub const MAX_FRAMES: usize = 8;
 pub const MAX_TAIL_CALLS: u32 = 33;
 /// Rounds that `bpf_loop` makes at most (`BPF_MAX_LOOPS` of Linux).
 pub const MAX_LOOPS: u64 = 1 << 23;
+/// The largest budget of a run, so that it can be counted in signed numbers: more than a machine gets through.
+const MOST: u64 = 1 << 62;
 /// Words of a frame's stack, with what lies between it and the next one.
 const FRAME_WORDS: usize = STRIDE / size_of::<u64>();
 
@@ -85,6 +87,9 @@ pub enum FaultKind {
     Budget(u64),
     /// More than [`MAX_FRAMES`] local calls deep.
     CallDepth,
+    /// The program ends without giving the lock at this address back, takes a second one, or gives back one that it does not
+    /// hold.
+    Lock(u64),
     /// `callx` by a register that holds no helper's number and names no function.
     NoFunction(u64),
     /// Control went where there is no instruction, or to a helper that does not exist: a fault of the validator.
@@ -112,6 +117,11 @@ impl fmt::Display for Fault {
                 write!(f, "the program did not end within {budget} instructions")
             }
             FaultKind::CallDepth => write!(f, "local calls are more than {MAX_FRAMES} deep"),
+            FaultKind::Lock(address) => write!(
+                f,
+                "a program holds one lock at a time and gives it back before it ends; it does not do so with the one at \
+                 {address:#x}"
+            ),
             FaultKind::NoFunction(value) => write!(
                 f,
                 "the register holds {value:#x}, which is no helper's number and no function of the program"
@@ -186,6 +196,8 @@ fn at(base: u64, off: u32) -> u64 {
 const LOOP: u32 = 181;
 const FOR_EACH: u32 = 164;
 const TAIL_CALL: u32 = 12;
+const SPIN_LOCK: u32 = 93;
+const SPIN_UNLOCK: u32 = 94;
 /// Linux's `ENOENT`, `E2BIG` and `EINVAL`, as a program sees them.
 const ENOENT: u64 = -2_i64 as u64;
 const E2BIG: u64 = -7_i64 as u64;
@@ -264,7 +276,7 @@ impl Interpreter {
         }
         let mut memory = Memory::new(Region::words(&stack), regions, program);
         regs.set(Place::R10, memory.enter(0));
-        Machine {
+        let mut machine = Machine {
             context: regs.get(Place::R1),
             regs,
             memory,
@@ -272,8 +284,11 @@ impl Interpreter {
             depth: 0,
             tail_calls: 0,
             attachment,
-        }
-        .execute(budget)
+            lock: None,
+        };
+        let outcome = machine.execute(budget);
+        machine.give_lock_back();
+        outcome
     }
 }
 
@@ -288,6 +303,8 @@ struct Machine<'p, 'f> {
     /// What the program got in r1.
     context: u64,
     attachment: &'p Attachment,
+    /// The address of the `struct bpf_spin_lock` that it holds.
+    lock: Option<u64>,
 }
 
 /// Where a run goes on after a call or return.
@@ -305,15 +322,15 @@ impl<'p> Machine<'p, '_> {
     #[inline(never)]
     fn execute(&mut self, budget: u64) -> Result<Outcome, Fault> {
         let mut code = self.memory.program.flat();
-        // The instructions from the next one on; how many they were when the straight run began that it is in; what is
-        // left of the budget without that run. Never do they become more, so nothing here wraps.
-        let mut next = code;
-        let (mut since, mut left) = (next.len(), budget);
+        // The instructions from the next one on, and the index at which the budget would be used up if no other jump came:
+        // a jump moves it by its distance. Programs have few instructions beside these numbers, so nothing here wraps.
+        let mut next = code.iter();
+        let budget = budget.min(MOST);
+        let mut limit = budget.cast_signed();
         loop {
-            let Some((i, following)) = next.split_first() else {
+            let Some(i) = next.next() else {
                 return Err(self.fault(code.len(), FaultKind::Structure));
             };
-            next = following;
             /// Ends the run with a fault of this instruction.
             macro_rules! fail {
                 ($kind:expr) => {
@@ -332,49 +349,47 @@ impl<'p> Machine<'p, '_> {
                     }
                 };
             }
-            /// Goes on at an instruction, if the budget is not used up.
+            /// Takes a jump, if the budget is not used up.
             macro_rules! jump {
-                ($target:expr) => {{
-                    let used = since.wrapping_sub(next.len()) as u64;
-                    if used >= left {
+                ($i:ident) => {{
+                    limit = limit.wrapping_add(flat::jump_distance($i.imm));
+                    if limit <= i64::from($i.off) {
                         fail!(FaultKind::Budget(budget));
                     }
-                    left = left.wrapping_sub(used);
-                    match code.get($target as usize..) {
-                        Some(target) => next = target,
+                    match code.get($i.off as usize..) {
+                        Some(target) => next = target.iter(),
                         None => fail!(FaultKind::Structure),
                     }
-                    since = next.len();
                 }};
             }
             /// Does what a call or return led to.
             macro_rules! follow {
-                ($next:expr) => {
+                ($next:expr) => {{
+                    let here = code.len() - next.len();
                     match $next {
                         Ok(Next::Here) => {}
                         Ok(Next::At(target)) => {
-                            let used = since.wrapping_sub(next.len()) as u64;
-                            if used >= left {
+                            let left = limit.wrapping_sub(here as i64);
+                            if left <= 0 {
                                 fail!(FaultKind::Budget(budget));
                             }
-                            left = left.wrapping_sub(used);
+                            limit = left.wrapping_add(target as i64);
                             code = self.memory.program.flat();
-                            next = code.get(target..).unwrap_or_default();
-                            since = next.len();
+                            next = code.get(target..).unwrap_or_default().iter();
                         }
                         Ok(Next::End) => {
-                            let used = since.wrapping_sub(next.len()) as u64;
-                            if used > left {
+                            let left = limit.wrapping_sub(here as i64);
+                            if left < 0 {
                                 fail!(FaultKind::Budget(budget));
                             }
                             return Ok(Outcome {
                                 r0: self.regs.get(Place::R0),
-                                instructions: budget.wrapping_sub(left.wrapping_sub(used)),
+                                instructions: budget.wrapping_sub(left.cast_unsigned()),
                             });
                         }
                         Err(kind) => fail!(kind),
                     }
-                };
+                }};
             }
             /// A read-modify-write of one size.
             macro_rules! atomic {
@@ -409,16 +424,17 @@ impl<'p> Machine<'p, '_> {
                 ($i:ident, $width:ident, $cond:ident) => {{
                     let (a, b) = (self.regs.get($i.dst), self.regs.get($i.src));
                     if alu::holds(Width::$width, Cond::$cond, a, b) {
-                        jump!($i.off);
+                        jump!($i);
                     }
                 }};
             }
             macro_rules! jump_imm {
-                ($i:ident, $width:ident, $cond:ident) => {
-                    if alu::holds(Width::$width, Cond::$cond, self.regs.get($i.dst), $i.imm) {
-                        jump!($i.off);
+                ($i:ident, $width:ident, $cond:ident) => {{
+                    let (a, b) = (self.regs.get($i.dst), flat::jump_value($i.imm));
+                    if alu::holds(Width::$width, Cond::$cond, a, b) {
+                        jump!($i);
                     }
-                };
+                }};
             }
             macro_rules! load {
                 ($i:ident, $size:ident, $signed:literal) => {{
@@ -502,10 +518,9 @@ impl<'p> Machine<'p, '_> {
                         })*
                         $(Code::$pair => {
                             one!($first i);
-                            let Some((second, following)) = next.split_first() else {
+                            let Some(second) = next.next() else {
                                 fail!(FaultKind::Structure);
                             };
-                            next = following;
                             one!($second second);
                         })*
                         $($rest)*
@@ -532,7 +547,7 @@ impl<'p> Machine<'p, '_> {
                     let done = self.memory.store_release(address, size, self.regs.get(i.src));
                     checked!(done, address, size);
                 }
-                Code::Goto => jump!(i.off),
+                Code::Goto => jump!(i),
                 Code::Call => follow!(self.call_number(i.off, code.len() - next.len())),
                 Code::CallKernel => follow!(self.call_kernel(i.off, code.len() - next.len())),
                 Code::CallLocal => follow!(self.enter(i.off as usize, code.len() - next.len())),
@@ -540,6 +555,15 @@ impl<'p> Machine<'p, '_> {
                 Code::Exit => follow!(self.leave()),
                 Code::Invalid => fail!(FaultKind::Structure),
             });
+        }
+    }
+
+    /// Gives back the lock that a run ended with.
+    fn give_lock_back(&mut self) {
+        let helpers = self.memory.program.helpers();
+        if let (Some(lock), Some(unlock)) = (self.lock, helpers::find(helpers, SPIN_UNLOCK)) {
+            // The address was checked when it was taken, and nobody is left to be told of an error.
+            let _ = call::call(unlock, [lock, 0, 0, 0, 0], self.attachment);
         }
     }
 
@@ -584,10 +608,12 @@ impl<'p> Machine<'p, '_> {
             .checked_sub(1)
             .and_then(|caller| self.frames.get_mut(caller))
         else {
-            return Ok(Next::End);
+            return self
+                .lock
+                .map_or(Ok(Next::End), |lock| Err(FaultKind::Lock(lock)));
         };
         // The program may have turned into another one since it was called.
-        self.memory.program = frame.program;
+        self.memory.turn_into(frame.program);
         let result = match &mut frame.then {
             Then::Return => self.regs.get(Place::R0),
             Then::Loop { round: done, .. } | Then::Each { visited: done } => {
@@ -671,8 +697,22 @@ impl<'p> Machine<'p, '_> {
     fn call(&mut self, helper: &Helper, pc: usize) -> Result<Next, FaultKind> {
         let [_, a, b, c, d, e, ..] = self.regs.0;
         let values = [a, b, c, d, e];
-        call::check(helper, values, self.context, &mut self.memory)?;
+        call::check(
+            helper,
+            values,
+            self.context,
+            self.attachment,
+            &mut self.memory,
+        )?;
         let r0 = match (helper.function, helper.number) {
+            (Function::Plain(_), SPIN_LOCK | SPIN_UNLOCK) => {
+                let takes = helper.number == SPIN_LOCK;
+                if self.lock != (!takes).then_some(a) {
+                    return Err(FaultKind::Lock(a));
+                }
+                self.lock = takes.then_some(a);
+                call::call(helper, values, self.attachment)?
+            }
             (Function::Plain(_) | Function::Attached(_), _) => {
                 call::call(helper, values, self.attachment)?
             }
@@ -682,8 +722,7 @@ impl<'p> Machine<'p, '_> {
                 match map.and_then(|map| map.tail_target(index?)) {
                     Some(target) => {
                         self.tail_calls += 1;
-                        self.memory.program = &target.program;
-                        self.memory.forget();
+                        self.memory.turn_into(&target.program);
                         return Ok(Next::At(0));
                     }
                     None => ENOENT,

@@ -74,6 +74,7 @@ pub const TESTS: &[(&str, &str)] = &[
     ("memory", include_str!("../suite/memory.txt")),
     ("jumps", include_str!("../suite/jumps.txt")),
     ("calls", include_str!("../suite/calls.txt")),
+    ("helpers", include_str!("../suite/helpers.txt")),
 ];
 
 /// The texts that engines are measured by, one case each.

@@ -5,7 +5,7 @@ mod support;
 use std::sync::Arc;
 
 use bpf_vm::{
-    interp::{Interpreter, Region},
+    interp::{FaultKind, Interpreter, Region},
     isa::Insn,
     jit::{self, JitError, Target},
     program::{MAX_SLOTS, ValidatedProgram},
@@ -44,6 +44,24 @@ fn faults() {
             "r2 = r1\nr2 += 5\nr1 = map[0]\ncall 1\nexit",
             "argument 2 of bpf_map_lookup_elem",
         ),
+        // The stack of a function that has returned is nobody's, also if it was accessed last.
+        (
+            "call local f\nr0 = *(u64 *)(r0 + 0)\nexit\nf: r0 = r10\nr0 += -8\n*(u64 *)(r0 + 0) = 1\nexit",
+            "instruction 1, `r0 = *(u64 *)(r0 + 0)`: 8 bytes at",
+        ),
+        (
+            "call local f\nr0 = *(u64 *)(r0 + 0)\nexit\nf: *(u32 *)(r10 - 8) = 1\nr2 = r10\nr2 += -8\nr1 = map[0]\n\
+             call 1\nr0 = r10\nr0 += -8\nexit",
+            "instruction 1, `r0 = *(u64 *)(r0 + 0)`: 8 bytes at",
+        ),
+        // So is one that is not entered yet.
+        ("r0 = *(u64 *)(r10 + 568)\nexit", "8 bytes at"),
+        // The key that a walk hands out is its callback's for the one round.
+        (
+            "r1 = map[0]\nr2 = func f\nr3 = r10\nr3 += -8\nr4 = 0\ncall 164\nr0 = *(u64 *)(r10 - 8)\n\
+             r0 = *(u32 *)(r0 + 0)\nexit\nf: *(u64 *)(r4 + 0) = r2\nr0 = *(u32 *)(r2 + 0)\nr0 = 1\nexit",
+            "`r0 = *(u32 *)(r0 + 0)`: 4 bytes at",
+        ),
         ("r2 = 9\ncall 6\nexit", "argument 1 of bpf_trace_printk"),
         ("r2 = 0\ncall 6\nexit", "argument 1 of bpf_trace_printk"),
     ];
@@ -57,6 +75,27 @@ fn faults() {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// A run may take exactly as many instructions as its budget.
+#[test]
+fn budgets() {
+    const TEXTS: [&str; 4] = [
+        "r0 = 0\nexit",
+        "r3 = 100\nagain: r3 += -1\nif r3 != 0 goto again\nr0 = 0\nexit",
+        "goto over\nback: r0 = 1\nexit\nover: gotol back",
+        "call local f\ncall 8\nr1 = 3\nr2 = func f\nr3 = 0\nr4 = 0\ncall 181\nexit\nf: r0 = 0\nexit",
+    ];
+    for text in TEXTS {
+        let interpreter = Interpreter::new(program(text, &[]));
+        let all = interpreter.run(&[], &[], u64::MAX).unwrap();
+        let exact = interpreter.run(&[], &[], all.instructions);
+        assert_eq!(exact, Ok(all), "{text:?}");
+        for budget in 0..all.instructions {
+            let fault = interpreter.run(&[], &[], budget).unwrap_err();
+            assert_eq!(fault.kind, FaultKind::Budget(budget), "{text:?}");
+        }
+    }
 }
 
 #[test]

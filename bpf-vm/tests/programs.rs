@@ -60,6 +60,7 @@ fn check(text: &str) {
 
 #[test]
 fn tests() {
+    support::host::register();
     suite::TESTS.iter().for_each(|(_, text)| check(text));
 }
 

@@ -6,7 +6,7 @@ use std::sync::{Arc, atomic::AtomicU64};
 
 use bpf_vm::{
     attachment::Attachment,
-    interp::{Interpreter, Region},
+    interp::{FaultKind, Interpreter, Region},
     jit::{self, JitError, Target},
     map::{HeapMemory, Map, MapDefinition, MapKind, TailTarget},
     program::ValidatedProgram,
@@ -94,7 +94,7 @@ fn run(entry: &str, targets: &[&str]) -> (u64, u64) {
         pages.load(&code);
         for _ in 0..2 {
             // SAFETY: the interpreter has just run it with the same memory, and checked each access.
-            let r0 = unsafe { pages.run([context, attachment.address()]) };
+            let r0 = unsafe { pages.run(&attachment, [context, attachment.address()]) };
             let word = words[0].swap(0, std::sync::atomic::Ordering::Relaxed);
             assert_eq!((r0, word), result, "compiled");
         }
@@ -158,4 +158,36 @@ fn callbacks_make_none() {
     let text = "r2 = *(u64 *)(r1 + 0)\nr3 = 0\ncall 12\nr0 = 0\nexit";
     let refused = jit::compile(&program(text, &[]), &Target::new(0));
     assert_eq!(refused.map(|_| ()), Err(JitError::TailCall { slot: 2 }));
+}
+
+/// The program that a run turned into has its own maps, and no longer those of the one it was.
+#[test]
+fn maps_stay_behind() {
+    let (map, array) = (programs(), support::array(8, 3));
+    // The interpreter leaves r7 as it is; the map's value is what was accessed last.
+    let entry = "r7 = map[1][0]+8
+        r0 = *(u64 *)(r7 + 0)
+        r2 = map[0]
+        r3 = 0
+        call 12
+        r0 = 1
+        exit";
+    let target = "r0 = *(u64 *)(r7 + 0)
+        exit";
+    let interpreter = Interpreter::new(program(entry, &[map.clone(), array.clone()]));
+    for (maps, fits) in [(&[][..], false), (&[array][..], true)] {
+        let target = TailTarget {
+            program: program(target, maps),
+            entry: AtomicU64::new(0),
+            keep: None,
+        };
+        drop(map.set_program(0, Some(Arc::new(target))));
+        match interpreter.run(&[], &[], 100) {
+            Ok(outcome) => assert!(fits && outcome.r0 == 0, "{outcome:?}"),
+            Err(fault) => {
+                assert!(!fits && matches!(fault.kind, FaultKind::Memory { bytes: 8, .. }));
+                assert_eq!(fault.slot, 0);
+            }
+        }
+    }
 }

@@ -35,10 +35,10 @@ pub(crate) struct Row {
 
 /// A number with three decimals: thousandths.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Fixed(i64);
+pub(crate) struct Fixed(i64);
 
 impl Fixed {
-    fn ratio(value: u64, by: u64) -> Fixed {
+    pub(crate) fn ratio(value: u64, by: u64) -> Fixed {
         let by = i128::from(by.max(1));
         Fixed(((i128::from(value) * 1000 + by / 2) / by) as i64)
     }
@@ -137,11 +137,17 @@ fn count(work: &mut dyn FnMut()) -> u64 {
     pmu::difference(start, end)
 }
 
-/// Three readings of the same work, as one figure.
-fn steady(row: &str, work: &mut dyn FnMut()) -> Result<u64, BenchError> {
+/// Three readings of the same work, as one figure. `prepare` comes before each, and is not counted.
+pub(crate) fn steady(
+    row: &str,
+    prepare: &mut dyn FnMut(),
+    work: &mut dyn FnMut(),
+) -> Result<u64, BenchError> {
+    prepare();
     work(); // code and data are where they will be
     let mut counts = [0; REPETITIONS];
     for c in &mut counts {
+        prepare();
         *c = count(work);
     }
     let smallest = counts.iter().copied().min().unwrap_or(0);
@@ -153,10 +159,10 @@ fn steady(row: &str, work: &mut dyn FnMut()) -> Result<u64, BenchError> {
 
 /// Cost of one call, loop and all, through the pointer `target`.
 fn per_call(row: &str, target: extern "C" fn(u64, u64) -> u64) -> Result<Fixed, BenchError> {
-    let short = steady(row, &mut || {
+    let short = steady(row, &mut || (), &mut || {
         workload::call_loop(target, CALLS);
     })?;
-    let long = steady(row, &mut || {
+    let long = steady(row, &mut || (), &mut || {
         workload::call_loop(target, 2 * CALLS);
     })?;
     Ok(Fixed::ratio(long.saturating_sub(short), CALLS))
@@ -256,7 +262,7 @@ fn trivial(rows: &mut Vec<Row>, configurations: &[Attach<'_>]) -> Result<(), Ben
 /// Counts the work of a TCP transfer over the loopback.
 fn transfer(tcp: &mut Transfer) -> Result<u64, BenchError> {
     let mut result = Ok(());
-    let counted = steady("tcp", &mut || {
+    let counted = steady("tcp", &mut || (), &mut || {
         if let Err(e) = tcp.run(TRANSFER_BYTES) {
             result = Err(BenchError::Workload(format!("the TCP transfer: {e}")));
         }

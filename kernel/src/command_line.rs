@@ -41,6 +41,8 @@ pub struct Options<'a> {
     pub object: Option<&'a str>,
     /// `attach=fentry:FUNCTION`: where to hook it.
     pub attach: Option<&'a str>,
+    /// `suite=jit`: measure that instead of hooks.
+    pub(crate) suite: Option<&'a str>,
     /// `crash=KIND`: go wrong that way.
     pub crash: Option<&'a str>,
     /// Words that mean nothing here.
@@ -63,6 +65,7 @@ impl<'a> Options<'a> {
             from: None,
             object: None,
             attach: None,
+            suite: None,
             crash: None,
             unknown: heapless::Vec::new(),
         };
@@ -86,6 +89,7 @@ impl<'a> Options<'a> {
                 ("from", Some(_)) => options.from = value,
                 ("object", Some(_)) => options.object = value,
                 ("attach", Some(_)) => options.attach = value,
+                ("suite", Some(_)) => options.suite = value,
                 ("crash", Some(_)) => options.crash = value,
                 _ => {
                     // The ninth and later are as unknown as the first eight, which are enough for a message.

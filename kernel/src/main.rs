@@ -24,7 +24,9 @@ mod command_line;
 mod console;
 mod context;
 mod hook;
+mod hooked;
 mod initrd;
+mod jit_bench;
 #[expect(
     dead_code,
     reason = "xtask includes the same file and writes what is only read here"
@@ -39,6 +41,7 @@ mod rcu;
 mod sched;
 mod shell;
 mod symbols;
+mod task;
 mod tests;
 mod trace;
 mod workload;
@@ -209,7 +212,14 @@ fn main_task() {
         exit::exit(2)
     }
     let code = match system.options.job {
-        command_line::Job::Bench => bench::run(&system.options),
+        command_line::Job::Bench => match system.options.suite {
+            None => bench::run(&system.options),
+            Some("jit") => jit_bench::run(&system.options),
+            Some(other) => {
+                println!("springboard: suite={other}: the suite that there is is jit");
+                2
+            }
+        },
         command_line::Job::Shell => shell::run(),
         command_line::Job::Test => tests::run(&system.options),
         command_line::Job::Crash => crash(system.options.crash.unwrap_or_default()),
@@ -241,5 +251,6 @@ fn panic(info: &core::panic::PanicInfo<'_>) -> ! {
     arch::trap::print_where();
     println!("    stack trace:");
     arch::unwind::print_here();
+    arch::trap::print_hooked();
     exit::exit(101)
 }

@@ -32,6 +32,24 @@ impl fmt::Display for Board {
     }
 }
 
+/// Cores that QEMU's virt machine emulates here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, ValueEnum)]
+pub(crate) enum Cpu {
+    /// Armv8.0: atomics by exclusive loads and stores
+    CortexA72,
+    /// Armv8.2: atomics in one instruction (LSE)
+    NeoverseN1,
+}
+
+impl fmt::Display for Cpu {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::CortexA72 => "cortex-a72",
+            Self::NeoverseN1 => "neoverse-n1",
+        })
+    }
+}
+
 /// What executes the instructions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Accel {
@@ -58,6 +76,9 @@ pub(crate) struct MachineOptions {
     /// Number of cores [virt: 1 to 8, default 4; raspi: always 4]
     #[arg(long, value_parser = clap::value_parser!(u8).range(1..=8), global = true)]
     pub(crate) cpus: Option<u8>,
+    /// Kind of core [virt only; default: cortex-a72]
+    #[arg(long, value_enum, global = true)]
+    pub(crate) cpu: Option<Cpu>,
     /// What executes the instructions
     #[arg(long, value_enum, default_value_t = Accel::Tcg, global = true)]
     pub(crate) accel: Accel,
@@ -154,6 +175,8 @@ pub(crate) struct Machine {
     pub(crate) el: u8,
     /// Number of cores.
     pub(crate) cpus: u8,
+    /// Which kind, if it is emulated and the board leaves a choice.
+    pub(crate) cpu: Cpu,
     /// What executes.
     pub(crate) accel: Accel,
     /// Whether retired instructions can be counted (QEMU's icount).
@@ -184,6 +207,7 @@ impl MachineOptions {
             gic: None,
             el: None,
             cpus: None,
+            cpu: None,
             accel: Accel::Tcg,
             parallel: false,
             dtb: None,
@@ -202,11 +226,15 @@ impl MachineOptions {
                 }
                 Self { el: Some(1), .. } => return refuse("an entry at EL2 only", "--el"),
                 Self { cpus: Some(n), .. } if *n != 4 => return refuse("four cores", "--cpus"),
+                Self { cpu: Some(_), .. } => return refuse("one kind of core, its own", "--cpu"),
                 Self { accel, .. } if *accel != Accel::Tcg => {
                     return refuse("emulated cores only", "--accel");
                 }
                 _ => {}
             }
+        }
+        if self.accel != Accel::Tcg && self.cpu.is_some() {
+            return refuse("this machine's own cores under a hypervisor", "--cpu");
         }
         if self.accel != Accel::Tcg && self.el == Some(2) {
             return refuse("an entry at EL1 only under a hypervisor", "--el 2");
@@ -224,6 +252,7 @@ impl MachineOptions {
             gic: self.gic.unwrap_or(3),
             el: self.el.unwrap_or(if board == Board::Virt { 1 } else { 2 }),
             cpus: self.cpus.unwrap_or(4),
+            cpu: self.cpu.unwrap_or(Cpu::CortexA72),
             accel: self.accel,
             counts: self.accel == Accel::Tcg && !self.parallel,
             qemu,
@@ -262,7 +291,8 @@ impl Machine {
                     Accel::Tcg | Accel::Hvf => self.gic.to_string(),
                 };
                 add(&["-M", &format!("virt,gic-version={gic}{el2}")]);
-                add(&["-cpu", if hypervisor { "host" } else { "cortex-a72" }]);
+                let cpu = self.cpu.to_string();
+                add(&["-cpu", if hypervisor { "host" } else { &cpu }]);
                 add(&["-smp", &self.cpus.to_string(), "-m", "512"]);
             }
             board => add(&["-M", &board.to_string()]),
@@ -340,6 +370,10 @@ mod tests {
             machine.words().join(" "),
             "counter=instructions semihosting qemu=10.0.2 board=virt"
         );
+        options.cpu = Some(Cpu::NeoverseN1);
+        let other = options.machine(NEW).expect("virt");
+        assert!(text(&other).contains(" -cpu neoverse-n1 "));
+        options.cpu = None;
         options.gic = Some(2);
         options.el = Some(2);
         options.parallel = true;
@@ -377,6 +411,15 @@ mod tests {
             MachineOptions {
                 accel: Accel::Kvm,
                 ..raspi()
+            },
+            MachineOptions {
+                cpu: Some(Cpu::NeoverseN1),
+                ..raspi()
+            },
+            MachineOptions {
+                accel: Accel::Kvm,
+                cpu: Some(Cpu::CortexA72),
+                ..MachineOptions::of(Board::Virt)
             },
             MachineOptions {
                 accel: Accel::Hvf,

@@ -8,7 +8,7 @@
 //!    Image.
 //! 4. [`programs`], [`initrd`]: clang compiles the BPF programs; they travel as a cpio archive.
 //! 5. [`machine`], [`qemu`], [`console`]: the board, its emulator, its console, its last line.
-//! 6. [`bench`], [`test`], [`kernel_tests`], [`interop`], [`report`]: what is made of the console's lines.
+//! 6. [`bench`], [`jit_suite`], [`test`], [`kernel_tests`], [`interop`], [`report`]: what is made of the console's lines.
 //!
 //! [`bpf`] runs, shows and compiles BPF objects without any of that.
 #![forbid(unsafe_code)]
@@ -31,6 +31,7 @@ mod image;
 mod initrd;
 mod interop;
 mod interrupt;
+mod jit_suite;
 mod kernel;
 mod kernel_tests;
 #[path = "../../kernel/src/ksyms.rs"]
@@ -106,6 +107,9 @@ enum Task {
         /// Where to write the figures
         #[arg(long, value_name = "FILE")]
         json: Option<PathBuf>,
+        /// Measure this instead of hooks, and hold it against its limits
+        #[arg(long, value_enum, conflicts_with_all = ["object", "attach"])]
+        suite: Option<jit_suite::Suite>,
         /// Measure this BPF object instead of Springboard's own programs
         #[arg(long, value_name = "FILE", requires = "attach")]
         object: Option<PathBuf>,
@@ -246,16 +250,27 @@ fn execute(command: Task) -> Outcome<i32> {
         Task::Bench {
             machine,
             json,
+            suite,
             object,
             attach,
             timeout,
         } => {
+            let limit = Some(Duration::from_secs(timeout));
+            if let Some(jit_suite::Suite::Jit) = suite {
+                let boot = prepare(&workspace, &machine)?;
+                let figures = jit_suite::measure(&machine, &boot, limit)?;
+                jit_suite::print(&figures);
+                if let Some(path) = json {
+                    bench::write(&jit_suite::document(&figures), &path)?;
+                    println!("written: {}", path.display());
+                }
+                return Ok(jit_suite::check(&figures).map(|()| 0)?);
+            }
             let foreign = match object.zip(attach) {
                 Some((object, attach)) => Some(bench::Foreign::new(object, attach)?),
                 None => None,
             };
             let boot = prepare(&workspace, &machine)?;
-            let limit = Some(Duration::from_secs(timeout));
             let document =
                 bench::measure(&workspace, &machine, &boot, foreign.as_ref(), limit, false)?;
             if let Some(path) = json {

@@ -18,6 +18,7 @@ use crate::extras;
 use crate::files;
 use crate::fuzz;
 use crate::interop;
+use crate::jit_suite;
 use crate::kernel_tests;
 use crate::machine::{Board, MachineOptions, qemu_version};
 use crate::progress::Progress;
@@ -113,6 +114,7 @@ pub(crate) fn run(workspace: &Workspace, filter: Option<&str>, only: &[Kind]) ->
                 }
                 if wanted(Kind::Bench) {
                     figures(workspace, &boot, filter, &mut report);
+                    jit_figures(&boot, filter, &mut report);
                 }
             }
         }
@@ -371,6 +373,18 @@ fn figures(workspace: &Workspace, boot: &Boot, filter: Option<&str>, report: &mu
                 true => Ok(()),
                 false => Err(differences(&first, &second).into()),
             }
+        });
+    }
+}
+
+/// Measures the JIT's code on both kinds of cores, and holds it against its limits.
+fn jit_figures(boot: &Boot, filter: Option<&str>, report: &mut Report) {
+    let name = "bench/jit within its limits";
+    if fits(name, filter) {
+        report.run(name, || -> Outcome<()> {
+            let options = MachineOptions::of(Board::Virt);
+            let figures = jit_suite::measure(&options, boot, Some(BENCH_LIMIT))?;
+            Ok(jit_suite::check(&figures)?)
         });
     }
 }

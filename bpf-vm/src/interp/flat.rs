@@ -42,12 +42,12 @@ pub(crate) struct Flat {
     pub(super) src: Place,
     /// Offset of an access; index of the instruction that may be jumped to; number of a helper or function.
     pub(super) off: u32,
-    /// The immediate, sign extended.
+    /// The immediate, sign extended; of a jump what [`jump_imm_of`] makes.
     pub(super) imm: u64,
 }
 
-/// The rows of arithmetic, jumps, accesses and pairs: name of the code and what it does. `$with` gets all of them and what else it was
-/// given.
+/// The rows of arithmetic, jumps, accesses and pairs: name of the code and what it does. `$with` gets all of them and
+/// what else it was given.
 macro_rules! rows {
     ($with:ident ! { $($rest:tt)* }) => {
         $with! {
@@ -87,7 +87,25 @@ macro_rules! rows {
             }
             store_reg { Store8 B, Store16 H, Store32 W, Store64 Dw, }
             store_imm { Store8Imm B, Store16Imm H, Store32Imm W, Store64Imm Dw, }
-            pairs { Mov64ThenAdd64 Mov64 Add64, Mov64ThenAdd64Imm Mov64 Add64Imm, Mov64ThenMov64 Mov64 Mov64, Mov64ThenSub64 Mov64 Sub64, Mov64ThenMul64 Mov64 Mul64, Mov64ThenDiv64 Mov64 Div64, Mov64ThenAnd64Imm Mov64 And64Imm, Mov64ThenLsh64Imm Mov64 Lsh64Imm, Mov64ThenRsh64Imm Mov64 Rsh64Imm, Mov64ThenEq64Imm Mov64 Eq64Imm, Mov64ThenNe64Imm Mov64 Ne64Imm, Mov64ThenLt64 Mov64 Lt64, Mov64ImmThenAdd64Imm Mov64Imm Add64Imm, Mov64ImmThenMov64 Mov64Imm Mov64, Add64ImmThenLt64 Add64Imm Lt64, Add64ImmThenNe64Imm Add64Imm Ne64Imm, Add64ImmThenAdd64Imm Add64Imm Add64Imm, Add64ImmThenMov64 Add64Imm Mov64, Add64ThenAdd64 Add64 Add64, Add64ThenAdd64Imm Add64 Add64Imm, Add64ThenLt64 Add64 Lt64, Add64ThenLoad8 Add64 Load8, Add64ThenLoad16 Add64 Load16, Add64ThenLoad32 Add64 Load32, Add64ThenLoad64 Add64 Load64, Sub64ThenMov64 Sub64 Mov64, Mul64ThenMov64 Mul64 Mov64, Load8ThenEq32Imm Load8 Eq32Imm, Load8ThenMov32 Load8 Mov32, Load16ThenAdd64 Load16 Add64, Load32ThenMov64 Load32 Mov64, Load64ThenAdd64 Load64 Add64, Store8ThenAdd64 Store8 Add64, Store8ThenAdd64Imm Store8 Add64Imm, Store32ThenMov64Imm Store32 Mov64Imm, Mov32ThenMov32 Mov32 Mov32, Mov32ThenAdd32Imm Mov32 Add32Imm, Mov32ThenRsh32Imm Mov32 Rsh32Imm, Mov32ThenLsh32Imm Mov32 Lsh32Imm, Add32ImmThenAnd32Imm Add32Imm And32Imm, And32ImmThenGt32Imm And32Imm Gt32Imm, And32ImmThenLt32Imm And32Imm Lt32Imm, Xor32ThenMov32 Xor32 Mov32, Or32ThenMul32Imm Or32 Mul32Imm, Mul32ImmThenMul32Imm Mul32Imm Mul32Imm, Rsh32ImmThenOr32 Rsh32Imm Or32, }
+            pairs {
+                Mov64ThenAdd64 Mov64 Add64, Mov64ThenAdd64Imm Mov64 Add64Imm, Mov64ThenMov64 Mov64 Mov64,
+                Mov64ThenSub64 Mov64 Sub64, Mov64ThenMul64 Mov64 Mul64, Mov64ThenDiv64 Mov64 Div64,
+                Mov64ThenAnd64Imm Mov64 And64Imm, Mov64ThenLsh64Imm Mov64 Lsh64Imm, Mov64ThenRsh64Imm Mov64 Rsh64Imm,
+                Mov64ThenEq64Imm Mov64 Eq64Imm, Mov64ThenNe64Imm Mov64 Ne64Imm, Mov64ThenLt64 Mov64 Lt64,
+                Mov64ImmThenAdd64Imm Mov64Imm Add64Imm, Mov64ImmThenMov64 Mov64Imm Mov64,
+                Add64ImmThenLt64 Add64Imm Lt64, Add64ImmThenNe64Imm Add64Imm Ne64Imm,
+                Add64ImmThenAdd64Imm Add64Imm Add64Imm, Add64ImmThenMov64 Add64Imm Mov64, Add64ThenAdd64 Add64 Add64,
+                Add64ThenAdd64Imm Add64 Add64Imm, Add64ThenLt64 Add64 Lt64, Add64ThenLoad8 Add64 Load8,
+                Add64ThenLoad16 Add64 Load16, Add64ThenLoad32 Add64 Load32, Add64ThenLoad64 Add64 Load64,
+                Sub64ThenMov64 Sub64 Mov64, Mul64ThenMov64 Mul64 Mov64, Load8ThenEq32Imm Load8 Eq32Imm,
+                Load8ThenMov32 Load8 Mov32, Load16ThenAdd64 Load16 Add64, Load32ThenMov64 Load32 Mov64,
+                Load64ThenAdd64 Load64 Add64, Store8ThenAdd64 Store8 Add64, Store8ThenAdd64Imm Store8 Add64Imm,
+                Store32ThenMov64Imm Store32 Mov64Imm, Mov32ThenMov32 Mov32 Mov32, Mov32ThenAdd32Imm Mov32 Add32Imm,
+                Mov32ThenRsh32Imm Mov32 Rsh32Imm, Mov32ThenLsh32Imm Mov32 Lsh32Imm,
+                Add32ImmThenAnd32Imm Add32Imm And32Imm, And32ImmThenGt32Imm And32Imm Gt32Imm,
+                And32ImmThenLt32Imm And32Imm Lt32Imm, Xor32ThenMov32 Xor32 Mov32, Or32ThenMul32Imm Or32 Mul32Imm,
+                Mul32ImmThenMul32Imm Mul32Imm Mul32Imm, Rsh32ImmThenOr32 Rsh32Imm Or32,
+            }
             $($rest)*
         }
     };
@@ -168,6 +186,23 @@ rows!(codes! {});
 /// bits are neither all ones nor all zeros (Arm ARM D8.2, address translation).
 pub(super) const FUNCTION: u64 = 0xb9f0_0000_0000_0000;
 
+/// How `imm` holds a jump's second operand (0 if that is a register) and its distance, in instructions from the next one.
+fn jump_imm_of(value: i32, distance: i64) -> u64 {
+    (distance << 32).cast_unsigned() | u64::from(value.cast_unsigned())
+}
+
+/// The operand that [`jump_imm_of`] was given, sign extended.
+#[inline(always)]
+pub(super) fn jump_value(imm: u64) -> u64 {
+    i64::from(imm as i32).cast_unsigned()
+}
+
+/// The distance that it was given.
+#[inline(always)]
+pub(super) fn jump_distance(imm: u64) -> i64 {
+    imm.cast_signed() >> 32
+}
+
 /// How `imm` holds what [`Code::Swap`] does: log2 of the bytes, and whether they are swapped.
 pub(super) fn swap_imm(kind: Swap, size: Size) -> u64 {
     u64::from(size.log2()) | if kind == Swap::Le { 0 } else { 1 << 8 }
@@ -200,8 +235,9 @@ pub(super) fn atomic_of(imm: u64) -> AtomicOp {
 }
 
 impl Flat {
-    /// An instruction of a program; `None` if it has none of that kind, which a validated one does not.
-    fn new(op: Op, target: u32, program: &ValidatedProgram) -> Option<Self> {
+    /// The instruction at an index of a program; `None` if it has none of that kind, which a validated one does not.
+    fn new(index: usize, i: &Instruction, program: &ValidatedProgram) -> Option<Self> {
+        let (op, target) = (i.op, i.target);
         let none = Place::R0;
         let flat = |code, dst: Place, src: Place, off: u32, imm: u64| {
             Some(Self {
@@ -214,6 +250,7 @@ impl Flat {
         };
         let wide = |imm: i32| i64::from(imm) as u64;
         let at = |off: i16| i32::from(off) as u32;
+        let jump = |value| jump_imm_of(value, i64::from(target) - (index as i64 + 1));
         match op {
             Op::Alu {
                 width,
@@ -299,21 +336,24 @@ impl Flat {
                 let imm = size.log2().into();
                 flat(Code::StoreRelease, base.into(), src.into(), at(off), imm)
             }
-            Op::Goto { .. } => flat(Code::Goto, none, none, target, 0),
+            Op::Goto { .. } => flat(Code::Goto, none, none, target, jump(0)),
             Op::If {
                 width,
                 cond,
                 dst,
                 src: Operand::Reg(src),
                 ..
-            } => flat(jump_reg(width, cond)?, dst.into(), src.into(), target, 0),
+            } => {
+                let code = jump_reg(width, cond)?;
+                flat(code, dst.into(), src.into(), target, jump(0))
+            }
             Op::If {
                 width,
                 cond,
                 dst,
                 src: Operand::Imm(imm),
                 ..
-            } => flat(jump_imm(width, cond)?, dst.into(), none, target, wide(imm)),
+            } => flat(jump_imm(width, cond)?, dst.into(), none, target, jump(imm)),
             Op::Call { helper } => flat(Code::Call, none, none, helper, 0),
             Op::CallKernel { function } => flat(Code::CallKernel, none, none, function, 0),
             Op::CallLocal { .. } => flat(Code::CallLocal, none, none, target, 0),
@@ -333,8 +373,9 @@ pub(crate) fn flatten(program: &ValidatedProgram) -> Box<[Flat]> {
         off: 0,
         imm: 0,
     };
-    let flat = |i: &Instruction| Flat::new(i.op, i.target, program).unwrap_or(INVALID);
-    let mut code: Box<[_]> = program.instructions().iter().map(flat).collect();
+    let instructions = program.instructions().iter().enumerate();
+    let flat = |(index, i)| Flat::new(index, i, program).unwrap_or(INVALID);
+    let mut code: Box<[_]> = instructions.map(flat).collect();
     // The second of a pair stays as it is: a jump may lead there.
     for index in 1..code.len() {
         if let Some([first, second]) = code.get_mut(index - 1..=index)

@@ -14,6 +14,8 @@ use core::{
 
 use super::MAX_FRAMES;
 use crate::{
+    helpers::LONGEST_STRING,
+    host::host,
     isa::{AtomicOp, Size},
     map::Map,
     program::{STACK_BYTES, ValidatedProgram},
@@ -97,6 +99,8 @@ pub(super) struct Memory<'a> {
     /// The region that was used last: its start, its bytes less [`LARGEST`], whether it may be written. At first, and
     /// when it may have ceased to be, the frame's.
     hot: (u64, u64, bool),
+    /// Whether it is the program's whichever of its frames runs.
+    hot_lasts: bool,
     /// The stacks of all frames, [`STRIDE`] apart.
     stack: Region<'a>,
     /// Which of them runs.
@@ -119,6 +123,7 @@ impl<'a> Memory<'a> {
         let mut memory = Self {
             frame: stack.start,
             hot: (0, 0, false),
+            hot_lasts: false,
             stack,
             depth: 0,
             given,
@@ -133,7 +138,9 @@ impl<'a> Memory<'a> {
     pub(super) fn enter(&mut self, depth: usize) -> u64 {
         self.depth = depth;
         self.frame = self.stack.start + (depth * STRIDE) as u64;
-        self.forget();
+        if !self.hot_lasts {
+            self.forget();
+        }
         if let Some(key) = self.keys.get_mut(depth) {
             *key = (0, 0);
         }
@@ -141,8 +148,17 @@ impl<'a> Memory<'a> {
     }
 
     /// Forgets the region that was used last: it may have been a frame's that is left, or another program's.
-    pub(super) fn forget(&mut self) {
+    fn forget(&mut self) {
         self.hot = (self.frame, STACK_BYTES - LARGEST, true);
+        self.hot_lasts = false;
+    }
+
+    /// Makes that program the one that runs.
+    pub(super) fn turn_into(&mut self, program: &'a ValidatedProgram) {
+        if !core::ptr::eq(self.program, program) {
+            self.program = program;
+            self.forget();
+        }
     }
 
     /// Lets the frame that runs read a key.
@@ -171,17 +187,36 @@ impl<'a> Memory<'a> {
     #[cold]
     #[inline(never)]
     fn find(&mut self, address: u64, bytes: u64, write: bool) -> bool {
-        let found = self.regions().find(|r| r.allows(address, bytes, write));
-        if let Some(region) = found
+        let found = |(r, _): &(Region<'_>, bool)| r.allows(address, bytes, write);
+        let found = self.regions().find(found);
+        if let Some((region, lasts)) = found
             && region.bytes >= LARGEST
         {
             self.hot = (region.start, region.bytes - LARGEST, region.writable);
+            self.hot_lasts = lasts;
         }
         found.is_some()
     }
 
-    /// Every region that the program may access now.
-    fn regions(&self) -> impl Iterator<Item = Region<'a>> {
+    /// Whether there is a string at `address`, of at most [`LONGEST_STRING`] bytes with its end, where nobody else can write: on
+    /// this run's stack or in memory that is read only.
+    pub(super) fn holds_string(&mut self, address: u64) -> bool {
+        let offset = |start: u64| address.wrapping_sub(start);
+        let on_stack = offset(self.stack.start) < self.stack.bytes;
+        let mut variables = self.program.variables().iter();
+        if variables.any(|variable| offset(variable.address) < variable.bytes) {
+            return false;
+        }
+        let found = self.regions().find(|(r, _)| r.allows(address, 1, false));
+        let Some((region, _)) = found.filter(|(region, _)| on_stack || !region.writable) else {
+            return false;
+        };
+        let bytes = (region.bytes - offset(region.start)).min(LONGEST_STRING as u64);
+        (0..bytes).any(|index| self.load(address + index, Size::B) == Some(0))
+    }
+
+    /// Every region that the program may access now, and whether it may do so from all its frames, always.
+    fn regions(&self) -> impl Iterator<Item = (Region<'a>, bool)> {
         let (stack, keys) = (self.stack, self.keys);
         let range = |start, bytes, writable| Region {
             start,
@@ -203,11 +238,18 @@ impl<'a> Memory<'a> {
         let inner = maps.clone().flat_map(|map| map.inner_maps());
         let maps = maps.map(|map| &**map).chain(inner).filter_map(values);
         let variables = self.program.variables().iter();
-        let variables = variables.map(move |v| range(v.address, v.bytes, false));
+        // A per-CPU one has copies elsewhere, which are as good.
+        let variables = variables.flat_map(move |v| {
+            let copies = (0..host().cpus()).filter_map(|cpu| host().per_cpu(v.address, cpu));
+            let all = core::iter::once(v.address).chain(copies);
+            all.map(move |address| range(address, v.bytes, false))
+        });
         let keys = keys.into_iter().take(self.depth + 1);
         let keys = keys.map(move |(start, bytes)| range(start, bytes, false));
         let given = self.given.iter().copied();
-        frames.chain(given).chain(maps).chain(keys).chain(variables)
+        let lasting = given.chain(maps).chain(variables).map(|r| (r, true));
+        let passing = frames.chain(keys).map(|r| (r, false));
+        lasting.chain(passing)
     }
 
     /// Loads, zero extended; `None` if the program may not read there.

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Rust functions as a trampoline's callees: `extern "C" fn(ctx, data) -> u64`, with data that lives long enough.
 
+use crate::hook::ProgramCode;
 use alloc::sync::Arc;
 use core::any::Any;
 
@@ -66,4 +67,12 @@ pub(crate) fn past_site(f: extern "C" fn(u64, u64) -> u64) -> extern "C" fn(u64,
     // SAFETY: every function with a site begins with two words that are a NOP each, so the code behind them is the function
     // with the same signature; xtask checks the words in the linked image.
     unsafe { core::mem::transmute::<usize, extern "C" fn(u64, u64) -> u64>(entry + 8) }
+}
+
+/// The entry of a compiled program that takes two arguments. It must not be called once the code is dropped.
+pub(crate) fn entry(code: &ProgramCode) -> extern "C" fn(u64, u64) -> u64 {
+    let address = code.address() as usize;
+    // SAFETY: only `hook::place` makes a ProgramCode, of what the JIT returned for that address: its first word is the entry
+    // of a function that takes up to five integers in x0 to x4 and returns one in x0 (AAPCS64).
+    unsafe { core::mem::transmute::<usize, extern "C" fn(u64, u64) -> u64>(address) }
 }

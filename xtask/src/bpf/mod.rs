@@ -59,6 +59,9 @@ pub(crate) struct Selection {
     /// Only the program of this name or section
     #[arg(long, value_name = "NAME")]
     program: Option<String>,
+    /// The kernel's types, for objects that ask for them by CO-RE: a file that `cargo xtask btf --raw` writes
+    #[arg(long, value_name = "FILE")]
+    btf: Option<PathBuf>,
 }
 
 /// What to do with an object file.
@@ -122,10 +125,12 @@ fn address(text: &str) -> Result<u64, String> {
 struct File {
     path: PathBuf,
     object: Object,
+    /// The kernel's BTF section, if it was given.
+    types: Option<Vec<u8>>,
 }
 
 impl File {
-    fn read(path: &Path) -> Outcome<Self> {
+    fn read(path: &Path, types: Option<&Path>) -> Outcome<Self> {
         let object = Object::parse(&files::read(path)?).map_err(|error| BpfError::Object {
             file: path.to_owned(),
             error,
@@ -133,7 +138,13 @@ impl File {
         Ok(Self {
             path: path.to_owned(),
             object,
+            types: types.map(files::read).transpose()?,
         })
+    }
+
+    /// What the object finds of a kernel.
+    fn kernel(&self) -> Result<session::Kernel<'_>, BpfError> {
+        session::Kernel::new(self.types.as_deref()).map_err(|error| self.error(error))
     }
 
     fn error(&self, error: String) -> BpfError {
@@ -173,17 +184,17 @@ pub(crate) fn act(workspace: &Workspace, action: Action) -> Outcome<i32> {
             // As elsewhere, `-` stands for nothing.
             let memory = memory.filter(|memory| memory != "-").unwrap_or_default();
             let bytes = memory::hex("memory", &memory).map_err(BpfError::Memory)?;
-            let file = File::read(&selection.file)?;
+            let file = File::read(&selection.file, selection.btf.as_deref())?;
             let index = session::choose(&file.object, selection.program.as_deref());
             let index = index.map_err(|error| file.error(error))?;
             if jit {
                 return run_compiled(workspace, &selection, &memory);
             }
-            let report = session::run(&file.object, index, &bytes, None);
+            let report = session::run(&file.object, &file.kernel()?, index, &bytes, None);
             show(&report.map_err(|error| file.error(error))?.to_string())?;
         }
         Action::Disasm { selection } => {
-            let file = File::read(&selection.file)?;
+            let file = File::read(&selection.file, selection.btf.as_deref())?;
             show(&text::disassembly(&file, selection.program.as_deref())?)?;
         }
         Action::Jit {
@@ -191,11 +202,11 @@ pub(crate) fn act(workspace: &Workspace, action: Action) -> Outcome<i32> {
             lse,
             base,
         } => {
-            let file = File::read(&selection.file)?;
+            let file = File::read(&selection.file, selection.btf.as_deref())?;
             show(&text::code(&file, selection.program.as_deref(), lse, base)?)?;
         }
         Action::Info { selection, json } => {
-            let file = File::read(&selection.file)?;
+            let file = File::read(&selection.file, selection.btf.as_deref())?;
             let info = info::Info::of(&file, selection.program.as_deref())?;
             show(&match json {
                 true => format!("{:#}\n", info.json()),
@@ -233,6 +244,9 @@ fn run_compiled(workspace: &Workspace, selection: &Selection, memory: &str) -> O
         .args(["--jit", "--memory", memory]);
     if let Some(program) = &selection.program {
         command.args(["--program", program]);
+    }
+    if let Some(types) = &selection.btf {
+        command.arg("--btf").arg(types);
     }
     let status = command.stdin(Stdio::null()).status();
     let status = status.map_err(|error| BpfError::Start(EMULATOR.into(), error))?;
@@ -306,7 +320,7 @@ int second(void *ctx)
         let output = Command::new(clang).args(options).output().expect("clang");
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{said}");
-        let file = File::read(&out).expect("object");
+        let file = File::read(&out, None).expect("object");
         std::fs::remove_dir_all(folder).expect("folder");
         Some(file)
     }
@@ -407,7 +421,14 @@ int second(void *ctx)
             &["2 programs", "--program:\n    first  (fentry.s/f)\n"],
         );
         let index = session::choose(&file.object, Some("fentry.s/f")).expect("first");
-        let report = session::run(&file.object, index, &[1; 16], None).expect("run");
+        let report = session::run(
+            &file.object,
+            &file.kernel().expect("kernel"),
+            index,
+            &[1; 16],
+            None,
+        )
+        .expect("run");
         contains(
             &report.to_string(),
             &[
@@ -420,7 +441,14 @@ int second(void *ctx)
                 "memory        01 01 01 01 01 01 01 01 05 02 02 02 02 02 02 02\n",
             ],
         );
-        let error = session::run(&file.object, index, &[], None).expect_err("no memory");
+        let error = session::run(
+            &file.object,
+            &file.kernel().expect("kernel"),
+            index,
+            &[],
+            None,
+        )
+        .expect_err("no memory");
         contains(
             &error,
             &["program `first`: instruction ", "--memory HEX gives r1"],
