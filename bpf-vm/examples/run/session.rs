@@ -14,7 +14,7 @@ use bpf_vm::{
     host::{self, Host},
     interp::{FaultKind, Interpreter},
     map::{HeapMemory, Map, MapKind, TailTarget},
-    object::{Environment, LoadedObject, Object},
+    object::{Environment, LoadedObject, Object, ObjectError},
     program::ValidatedProgram,
 };
 
@@ -162,7 +162,12 @@ pub(crate) fn load(
     // Maps learn here how many cores there are.
     let _ = host::register(&PC);
     let loaded = object.instantiate_in(kernel, &HeapMemory::with_limit(MAP_MEMORY));
-    let loaded = loaded.map_err(|error| error.to_string())?;
+    let loaded = loaded.map_err(|error| match (&error, &kernel.btf) {
+        (ObjectError::CoreRelocation { .. }, None) => {
+            format!("{error} (--btf FILE names one that has it)")
+        }
+        _ => error.to_string(),
+    })?;
     let program = loaded.programs.get(index).cloned();
     let program = program.ok_or("there is no such program")?.validate();
     Ok((

@@ -256,6 +256,8 @@ fn run_compiled(workspace: &Workspace, selection: &Selection, memory: &str) -> O
 
 #[cfg(test)]
 mod tests {
+    use object::{Object as _, ObjectSection as _};
+
     use super::*;
     use crate::programs;
 
@@ -304,8 +306,36 @@ int second(void *ctx)
 }
 "#;
 
-    /// The object of [`SOURCE`]; `None`, said aloud, without clang.
-    fn object(name: &str) -> Option<File> {
+    /// Reads a field of the kernel by its name.
+    const READER: &str = r#"
+#include <linux/bpf.h>
+#include <bpf/bpf_helpers.h>
+
+char LICENSE[] SEC("license") = "GPL";
+extern void of_the_kernel(void) __weak __ksym;
+struct thing {
+	__u32 wanted;
+} __attribute__((preserve_access_index));
+
+SEC("fentry/f")
+int read_it(struct thing *ctx)
+{
+	if (of_the_kernel)
+		return -1;
+	return ctx->wanted;
+}
+"#;
+
+    /// A kernel in which that field lies elsewhere.
+    const KERNEL: &str = r#"
+struct thing {
+	unsigned long before;
+	unsigned int wanted;
+} thing;
+"#;
+
+    /// The object of a source, with the BTF of another one's; `None`, said aloud, without clang.
+    fn object_of(name: &str, source: &str, kernel: Option<&str>) -> Option<File> {
         let Some(clang) = crate::setup::clang() else {
             eprintln!("skipped: no clang here compiles for BPF");
             return None;
@@ -313,16 +343,61 @@ int second(void *ctx)
         let name = format!("springboard-{}-{name}", std::process::id());
         let folder = std::env::temp_dir().join(name);
         std::fs::create_dir_all(&folder).expect("folder");
-        let (source, out) = (folder.join("test.bpf.c"), folder.join("test.o"));
-        std::fs::write(&source, SOURCE).expect("source");
-        let include = Path::new(env!("CARGO_MANIFEST_DIR")).join("../programs/include");
-        let options = programs::options(&[&include], &source, &out);
-        let output = Command::new(clang).args(options).output().expect("clang");
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{said}");
-        let file = File::read(&out, None).expect("object");
+        let compile = |name: &str, text: &str| {
+            let (source, out) = (folder.join(name), folder.join(name).with_extension("o"));
+            std::fs::write(&source, text).expect("source");
+            let include = Path::new(env!("CARGO_MANIFEST_DIR")).join("../programs/include");
+            let options = programs::options(&[&include], &source, &out);
+            let output = Command::new(&clang).args(options).output().expect("clang");
+            let said = String::from_utf8_lossy(&output.stderr);
+            assert!(output.status.success(), "{said}");
+            out
+        };
+        let types = kernel.map(|kernel| {
+            let bytes = std::fs::read(compile("kernel.c", kernel)).expect("object");
+            let elf = object::File::parse(&*bytes).expect("ELF");
+            let section = elf.section_by_name(".BTF").expect("types");
+            let types = folder.join("kernel.btf");
+            std::fs::write(&types, section.data().expect("types")).expect("types");
+            types
+        });
+        let file = File::read(&compile("test.c", source), types.as_deref()).expect("object");
         std::fs::remove_dir_all(folder).expect("folder");
         Some(file)
+    }
+
+    fn object(name: &str) -> Option<File> {
+        object_of(name, SOURCE, None)
+    }
+
+    #[test]
+    fn types_are_those_of_the_kernel_that_is_named() {
+        let Some(file) = object_of("types", READER, Some(KERNEL)) else {
+            return;
+        };
+        let kernel = file.kernel().expect("kernel");
+        let memory = [0, 0, 0, 0, 0, 0, 0, 0, 9, 0, 0, 0];
+        let report = session::run(&file.object, &kernel, 0, &memory, None).expect("run");
+        contains(&report.to_string(), &["r0            0x9 (9)\n"]);
+        let info = info::Info::of(&file, None).expect("info");
+        contains(
+            &info.to_string(),
+            &[
+                "kernel    of_the_kernel: a function, if it has it\n",
+                "kernel    1 instructions depend on its types (CO-RE)\n",
+            ],
+        );
+        assert_eq!(info.json()["core_relocations"], 1);
+        let alone = File {
+            types: None,
+            ..file
+        };
+        let info = info::Info::of(&alone, None).expect("info");
+        contains(&info.to_string(), &["          does not load here: "]);
+        let nothing = session::Kernel::new(None).expect("no kernel");
+        let error = session::run(&alone.object, &nothing, 0, &memory, None).expect_err("no types");
+        contains(&error, &["struct thing::wanted", "--btf FILE"]);
+        assert!(session::Kernel::new(Some(b"no BTF")).is_err());
     }
 
     #[track_caller]
