@@ -352,7 +352,7 @@ fn no_bytes_make_it_crash() {
             // Most would be refused by their first byte alone.
             slot[0] = opcodes[(next(&mut state) % opcodes.len() as u64) as usize];
             if round % 2 == 0 {
-                slot[1] = slot[1] % 11 | (slot[1] / 24) << 4;
+                slot[1] = (slot[1] % 11) | ((slot[1] / 24) << 4);
                 slot[2..].fill(0);
             }
             bytes.extend(slot);

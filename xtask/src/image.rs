@@ -74,7 +74,8 @@ pub(crate) fn examine(workspace: &Workspace, elf: &Path) -> Outcome<(Linked, Not
     Ok((linked, set))
 }
 
-/// Makes the Image of an ELF file. One that is newer than the ELF file, the roots and this program is left alone.
+/// Makes the Image of an ELF file, and springboard.h, which has its types for programs in C. Where both are newer than the
+/// ELF file, the roots and this program, they are left alone.
 pub(crate) fn make(workspace: &Workspace, elf: &Path, image: &Path) -> Outcome<()> {
     let changed = |path: &Path| fs::metadata(path).and_then(|m| m.modified()).ok();
     let sources = [
@@ -82,13 +83,16 @@ pub(crate) fn make(workspace: &Workspace, elf: &Path, image: &Path) -> Outcome<(
         changed(&workspace.root.join(notrace::ROOTS)),
         std::env::current_exe().ok().and_then(|path| changed(&path)),
     ];
-    let made = changed(image);
+    let header = workspace.include().join(btf::header::NAME);
+    let made = changed(image).min(changed(&header));
     if made.is_some() && sources.iter().all(|s| s.is_some() && *s < made) {
         return Ok(());
     }
     let (linked, set) = examine(workspace, elf)?;
     let version = format!("{KERNEL} {}", env!("CARGO_PKG_VERSION"));
-    let btf = btf::write::write(&btf::of_elf(&files::read(elf)?)?)?;
+    let graph = btf::of_elf(&files::read(elf)?)?;
+    files::write(&header, btf::header::header(&graph).as_bytes())?;
+    let btf = btf::write::write(&graph)?;
     let blob = symbols::blob(&linked, |index| set.contains(index), &version, &btf)?;
     Ok(files::write(image, &assemble(linked.bytes, &blob)?)?)
 }

@@ -2,13 +2,14 @@
 //! The host side of Springboard: sets up, builds, boots, tests, measures. `cargo xtask help` lists the commands.
 //!
 //! A run, numbered:
-//! 1. [`setup`]: what the machine lacks is installed, or named.
+//! 1. [`setup`], [`extras`]: what the machine lacks is installed, or named.
 //! 2. [`kernel`], [`linked`]: cargo builds the kernel; its ELF file is read and its sites checked.
 //! 3. [`notrace`], [`symbols`], [`btf`], [`image`]: the functions that no hook may touch, the names, the types, the bootable
 //!    Image.
 //! 4. [`programs`], [`initrd`]: clang compiles the BPF programs; they travel as a cpio archive.
 //! 5. [`machine`], [`qemu`], [`console`]: the board, its emulator, its console, its last line.
-//! 6. [`bench`], [`jit_suite`], [`interpreter_suite`], [`test`], [`kernel_tests`], [`report`]: what is made of the console's lines.
+//! 6. [`bench`], [`jit_suite`], [`interpreter_suite`], [`test`], [`kernel_tests`], [`interop`], [`report`]: what is made of the
+//!    console's lines.
 //!
 //! [`bpf`] runs, shows and compiles BPF objects without any of that.
 #![forbid(unsafe_code)]
@@ -24,11 +25,13 @@ mod bench;
 mod bpf;
 mod btf;
 mod console;
+mod extras;
 mod files;
 mod fuzz;
 mod image;
 mod initrd;
 mod interpreter_suite;
+mod interop;
 mod interrupt;
 mod jit_suite;
 mod kernel;

@@ -14,9 +14,11 @@ use clap::{Parser, ValueEnum};
 use crate::Outcome;
 use crate::bench;
 use crate::console::Transcript;
+use crate::extras;
 use crate::files;
 use crate::fuzz;
 use crate::interpreter_suite;
+use crate::interop;
 use crate::jit_suite;
 use crate::kernel_tests;
 use crate::machine::{Board, MachineOptions, qemu_version};
@@ -36,6 +38,8 @@ pub(crate) enum Kind {
     User,
     /// Random inputs: fuzz targets and random programs, seeded, so that every run is the same
     Fuzz,
+    /// What bpftool and every clang here make of the kernel's types
+    Tools,
     /// Tests in the kernel, on every board
     Kernel,
     /// Tests that type on the console
@@ -70,6 +74,12 @@ const TRANSCRIPTS: &str = "xtask/tests/console";
 pub(crate) fn run(workspace: &Workspace, filter: Option<&str>, only: &[Kind]) -> Outcome<bool> {
     let mut report = Report::default();
     let wanted = |kind| only.is_empty() || only.contains(&kind);
+    if [Kind::Host, Kind::User, Kind::Tools]
+        .into_iter()
+        .any(wanted)
+    {
+        extras::ensure(workspace);
+    }
     if wanted(Kind::Lint) {
         lint(workspace, filter, &mut report);
     }
@@ -88,13 +98,16 @@ pub(crate) fn run(workspace: &Workspace, filter: Option<&str>, only: &[Kind]) ->
     if wanted(Kind::Bench) {
         interpreter_figures(workspace, filter, &mut report);
     }
-    if [Kind::Kernel, Kind::Console, Kind::Bench]
+    if [Kind::Tools, Kind::Kernel, Kind::Console, Kind::Bench]
         .into_iter()
         .any(wanted)
     {
         match Boot::build(workspace) {
             Err(error) => report.add("build", Verdict::Failed(format!("    {error}")), None),
             Ok(boot) => {
+                if wanted(Kind::Tools) {
+                    interop::run(workspace, |name| fits(name, filter), &mut report);
+                }
                 if wanted(Kind::Kernel) {
                     for options in kernel_tests::matrix() {
                         kernel_tests::run(&options, &boot, filter, &mut report);

@@ -49,6 +49,43 @@ pub(super) enum ExternKind {
     Setting(Setting),
 }
 
+/// What an object declares and a kernel has to have.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct KernelSymbol<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// What it is.
+    pub kind: KernelSymbolKind,
+    /// Whether the object copes without it.
+    pub weak: bool,
+}
+
+/// What an object wants by a name.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum KernelSymbolKind {
+    /// A kernel function (`extern ... __ksym`).
+    Function,
+    /// A kernel variable, or its address alone (`extern ... __ksym`).
+    Variable,
+    /// A value of the configuration (`extern ... __kconfig`).
+    Setting,
+}
+
+impl Extern {
+    /// It, for whoever asks what an object wants.
+    pub(super) fn symbol(&self) -> KernelSymbol<'_> {
+        KernelSymbol {
+            name: &self.name,
+            kind: match self.kind {
+                ExternKind::Function(_) => KernelSymbolKind::Function,
+                ExternKind::Variable(_) => KernelSymbolKind::Variable,
+                ExternKind::Setting(_) => KernelSymbolKind::Setting,
+            },
+            weak: self.weak,
+        }
+    }
+}
+
 /// All externs of an object.
 #[derive(Clone, Default, Debug)]
 pub(super) struct Externs {
