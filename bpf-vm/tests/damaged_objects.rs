@@ -11,6 +11,7 @@ use std::{
 };
 
 use bpf_vm::{map::HeapMemory, object::Object};
+use common::kernel::{Kernel, kernel_for_all, own};
 
 /// Changed bytes that are tried, over all objects.
 const CHANGES: u64 = 100_000;
@@ -48,14 +49,16 @@ unsafe impl GlobalAlloc for Counting {
 }
 
 /// How far loading gets; all that matters is that it ends, without a panic, in bounded memory.
-fn load(object: &[u8], what: impl Fn() -> String) -> &'static str {
+fn load(object: &[u8], kernel: &Kernel<'_>, what: impl Fn() -> String) -> &'static str {
     let before = USED.load(Relaxed);
     PEAK.store(before, Relaxed);
     let load = || {
         let Ok(object) = Object::parse(object) else {
             return "refused";
         };
-        let Ok(loaded) = object.instantiate(&HeapMemory::with_limit(MAP_BYTES)) else {
+        let loaded = object.instantiate_in(kernel, &HeapMemory::with_limit(MAP_BYTES));
+        kernel.pins.lock().unwrap().clear();
+        let Ok(loaded) = loaded else {
             return "parsed";
         };
         let valid = loaded
@@ -86,20 +89,31 @@ fn random(state: &mut u64) -> u64 {
 
 #[test]
 fn damaged_objects_get_an_answer() {
-    let linking = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/objects/linking.bpf.c");
+    let Some(kernel) = own("core_kernel") else {
+        return;
+    };
+    let kernel = kernel_for_all(&kernel);
     let objects = [
         common::program("count"),
         common::program("latency"),
-        common::compile(linking.as_ref()),
+        own("linking"),
+        own("core_flavours"),
+        own("externs"),
+        own("functions"),
+        own("maps"),
     ];
     let Some(objects) = objects.into_iter().collect::<Option<Vec<_>>>() else {
         return;
     };
     for object in &objects {
-        assert_eq!(load(object, || "a good object".into()), "valid");
+        assert_eq!(load(object, &kernel, || "a good object".into()), "valid");
         for length in 0..object.len() {
             let what = || format!("an object of {} bytes cut to {length}", object.len());
-            assert_eq!(load(&object[..length], what), "refused", "cut to {length}");
+            assert_eq!(
+                load(&object[..length], &kernel, what),
+                "refused",
+                "cut to {length}"
+            );
         }
     }
     let mut state = SEED;
@@ -111,7 +125,7 @@ fn damaged_objects_get_an_answer() {
         object[at] = random(&mut state) as u8;
         let what =
             || format!("step {step} of seed {SEED:#x}: object {which} with byte {at} changed");
-        *seen.entry(load(&object, what)).or_insert(0) += 1;
+        *seen.entry(load(&object, &kernel, what)).or_insert(0) += 1;
     }
     println!("{CHANGES} changed bytes, seed {SEED:#x}: {seen:?}");
     // Without these the changes would test nothing.

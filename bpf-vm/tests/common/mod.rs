@@ -4,6 +4,8 @@
     dead_code,
     reason = "each test binary uses the part of this that it needs"
 )]
+pub(crate) mod kernel;
+
 use std::{
     io::Write,
     path::{Path, PathBuf},
