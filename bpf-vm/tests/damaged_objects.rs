@@ -79,6 +79,24 @@ fn load(object: &[u8], kernel: &Kernel<'_>, what: impl Fn() -> String) -> &'stat
     result
 }
 
+/// Where an object's types, relocations and symbols lie: start and size of each section of them.
+fn parts(file: &[u8]) -> Vec<(usize, usize)> {
+    use object::{Object as _, ObjectSection as _};
+    let elf = object::File::parse(file).unwrap();
+    let named = |name: &str| {
+        [".BTF", ".BTF.ext", ".maps", ".symtab"].contains(&name)
+            || name.starts_with(".relfentry/")
+            || name == ".rel.maps"
+    };
+    let parts = elf
+        .sections()
+        .filter(|s| named(s.name().unwrap()) && s.size() > 0);
+    parts
+        .map(|s| s.file_range().unwrap())
+        .map(|(start, size)| (start as usize, size as usize))
+        .collect()
+}
+
 /// xorshift64 (Marsaglia 2003).
 fn random(state: &mut u64) -> u64 {
     *state ^= *state << 13;
@@ -116,12 +134,21 @@ fn damaged_objects_get_an_answer() {
             );
         }
     }
+    let parts: Vec<Vec<_>> = objects.iter().map(|object| parts(object)).collect();
     let mut state = SEED;
     let mut seen = std::collections::BTreeMap::new();
     for step in 0..CHANGES {
         let which = random(&mut state) as usize % objects.len();
         let mut object = objects[which].clone();
-        let at = random(&mut state) as usize % object.len();
+        // Every other change hits what is hardest to read.
+        let (start, size) = match step % 2 {
+            0 => (0, object.len()),
+            _ => {
+                let parts = &parts[which];
+                parts[random(&mut state) as usize % parts.len()]
+            }
+        };
+        let at = start + random(&mut state) as usize % size;
         object[at] = random(&mut state) as u8;
         let what =
             || format!("step {step} of seed {SEED:#x}: object {which} with byte {at} changed");
