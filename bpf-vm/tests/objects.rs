@@ -127,7 +127,15 @@ fn samples_load() {
             let point = AttachPoint::parse(section).unwrap();
             assert!(point.target.is_some(), "{name}: {program}: {section}");
         }
-        let loaded = object.instantiate(&memory()).unwrap();
+        let loaded = match object.instantiate(&memory()) {
+            Ok(loaded) => loaded,
+            // One is about what a kernel has.
+            Err(error) => {
+                assert!(source.ends_with("offered.bpf.c"), "{name}: {error}");
+                assert!(error.to_string().contains("springboard_"), "{error}");
+                continue;
+            }
+        };
         for program in loaded.programs {
             program
                 .validate()
