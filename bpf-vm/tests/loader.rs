@@ -236,6 +236,51 @@ fn core_does_not_guess() {
     }
 }
 
+/// `bpf_core_type_matches`, which clang has since version 16: made of questions whether types exist.
+#[test]
+fn types_match_member_by_member() {
+    /// Where the records are, and their numbers, in `.BTF.ext` (`struct btf_ext_header`, `struct bpf_core_relo`).
+    const CORE_OFFSET_AT: usize = 24;
+    const TYPE_EXISTS: u32 = 8;
+    const TYPE_MATCHES: u32 = 12;
+    let (Some(mut file), Some(kernel)) = (own("core_matches"), own("core_kernel")) else {
+        return;
+    };
+    let kernel = Kernel {
+        btf: Some(Btf::parse(section(&kernel, ".BTF")).unwrap()),
+        ..Kernel::default()
+    };
+    let ask = |file: &[u8]| {
+        let object = Object::parse(file).unwrap();
+        let loaded = object.instantiate_in(&kernel, &memory()).unwrap();
+        let programs = object.programs().map(|(name, _)| name);
+        programs
+            .map(|name| (name.to_owned(), call(&loaded, name, &[])))
+            .collect::<Vec<_>>()
+    };
+    let existing = ask(&file);
+    assert!(
+        existing.iter().all(|(_, exists)| *exists == 1),
+        "{existing:?}"
+    );
+    let data = section(&file, ".BTF.ext").to_vec();
+    let at = file.windows(data.len()).position(|w| w == data).unwrap();
+    let word = |at: usize| u32::from_le_bytes(data[at..at + 4].try_into().unwrap()) as usize;
+    let start = at + word(4) + word(CORE_OFFSET_AT);
+    let end = start + word(CORE_OFFSET_AT + 4);
+    let mut changed = 0;
+    for place in (start..end).step_by(4) {
+        if file[place..place + 4] == TYPE_EXISTS.to_le_bytes() && (place - start) % 16 == 8 {
+            file[place..place + 4].copy_from_slice(&TYPE_MATCHES.to_le_bytes());
+            changed += 1;
+        }
+    }
+    assert_eq!(changed, existing.len());
+    for (name, matches) in ask(&file) {
+        assert_eq!(matches == 1, name.starts_with("same"), "{name}: {matches}");
+    }
+}
+
 #[test]
 fn functions_by_address_and_name() {
     let Some(object) = own("functions") else {
