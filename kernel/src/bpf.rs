@@ -8,8 +8,8 @@ use crate::arch::callee::{self, Context, NativeHook};
 use crate::arch::{barrier, cpu, irq, switch, timer};
 use crate::hook::{self, Function, HookId};
 use crate::initrd::{self, InitrdError};
-use crate::mm::layout::POOL;
 use crate::mm::near::NearMemory;
+use crate::offered::{self, Offered};
 use crate::sched::Mutex;
 use crate::trace;
 use alloc::boxed::Box;
@@ -19,7 +19,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use bpf_vm::interp::{Interpreter, Region};
 use bpf_vm::jit;
-use bpf_vm::map::{Map, MapMemory, MapRegion};
+use bpf_vm::map::{Map, MapMemory, MapRegion, TailTarget};
 use bpf_vm::object::{AttachKind, AttachPoint, Object};
 use bpf_vm::program::ValidatedProgram;
 use core::fmt;
@@ -165,6 +165,8 @@ struct Loaded {
     name: String,
     maps: Vec<Arc<Map>>,
     programs: Vec<Arc<ValidatedProgram>>,
+    /// Slots of program arrays that hold its programs from the start.
+    filled: Vec<(Arc<Map>, u32)>,
 }
 
 static OBJECTS: Mutex<Vec<Arc<Loaded>>> = Mutex::empty();
@@ -174,6 +176,7 @@ pub(crate) fn init() {
     // A second call would change nothing.
     let _ = bpf_vm::host::register(&Host);
     OBJECTS.put(Box::new(Vec::new()));
+    offered::init();
 }
 
 /// An object's name: its file's, without folders and endings.
@@ -191,17 +194,69 @@ fn load(name: &str, bytes: &[u8]) -> Result<Loaded, BpfError> {
         why: why.to_string(),
     };
     let object = Object::parse(bytes).map_err(|e| refused(&e))?;
-    let loaded = object.instantiate(&Near).map_err(|e| refused(&e))?;
-    let programs = loaded
+    let offered = Offered::new().map_err(|e| refused(&e))?;
+    let object = object
+        .instantiate_in(&offered, &Near)
+        .map_err(|e| refused(&e))?;
+    let programs = object
         .programs
         .into_iter()
         .map(|p| p.validate().map(Arc::new).map_err(|e| refused(&e)))
         .collect::<Result<Vec<_>, _>>()?;
-    Ok(Loaded {
+    let mut loaded = Loaded {
         name: name.into(),
-        maps: loaded.maps,
+        maps: object.maps,
         programs,
-    })
+        filled: Vec::new(),
+    };
+    for slot in object.program_slots {
+        if let (Some(map), Some(program)) =
+            (loaded.maps.get(slot.map), loaded.programs.get(slot.program))
+        {
+            let (code, compiled) = compile(name, program)?;
+            let target = TailTarget {
+                program: program.clone(),
+                entry: AtomicU64::new(code.address() as u64 + u64::from(compiled.tail_entry)),
+                keep: Some(Arc::new(code)),
+            };
+            map.set_program(slot.slot, Some(Arc::new(target)))
+                .map_err(|e| refused(&e))?;
+            loaded.filled.push((map.clone(), slot.slot));
+        }
+    }
+    Ok(loaded)
+}
+
+impl Drop for Loaded {
+    fn drop(&mut self) {
+        // A program holds its program arrays, and these hold programs. No object that has hooks is ever dropped.
+        for (map, slot) in self.filled.drain(..) {
+            // The slot was there when it was filled.
+            let _ = map.set_program(slot, None);
+        }
+    }
+}
+
+/// Compiles a program into the pool; what is said of it is for where it lies.
+fn compile(
+    name: &str,
+    program: &ValidatedProgram,
+) -> Result<(hook::ProgramCode, jit::Code), BpfError> {
+    let at = |base| {
+        let target = jit::Target {
+            features: jit::Features {
+                lse: cpu::has_lse(),
+            },
+            ..jit::Target::new(base)
+        };
+        jit::compile(program, &target).map_err(|e| e.to_string())
+    };
+    let code = hook::place(name, |base| at(base).map(|c| c.words)).map_err(BpfError::Hook)?;
+    let compiled = at(code.address() as u64).map_err(|why| BpfError::Refused {
+        object: name.into(),
+        why,
+    })?;
+    Ok((code, compiled))
 }
 
 /// The object of that name, loaded if it was not.
@@ -298,20 +353,11 @@ pub(crate) fn attach(spec: &str, function: &Function, engine: Engine) -> Result<
                 .map_err(BpfError::Hook)
         }
         Engine::Jit => {
-            let target = |base| jit::Target {
-                features: jit::Features {
-                    lse: cpu::has_lse(),
-                },
-                ..jit::Target::new(base)
-            };
-            let compile = |base| jit::compile(&program, &target(base)).map_err(|e| e.to_string());
-            let stack_bytes = compile(POOL as u64).map_or(0, |c| c.stack_bytes);
-            let code =
-                hook::place(spec, |base| compile(base).map(|c| c.words)).map_err(BpfError::Hook)?;
+            let (code, compiled) = compile(spec, &program)?;
             let callee = callee::Callee {
                 address: code.address(),
                 data: None,
-                stack_bytes,
+                stack_bytes: compiled.stack_bytes,
                 keep: Arc::new(Compiled {
                     _code: code,
                     _program: program,
