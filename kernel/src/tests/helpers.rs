@@ -54,6 +54,11 @@ pub(super) const TESTS: &[Test] = &[
         seconds: 60,
         run: locked,
     },
+    Test {
+        name: "helpers.an_nmi_in_the_middle_of_a_lock_goes_on",
+        seconds: 60,
+        run: nmi_while_locked,
+    },
 ];
 
 /// A page whose byte at index `i` is `i % 251 + 1`, but its last, which is 0; nothing is mapped behind it.
@@ -433,6 +438,69 @@ fn locked() -> Outcome {
             "{engine:?}: {missed} locks were not waited for"
         );
         check!(!irq::disabled(), "interrupts are still masked");
+    }
+    Ok(())
+}
+
+/// A program that an NMI runs in the middle of the one that holds the lock does not wait for it; neither gives the other's back.
+fn nmi_while_locked() -> Outcome {
+    const CALLS: u64 = 2000;
+    static NMIS: AtomicU64 = AtomicU64::new(0);
+    fn nmi() {
+        call(1, 1);
+        NMIS.fetch_add(1, Ordering::Relaxed);
+    }
+    let cores: Vec<usize> = cpu::online().collect();
+    let [target, .., sender] = cores[..] else {
+        return Err(Failure::Skipped("it takes two cores".into()));
+    };
+    let total = || {
+        let data = data("locked.shared")?;
+        let word = |at: usize| data.get(at..).and_then(|rest| rest.first_chunk::<8>());
+        match (word(0), word(8)) {
+            (Some(calls), Some(lock)) => Ok((u64::from_le_bytes(*calls), *lock)),
+            _ => Err(Failure::Failed("locked.shared is too short".into())),
+        }
+    };
+    for engine in ENGINES {
+        let (before, _) = total()?;
+        NMIS.store(0, Ordering::Relaxed);
+        context::TEST_NMI.set(Some(&(nmi as fn())));
+        let done = Arc::new(AtomicBool::new(false));
+        let outcome = hooked("locked", engine, || {
+            let stop = done.clone();
+            let sender = sched::spawn_on("sender", 1 << sender, move || {
+                while !stop.load(Ordering::Acquire) {
+                    smp::send_nmi(target);
+                    sched::yield_now();
+                }
+            });
+            let caller = sched::spawn_on("caller", 1 << target, || {
+                for i in 0..CALLS {
+                    call(i, i);
+                }
+            });
+            let both = caller.is_some() && sender.is_some();
+            caller.into_iter().for_each(sched::JoinHandle::join);
+            done.store(true, Ordering::Release);
+            sender.into_iter().for_each(sched::JoinHandle::join);
+            check!(both, "no tasks");
+            Ok(())
+        });
+        context::TEST_NMI.set(None);
+        outcome?;
+        let (after, lock) = total()?;
+        let (counted, nmis) = (after - before, NMIS.load(Ordering::Relaxed));
+        // Where an NMI came between the load and the store that count, its own count is lost.
+        check!(
+            counted >= CALLS && counted <= CALLS + nmis,
+            "{engine:?}: {counted} counted of {CALLS} calls and {nmis} in NMIs"
+        );
+        check!(nmis > 0, "{engine:?}: no NMI came");
+        check!(
+            lock == [0; 8],
+            "{engine:?}: the lock is not free: {lock:x?}"
+        );
     }
     Ok(())
 }
