@@ -4,19 +4,22 @@
 //! An object is loaded when it is first asked for; its maps then live as long as it does, and all its programs share them.
 //! A hook holds its program, and the program its maps, until the grace period after its trampoline was taken off.
 
-use crate::arch::callee::{self, Context, NativeHook};
-use crate::arch::{barrier, cpu, irq, switch, timer};
+use crate::arch::callee::{self, ARGUMENTS, Context, NativeHook};
+use crate::arch::{barrier, cpu, irq, probe, switch, timer, unwind};
 use crate::hook::{self, Function, HookId};
 use crate::initrd::{self, InitrdError};
 use crate::mm::near::NearMemory;
 use crate::offered::{self, Offered};
 use crate::sched::Mutex;
-use crate::trace;
+use crate::{symbols, trace};
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use bpf_vm::attachment::Attachment;
+use bpf_vm::btf::{Btf, Kind};
+use bpf_vm::host::Symbol;
 use bpf_vm::interp::{Interpreter, Region};
 use bpf_vm::jit;
 use bpf_vm::map::{Map, MapMemory, MapRegion, TailTarget};
@@ -144,6 +147,45 @@ impl bpf_vm::host::Host for Host {
     fn current_pid_tgid(&self) -> u64 {
         let id = switch::current().id();
         id << 32 | id & 0xffff_ffff
+    }
+
+    fn current_task(&self) -> u64 {
+        core::ptr::from_ref(switch::current()).addr() as u64
+    }
+
+    // Tasks are used again, and programs come by the address of the current one only.
+    fn task_id(&self, task: u64) -> u64 {
+        if task == self.current_task() {
+            switch::current().id()
+        } else {
+            0
+        }
+    }
+
+    fn current_comm(&self) -> [u8; 16] {
+        switch::current().short_name()
+    }
+
+    fn probe_read(&self, into: &mut [u8], from: u64) -> usize {
+        probe::read(into, from)
+    }
+
+    fn per_cpu(&self, variable: u64, cpu: u32) -> Option<u64> {
+        cpu::copy_of(variable as usize, cpu as usize).map(|address| address as u64)
+    }
+
+    // A program's context is that of the hook that it runs in.
+    fn stack_trace(&self, _: u64, skip: usize, into: &mut [u64]) -> usize {
+        unwind::hook_trace(skip, into)
+    }
+
+    fn symbol(&self, address: u64) -> Option<Symbol<'_>> {
+        let (symbol, offset) = symbols::blob()?.lookup(address)?;
+        Some(Symbol {
+            name: symbol.name,
+            offset,
+            size: symbol.size.into(),
+        })
     }
 
     fn print(&self, text: fmt::Arguments<'_>) {
@@ -310,13 +352,15 @@ fn program(spec: &str) -> Result<(Arc<Loaded>, Arc<ValidatedProgram>), BpfError>
 /// A program run by the interpreter.
 struct Interpreted {
     interpreter: Interpreter,
+    attachment: Attachment,
     faults: AtomicU64,
 }
 
 impl NativeHook for Interpreted {
     fn hit(&self, context: &Context) -> u64 {
         let words = context.words();
-        match self.interpreter.run(
+        match self.interpreter.run_for(
+            &self.attachment,
             &[words.as_ptr().expose_provenance() as u64],
             &[Region::constant(words)],
             BUDGET,
@@ -331,8 +375,29 @@ impl NativeHook for Interpreted {
     }
 }
 
+/// How many argument words of its context belong to a function: as many as its type in the kernel's BTF says, all of them if it
+/// has none there.
+fn arguments(function: &Function) -> u32 {
+    let all = ARGUMENTS as u32;
+    let known = symbols::btf().and_then(|bytes| {
+        let btf = Btf::parse(bytes).ok()?;
+        btf.parameters(btf.find(Kind::FUNC, function.name)?)
+    });
+    known.map_or(all, |count| count.min(all))
+}
+
 /// Hooks a program onto a function's entry.
 pub(crate) fn attach(spec: &str, function: &Function, engine: Engine) -> Result<HookId, BpfError> {
+    attach_with(spec, function, engine, 0)
+}
+
+/// As [`attach`], with a cookie for `bpf_get_attach_cookie`.
+pub(crate) fn attach_with(
+    spec: &str,
+    function: &Function,
+    engine: Engine,
+    cookie: u64,
+) -> Result<HookId, BpfError> {
     let (_, program) = program(spec)?;
     match AttachPoint::parse(program.section()) {
         Ok(point) if point.kind == AttachKind::Fentry => {}
@@ -343,34 +408,45 @@ pub(crate) fn attach(spec: &str, function: &Function, engine: Engine) -> Result<
         }
     }
     let label = spec.to_string();
+    let attachment = Attachment {
+        function: function.address as u64,
+        cookie,
+        arguments: arguments(function),
+        has_result: 0,
+    };
     match engine {
         Engine::Interpreter => {
             let hook = Arc::new(Interpreted {
                 interpreter: Interpreter::new(program),
+                attachment,
                 faults: AtomicU64::new(0),
             });
             hook::attach(function, label, engine.name(), callee::callee(hook))
                 .map_err(BpfError::Hook)
         }
         Engine::Jit => {
-            let (code, compiled) = compile(spec, &program)?;
+            let (code, made) = compile(spec, &program)?;
+            let asks = program.needs_attachment();
+            let compiled = Arc::new(Compiled {
+                attachment,
+                code,
+                _program: program,
+            });
             let callee = callee::Callee {
-                address: code.address(),
-                data: None,
-                stack_bytes: compiled.stack_bytes,
-                keep: Arc::new(Compiled {
-                    _code: code,
-                    _program: program,
-                }),
+                address: compiled.code.address(),
+                data: asks.then(|| compiled.attachment.address()),
+                stack_bytes: made.stack_bytes,
+                keep: compiled,
             };
             hook::attach(function, label, engine.name(), callee).map_err(BpfError::Hook)
         }
     }
 }
 
-/// A compiled program: its code, and the program that holds the maps the code names.
+/// A compiled program: its code, what the code is told of its place, and the program that holds the maps that the code names.
 struct Compiled {
-    _code: hook::ProgramCode,
+    attachment: Attachment,
+    code: hook::ProgramCode,
     _program: Arc<ValidatedProgram>,
 }
 

@@ -506,6 +506,14 @@ pub(crate) fn describe(function: usize) -> Vec<CodeLine> {
     engine.describe(function as u64).map(line).collect()
 }
 
+/// The function whose trampoline an address lies in. Any context: no lock.
+pub(crate) fn trampoline_of(address: usize) -> Option<u64> {
+    match MEMORY.get()?.find(address as u64)?.label.owner {
+        Owner::Trampoline { function } => Some(function),
+        Owner::Program { .. } => None,
+    }
+}
+
 /// Says what an address outside of the image is; for reports, so it takes no lock.
 pub(crate) fn describe_address(address: usize, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     if !(POOL..POOL + POOL_SIZE).contains(&address) {

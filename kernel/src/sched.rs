@@ -66,7 +66,7 @@ fn new_task(name: &str, job: Option<Job>, idle_on: Option<usize>) -> Option<&'st
             break;
         }
     }
-    *task.name.lock() = short;
+    task.set_name(short);
     *task.job.lock() = job;
     task.begin_life();
     task.affinity.store(

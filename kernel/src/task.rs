@@ -102,7 +102,9 @@ pub(crate) struct Task {
     pub(crate) id: AtomicU64,
     pub(crate) stack: SpinLock<Option<Stack>>,
     pub(crate) job: SpinLock<Option<Job>>,
-    pub(crate) name: SpinLock<heapless::String<32>>,
+    name: SpinLock<heapless::String<32>>,
+    /// The name's first bytes, for those who may not take a lock; written before the task runs.
+    short_name: [AtomicU64; 2],
 }
 
 /// What trampolines use of the current task: byte offsets from SP_EL0. All fit the immediates of LDR, STR and ADD.
@@ -172,6 +174,10 @@ impl Task {
             stack: SpinLock::new(None),
             job: SpinLock::new(None),
             name: SpinLock::new(heapless::String::new()),
+            short_name: [
+                AtomicU64::new(u64::from_le_bytes(*b"boot\0\0\0\0")),
+                AtomicU64::new(0),
+            ],
         }
     }
 
@@ -195,6 +201,28 @@ impl Task {
             Some(name) if !name.is_empty() => name.clone(),
             _ => heapless::String::try_from("boot").unwrap_or_default(),
         }
+    }
+
+    /// The first 15 bytes of its name, and zeros. Any context: no lock.
+    pub(crate) fn short_name(&self) -> [u8; 16] {
+        let [low, high] = self
+            .short_name
+            .each_ref()
+            .map(|word| word.load(Ordering::Relaxed));
+        (u128::from(low) | u128::from(high) << 64).to_le_bytes()
+    }
+
+    /// Names it, before it runs.
+    pub(crate) fn set_name(&self, name: heapless::String<32>) {
+        let mut bytes = [0; 16];
+        let last = bytes.len() - 1;
+        for (to, from) in bytes.iter_mut().take(last).zip(name.bytes()) {
+            *to = from;
+        }
+        for (word, bytes) in self.short_name.iter().zip(bytes.as_chunks::<8>().0) {
+            word.store(u64::from_le_bytes(*bytes), Ordering::Relaxed);
+        }
+        *self.name.lock() = name;
     }
 
     /// Number of this life.

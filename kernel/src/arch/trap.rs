@@ -3,7 +3,7 @@
 
 use super::cpu::{self, this_cpu};
 use super::smp::{self, Ipi};
-use super::{irq, switch, timer, unwind};
+use super::{irq, probe, switch, timer, unwind};
 use crate::{console, context, hooked, println, sched};
 use boards::irq::{Interrupt, InterruptController, Token};
 use core::sync::atomic::{AtomicUsize, Ordering};
@@ -37,6 +37,10 @@ const DAIF: u64 = 0xf << 6;
 /// Synchronous exception: a fault, or a BRK.
 #[unsafe(no_mangle)]
 extern "C" fn trap_sync(frame: &mut Frame) {
+    if let Some(landing) = probe::landing(frame) {
+        frame.elr = landing;
+        return;
+    }
     // A synchronous exception is the context it interrupts: what was open there is open here.
     irq::set_daif(frame.spsr & DAIF);
     die(&format_args!("{}", Syndrome(frame.esr)), frame);
@@ -230,6 +234,8 @@ pub(crate) fn begin_report() {
 }
 
 /// Prints everything about an exception that no one can handle, and ends the run.
+#[cold]
+#[inline(never)]
 fn die(what: &dyn core::fmt::Display, frame: &Frame) -> ! {
     begin_report();
     println!("\n*** {what}");

@@ -112,3 +112,32 @@ pub(crate) fn print_here() {
         println!("      {address:#018x}  {}", Name(address.wrapping_sub(4)))
     });
 }
+
+/// The stack below the hook that the caller is in: the hooked function, then return addresses from its caller on, without the first
+/// `skip` of all these; how many fitted into `into`. None if the caller is in no hook. Any context.
+///
+/// A hook's path reaches no other hook, so the first return address that lies in a trampoline is that of the hook's program.
+#[inline(never)]
+pub(crate) fn hook_trace(skip: usize, into: &mut [u64]) -> usize {
+    let fp: usize;
+    // SAFETY: reads x29, which is the frame pointer throughout (-Cforce-frame-pointers).
+    unsafe { core::arch::asm!("mov {}, x29", out(reg) fp, options(nomem, nostack)) };
+    let mut seen = None::<usize>;
+    walk(super::switch::current(), fp, |address| {
+        let (place, address) = match seen {
+            Some(place) => (place, address as u64),
+            None => match crate::hook::trampoline_of(address) {
+                Some(function) => (0, function),
+                None => return,
+            },
+        };
+        seen = Some(place + 1);
+        let to = place
+            .checked_sub(skip)
+            .and_then(|place: usize| into.get_mut(place));
+        if let Some(to) = to {
+            *to = address;
+        }
+    });
+    seen.unwrap_or(0).saturating_sub(skip).min(into.len())
+}

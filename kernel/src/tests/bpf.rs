@@ -74,21 +74,32 @@ pub(super) const TESTS: &[Test] = &[
     },
 ];
 
-const ENGINES: [Engine; 2] = [Engine::Interpreter, Engine::Jit];
+pub(super) const ENGINES: [Engine; 2] = [Engine::Interpreter, Engine::Jit];
 
-fn failed(e: &dyn core::fmt::Display) -> Failure {
+pub(super) fn failed(e: &dyn core::fmt::Display) -> Failure {
     Failure::Failed(e.to_string())
 }
 
 /// Runs `calls` with a program hooked onto `workload_call`.
-fn hooked(program: &str, engine: Engine, calls: impl FnOnce() -> Outcome) -> Outcome {
-    let id = bpf::attach(program, &function("workload_call")?, engine).map_err(|e| failed(&e))?;
+pub(super) fn hooked(program: &str, engine: Engine, calls: impl FnOnce() -> Outcome) -> Outcome {
+    hooked_with(program, engine, 0, calls)
+}
+
+/// As [`hooked`], with a cookie.
+pub(super) fn hooked_with(
+    program: &str,
+    engine: Engine,
+    cookie: u64,
+    calls: impl FnOnce() -> Outcome,
+) -> Outcome {
+    let target = function("workload_call")?;
+    let id = bpf::attach_with(program, &target, engine, cookie).map_err(|e| failed(&e))?;
     let outcome = calls();
     hook::detach(id).map_err(|e| failed(&e))?;
     outcome
 }
 
-fn call(a: u64, b: u64) -> u64 {
+pub(super) fn call(a: u64, b: u64) -> u64 {
     black_box(workload_call as extern "C" fn(u64, u64) -> u64)(a, b)
 }
 

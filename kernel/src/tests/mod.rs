@@ -6,6 +6,7 @@
 //! in emulated time panics: `cargo xtask test` then counts that one as failed and goes on behind it.
 
 mod bpf;
+mod helpers;
 mod hooks;
 mod integrity;
 mod interrupts;
@@ -47,6 +48,7 @@ const TESTS: &[&[Test]] = &[
     hooks::TESTS,
     integrity::TESTS,
     bpf::TESTS,
+    helpers::TESTS,
 ];
 
 /// Fails the test unless the condition holds; the rest is the message, as for `format!`.
