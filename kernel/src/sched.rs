@@ -50,7 +50,9 @@ fn new_task(name: &str, job: Option<Job>, idle_on: Option<usize>) -> Option<&'st
         Some(task) => task,
         None => {
             let task: &'static Task = Box::leak(Box::new(Task::boot()));
-            *task.stack.lock() = Some(Stack::new()?);
+            let stack = Stack::new()?;
+            task.stack_top.store(stack.top(), Ordering::Relaxed);
+            *task.stack.lock() = Some(stack);
             task.state.store(State::New as u32, Ordering::Relaxed);
             QUEUE.with(|q| {
                 q.all.push(task);
@@ -394,6 +396,22 @@ pub(crate) fn for_each(mut visit: impl FnMut(&'static Task)) {
     for task in all {
         visit(task);
     }
+}
+
+/// Calls `f` with a task's lowest stack address in use while it runs nowhere and can be started nowhere; with 0 when it is over
+/// or not begun. If a core runs it, `f` is not called and the core is returned. `f` runs under the queue's lock.
+pub(crate) fn while_off_core(task: &'static Task, f: impl FnOnce(usize)) -> Option<usize> {
+    QUEUE.with(|_| {
+        if task.running.load(Ordering::Relaxed) {
+            return Some(task.core());
+        }
+        let sp = match task.state() {
+            State::Dead | State::New => 0,
+            State::Runnable | State::Blocked => task.sp.load(Ordering::Relaxed),
+        };
+        f(sp);
+        None
+    })
 }
 
 /// The idle task's life: runs whatever wants to run, else sleeps. Interrupts are masked on entry.

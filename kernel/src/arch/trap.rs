@@ -53,7 +53,7 @@ extern "C" fn trap_irq(frame: &mut Frame) {
     };
     let (interrupt, token) = controller.acknowledge();
     match interrupt {
-        Interrupt::Nmi => nmi(controller, token),
+        Interrupt::Nmi => nmi(controller, token, frame),
         Interrupt::Spurious => {}
         other => {
             let block = this_cpu();
@@ -66,6 +66,7 @@ extern "C" fn trap_irq(frame: &mut Frame) {
                 Interrupt::Ipi(n) if n == Ipi::Reschedule as u8 => {
                     block.need_resched.store(true, Ordering::Relaxed)
                 }
+                Interrupt::Ipi(n) if n == Ipi::Call as u8 => smp::handle_call(frame),
                 Interrupt::Ipi(n) if n == Ipi::Test as u8 => context::TEST_HARDIRQ.call(),
                 Interrupt::Ipi(_) => {}
                 Interrupt::Device(n) => println!("interrupt {n} has no handler"),
@@ -84,7 +85,7 @@ extern "C" fn trap_irq(frame: &mut Frame) {
 extern "C" fn trap_fiq(frame: &mut Frame) {
     match smp::controller() {
         Some(controller) => match controller.acknowledge_fiq() {
-            (Interrupt::Nmi, token) => nmi(controller, token),
+            (Interrupt::Nmi, token) => nmi(controller, token, frame),
             (Interrupt::Spurious, _) => {}
             _ => die(&"a fast interrupt that no one sent", frame),
         },
@@ -119,11 +120,12 @@ extern "C" fn trap_overflow(frame: &mut Frame, vector: u64) {
     die(&"the stack is used up: its guard page was reached", frame);
 }
 
-fn nmi(controller: &dyn InterruptController, token: Token) {
+fn nmi(controller: &dyn InterruptController, token: Token, frame: &Frame) {
     let block = this_cpu();
     block.nmi.fetch_add(1, Ordering::Relaxed);
     block.nmis.fetch_add(1, Ordering::Relaxed);
     context::nmi();
+    crate::rcu::answer_nmi(frame);
     controller.end(token);
     block.nmi.fetch_sub(1, Ordering::Relaxed);
 }

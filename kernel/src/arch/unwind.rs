@@ -10,7 +10,8 @@ use crate::symbols::Name;
 use crate::task::{ShadowEntry, Task};
 use core::sync::atomic::Ordering;
 
-const MOST: usize = 48;
+/// The most frames of a trace.
+pub(crate) const MOST: usize = 48;
 
 /// A stack trace: where it begins, then return addresses.
 pub(crate) type Trace = heapless::Vec<usize, MOST>;
@@ -18,17 +19,18 @@ pub(crate) type Trace = heapless::Vec<usize, MOST>;
 /// The real caller behind a return address. `entries` are the task's replaced ones, the latest first, without those that frames
 /// nearer to the top of the stack have used up; `above` is an address that the function's sp at entry was above.
 fn real<'a>(
-    mut entries: impl Iterator<Item = &'a ShadowEntry>,
+    entries: &mut (impl Iterator<Item = &'a ShadowEntry> + Clone),
     lr: usize,
     above: Option<usize>,
 ) -> usize {
     let mut lr = lr;
     // A return address may have been replaced by several hooks: the next one's landing is then what this one saved.
     while may_be_landing(lr)
-        && let Some(entry) = entries.find(|entry| {
+        && let Some(at) = entries.clone().position(|entry| {
             entry.landing.load(Ordering::Relaxed) as usize == lr
                 && above.is_none_or(|fp| entry.frame.load(Ordering::Relaxed) as usize > fp)
         })
+        && let Some(entry) = entries.nth(at)
     {
         lr = entry.return_address.load(Ordering::Relaxed) as usize;
     }
@@ -92,7 +94,7 @@ pub(crate) fn print(pc: usize, lr: usize, fp: usize) {
     println!("      {pc:#018x}  {}", Name(pc));
     let mut first = true;
     let held = lr;
-    let lr = real(task.shadow(), lr, None);
+    let lr = real(&mut task.shadow(), lr, None);
     walk(task, fp, |address| {
         if first && address != lr && held != 0 && table::translate(lr).is_some_and(|t| t.execute) {
             println!("      {lr:#018x}  {} (x30)", Name(lr.wrapping_sub(4)));

@@ -6,6 +6,7 @@
 //! in emulated time panics: `cargo xtask test` then counts that one as failed and goes on behind it.
 
 mod bpf;
+mod grace;
 mod hooks;
 mod interrupts;
 mod memory;
@@ -43,6 +44,7 @@ const TESTS: &[&[Test]] = &[
     memory::TESTS,
     interrupts::TESTS,
     tasks::TESTS,
+    grace::TESTS,
     hooks::TESTS,
     bpf::TESTS,
 ];
