@@ -14,6 +14,7 @@ pub(crate) mod exit;
 pub(crate) mod irq;
 pub(crate) mod lock;
 pub(crate) mod pmu;
+pub(crate) mod rendezvous;
 pub(crate) mod smp;
 pub(crate) mod switch;
 pub(crate) mod timer;

@@ -24,6 +24,8 @@ pub(crate) enum Ipi {
     Test = 3,
     /// Call the function that [`call`] was given.
     Call = 4,
+    /// Wait in a rendezvous.
+    Stop = 5,
 }
 
 /// The machine's interrupt controller, in a form that [`Late`] can hold.
@@ -264,12 +266,13 @@ impl Drop for Parked {
         for core in cpu::online().filter(|&c| c != own) {
             send(core, Ipi::Park);
         }
-        while PARKED.load(Ordering::Acquire) != 0 {
-            barrier::wfe();
-        }
         timer::start_tick();
         irq::set_daif(self.1);
         irq::restore(self.0);
+        // With interrupts on: one that has left already may hold a rendezvous, and keep the others in it until this core comes.
+        while PARKED.load(Ordering::Acquire) != 0 {
+            barrier::wfe();
+        }
         crate::sched::preempt_enable();
     }
 }

@@ -66,6 +66,7 @@ extern "C" fn trap_irq(frame: &mut Frame) {
                 Interrupt::Ipi(n) if n == Ipi::Reschedule as u8 => {
                     block.need_resched.store(true, Ordering::Relaxed)
                 }
+                Interrupt::Ipi(n) if n == Ipi::Stop as u8 => super::rendezvous::hold(),
                 Interrupt::Ipi(n) if n == Ipi::Call as u8 => smp::handle_call(frame),
                 Interrupt::Ipi(n) if n == Ipi::Test as u8 => context::TEST_HARDIRQ.call(),
                 Interrupt::Ipi(_) => {}

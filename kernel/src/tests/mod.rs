@@ -10,6 +10,7 @@ mod grace;
 mod hooks;
 mod interrupts;
 mod memory;
+mod rendezvous;
 mod tasks;
 
 use crate::arch::lock::SpinLock;
@@ -43,6 +44,7 @@ pub(crate) struct Test {
 const TESTS: &[&[Test]] = &[
     memory::TESTS,
     interrupts::TESTS,
+    rendezvous::TESTS,
     tasks::TESTS,
     grace::TESTS,
     hooks::TESTS,

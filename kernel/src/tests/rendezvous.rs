@@ -1,0 +1,169 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The rendezvous: no other core does anything, whoever else wants all cores at the same time.
+
+use super::tasks::spawn;
+use super::{Failure, Outcome, Test};
+use crate::arch::{barrier, cpu, rendezvous, smp, timer};
+use crate::check;
+use crate::sched;
+use alloc::format;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+pub(super) const TESTS: &[Test] = &[
+    Test {
+        name: "rendezvous.no_other_core_runs",
+        seconds: 30,
+        run: alone,
+    },
+    Test {
+        name: "rendezvous.callers_take_turns",
+        seconds: 60,
+        run: turns,
+    },
+    Test {
+        name: "rendezvous.ends_among_syncs_parks_and_nmis",
+        seconds: 120,
+        run: among_others,
+    },
+];
+
+fn stop<R>(f: impl FnOnce() -> R) -> Result<R, Failure> {
+    rendezvous::stop_machine(f).map_err(|absent| Failure::Failed(format!("{absent}")))
+}
+
+fn wait_ns(ns: u64) {
+    let begin = timer::now_ns();
+    while timer::now_ns() < begin + ns {
+        core::hint::spin_loop();
+    }
+}
+
+fn alone() -> Outcome {
+    let cores: Vec<_> = cpu::online().collect();
+    let counters: Arc<Vec<AtomicU64>> = Arc::new(cores.iter().map(|_| AtomicU64::new(0)).collect());
+    let over = Arc::new(AtomicBool::new(false));
+    let mut tasks = Vec::new();
+    for (i, &core) in cores.iter().enumerate() {
+        let (counters, over) = (counters.clone(), over.clone());
+        let task = sched::spawn_on("busy", 1 << core, move || {
+            while !over.load(Ordering::Relaxed) {
+                counters[i].fetch_add(1, Ordering::Relaxed);
+            }
+        });
+        check!(task.is_some(), "no memory for a task");
+        tasks.extend(task);
+    }
+    let mut outcome = Ok(());
+    let nmis = || -> u64 {
+        let of = |&c: &usize| cpu::per_cpu(c).nmis.load(Ordering::Relaxed);
+        cores.iter().map(of).sum()
+    };
+    for _ in 0..20 {
+        let moved = stop(|| {
+            let count = || -> u64 { counters.iter().map(|c| c.load(Ordering::Relaxed)).sum() };
+            let before = (count(), nmis());
+            for &core in &cores {
+                smp::send_nmi(core);
+            }
+            wait_ns(300_000);
+            (count() - before.0, nmis() - before.1)
+        });
+        outcome = moved.and_then(|(counted, nmis)| {
+            check!(
+                counted == 0,
+                "tasks on other cores counted {counted} times meanwhile"
+            );
+            check!(nmis == 0, "{nmis} NMIs were taken meanwhile");
+            Ok(())
+        });
+        if outcome.is_err() {
+            break;
+        }
+        sched::sleep_ns(1_000_000);
+    }
+    over.store(true, Ordering::Relaxed);
+    for task in tasks {
+        task.join();
+    }
+    outcome?;
+    check!(nmis() > 0, "the NMIs did not come afterwards either");
+    Ok(())
+}
+
+static TOTAL: AtomicU64 = AtomicU64::new(0);
+
+fn turns() -> Outcome {
+    const EACH: u64 = 50;
+    TOTAL.store(0, Ordering::Relaxed);
+    let tasks: Result<Vec<_>, _> = (0..4)
+        .map(|_| {
+            spawn("stopper", || {
+                for _ in 0..EACH {
+                    stop(|| {
+                        // Not atomic: two at a time would lose one.
+                        let total = TOTAL.load(Ordering::Relaxed);
+                        wait_ns(2_000);
+                        TOTAL.store(total + 1, Ordering::Relaxed);
+                    })?;
+                }
+                Ok(())
+            })
+        })
+        .collect();
+    let results: Vec<Outcome> = tasks?.into_iter().map(sched::JoinHandle::join).collect();
+    results.into_iter().collect::<Outcome>()?;
+    let total = TOTAL.load(Ordering::Relaxed);
+    check!(
+        total == 4 * EACH,
+        "{total} of {} turns were counted",
+        4 * EACH
+    );
+    Ok(())
+}
+
+fn among_others() -> Outcome {
+    let over = Arc::new(AtomicBool::new(false));
+    let until = |name, f: fn()| {
+        let over = over.clone();
+        spawn(name, move || {
+            let mut rounds = 0u64;
+            while !over.load(Ordering::Relaxed) {
+                f();
+                rounds += 1;
+            }
+            rounds
+        })
+    };
+    let tasks = [
+        until("syncs", smp::sync_cores)?,
+        until("parks", || {
+            let parked = smp::park_others();
+            wait_ns(50_000);
+            drop(parked);
+            sched::sleep_ns(2_000_000);
+        })?,
+        until("nmis", || {
+            cpu::online().for_each(smp::send_nmi);
+            for _ in 0..4 {
+                barrier::wfe();
+            }
+        })?,
+        until("sleeps", || sched::sleep_ns(1_000_000))?,
+    ];
+    let mut outcome = Ok(());
+    for _ in 0..100 {
+        outcome = stop(|| wait_ns(20_000));
+        if outcome.is_err() {
+            break;
+        }
+        sched::yield_now();
+    }
+    over.store(true, Ordering::Relaxed);
+    for task in tasks {
+        let rounds = task.join();
+        check!(rounds > 0, "one of those in between never came to its turn");
+    }
+    outcome
+}
