@@ -8,6 +8,7 @@
 use crate::arch::lock::SpinLock;
 use crate::mm::stack::Stack;
 use alloc::boxed::Box;
+use alloc::sync::Arc;
 use core::mem::offset_of;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering, compiler_fence};
 
@@ -27,6 +28,14 @@ pub(crate) enum State {
 
 /// What a task was started for.
 pub(crate) type Job = Box<dyn FnOnce() + Send>;
+
+/// Who waits for a task's end.
+pub(crate) trait End: Send + Sync {
+    /// Someone still does.
+    fn is_awaited(&self) -> bool;
+    /// The task ended before its job was done.
+    fn died(&self);
+}
 
 /// A return address that an exit hook has replaced.
 ///
@@ -83,6 +92,8 @@ pub(crate) struct Task {
     /// Saved stack pointer while it does not run.
     pub sp: AtomicUsize,
     pub(crate) state: AtomicU32,
+    /// Locks that block which it holds.
+    pub(crate) locks: AtomicU32,
     /// A wake-up came while it was still deciding to block.
     pub(crate) woken: AtomicBool,
     pub(crate) idle: AtomicBool,
@@ -109,6 +120,10 @@ pub(crate) struct Task {
     pub(crate) stack_top: AtomicUsize,
     pub(crate) stack: SpinLock<Option<Stack>>,
     pub(crate) job: SpinLock<Option<Job>>,
+    /// Its stack was used up, paint and all.
+    pub(crate) broken: AtomicBool,
+    /// Who waits for its end.
+    pub(crate) end: SpinLock<Option<Arc<dyn End>>>,
     pub(crate) name: SpinLock<heapless::String<32>>,
 }
 
@@ -185,6 +200,7 @@ impl Task {
             shadow: [const { ShadowEntry::new() }; SHADOW_ENTRIES],
             sp: AtomicUsize::new(0),
             state: AtomicU32::new(State::Runnable as u32),
+            locks: AtomicU32::new(0),
             woken: AtomicBool::new(false),
             idle: AtomicBool::new(false),
             resting: AtomicBool::new(false),
@@ -200,6 +216,8 @@ impl Task {
             stack_top: AtomicUsize::new(0),
             stack: SpinLock::new(None),
             job: SpinLock::new(None),
+            broken: AtomicBool::new(false),
+            end: SpinLock::new(None),
             name: SpinLock::new(heapless::String::new()),
         }
     }
@@ -212,6 +230,7 @@ impl Task {
         self.preempt.store(0, Ordering::Relaxed);
         self.shadow_top
             .store(layout::SHADOW_START as u32, Ordering::Relaxed);
+        self.locks.store(0, Ordering::Relaxed);
         self.woken.store(false, Ordering::Relaxed);
         self.running.store(false, Ordering::Relaxed);
         self.bound.store(false, Ordering::Relaxed);
@@ -249,6 +268,11 @@ impl Task {
     /// Whether it is a core's idle task.
     pub(crate) fn is_idle(&self) -> bool {
         self.idle.load(Ordering::Relaxed)
+    }
+
+    /// Whether someone waits for its end.
+    pub(crate) fn is_awaited(&self) -> bool {
+        self.end.lock().as_ref().is_some_and(|end| end.is_awaited())
     }
 
     /// Whether another task may take its core now.

@@ -19,7 +19,7 @@ use super::{barrier, cpu, irq, timer};
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// How long the cores have to come, in nanoseconds.
-pub(crate) const LIMIT_NS: u64 = 2_000_000_000;
+pub(crate) const LIMIT_NS: u64 = 10_000_000_000;
 
 /// Someone holds the others, or is about to.
 static TAKEN: AtomicBool = AtomicBool::new(false);

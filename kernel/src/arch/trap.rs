@@ -114,13 +114,6 @@ extern "C" fn trap_unexpected(frame: &mut Frame) {
     );
 }
 
-/// A stack is used up; this runs on the core's overflow stack and the frame holds the broken sp.
-#[unsafe(no_mangle)]
-extern "C" fn trap_overflow(frame: &mut Frame, vector: u64) {
-    let _ = vector;
-    die(&"the stack is used up: its guard page was reached", frame);
-}
-
 fn nmi(controller: &dyn InterruptController, token: Token, frame: &Frame) {
     let block = this_cpu();
     block.nmi.fetch_add(1, Ordering::Relaxed);
@@ -184,6 +177,9 @@ impl core::fmt::Display for Syndrome {
             0x25 => "data abort",
             0x26 => "misaligned stack pointer",
             0x2f => "SError",
+            0x3c if self.0 as u16 == trampoline::pool::FILL_IMMEDIATE => {
+                "BRK #0xdead: executable memory that is not in use was executed: freed too early, or never filled"
+            }
             0x3c => "BRK",
             _ => "exception",
         };
@@ -235,6 +231,12 @@ pub(crate) fn begin_report() {
 /// Prints everything about an exception that no one can handle, and ends the run.
 fn die(what: &dyn core::fmt::Display, frame: &Frame) -> ! {
     begin_report();
+    print_exception(what, frame);
+    super::exit::exit(101);
+}
+
+/// Prints everything about an exception.
+pub(super) fn print_exception(what: &dyn core::fmt::Display, frame: &Frame) {
     println!("\n*** {what}");
     print_where();
     println!(
@@ -261,7 +263,6 @@ fn die(what: &dyn core::fmt::Display, frame: &Frame) -> ! {
         frame.x[30] as usize,
         frame.x[29] as usize,
     );
-    super::exit::exit(101);
 }
 
 /// Core, context and task.

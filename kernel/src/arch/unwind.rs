@@ -93,6 +93,7 @@ pub(crate) fn print(pc: usize, lr: usize, fp: usize) {
     let task = super::switch::current();
     println!("      {pc:#018x}  {}", Name(pc));
     let mut first = true;
+    let mut again = Again::default();
     let held = lr;
     let lr = real(&mut task.shadow(), lr, None);
     walk(task, fp, |address| {
@@ -100,8 +101,35 @@ pub(crate) fn print(pc: usize, lr: usize, fp: usize) {
             println!("      {lr:#018x}  {} (x30)", Name(lr.wrapping_sub(4)));
         }
         first = false;
-        println!("      {address:#018x}  {}", Name(address.wrapping_sub(4)));
+        again.print(address);
     });
+    again.end();
+}
+
+/// Prints return addresses, a repeated one (a recursion) once and how often.
+#[derive(Default)]
+struct Again {
+    last: usize,
+    more: usize,
+}
+
+impl Again {
+    fn print(&mut self, address: usize) {
+        if address == self.last {
+            self.more += 1;
+            return;
+        }
+        self.end();
+        self.last = address;
+        println!("      {address:#018x}  {}", Name(address.wrapping_sub(4)));
+    }
+
+    fn end(&mut self) {
+        match core::mem::take(&mut self.more) {
+            0 => {}
+            more => println!("        the same {more} more times, at least"),
+        }
+    }
 }
 
 /// Prints the caller's own trace.
@@ -110,7 +138,7 @@ pub(crate) fn print_here() {
     let fp: usize;
     // SAFETY: reads x29, which is the frame pointer throughout (-Cforce-frame-pointers).
     unsafe { core::arch::asm!("mov {}, x29", out(reg) fp, options(nomem, nostack)) };
-    walk(super::switch::current(), fp, |address| {
-        println!("      {address:#018x}  {}", Name(address.wrapping_sub(4)))
-    });
+    let mut again = Again::default();
+    walk(super::switch::current(), fp, |address| again.print(address));
+    again.end();
 }

@@ -50,12 +50,17 @@ impl Stack {
             return None;
         };
         let stack = Stack { slot, frames: pa };
-        super::fill(LINEAR + pa as usize, STACK_SIZE, PAINT);
+        stack.paint();
         for page in 0..STACK_SIZE / PAGE {
             let offset = page * PAGE;
             table::map_page(stack.bottom() + offset, pa + offset as u64, Access::Write).ok()?;
         }
         Some(stack)
+    }
+
+    /// Makes it as one that was never used; no task may be on it.
+    pub(crate) fn paint(&self) {
+        super::fill(LINEAR + self.frames as usize, STACK_SIZE, PAINT);
     }
 
     /// First mapped address.

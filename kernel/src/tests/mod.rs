@@ -10,6 +10,7 @@ mod grace;
 mod hooks;
 mod interrupts;
 mod memory;
+mod overflow;
 mod rendezvous;
 mod tasks;
 
@@ -46,6 +47,7 @@ const TESTS: &[&[Test]] = &[
     interrupts::TESTS,
     rendezvous::TESTS,
     tasks::TESTS,
+    overflow::TESTS,
     grace::TESTS,
     hooks::TESTS,
     bpf::TESTS,
