@@ -74,6 +74,7 @@ impl Bits {
 struct Watch {
     image: Image,
     unseen: Bits,
+    watchdog: Watchdog,
     deferred: Deferred,
 }
 
@@ -94,15 +95,11 @@ static PASS: SpinLock<Option<Arc<Pass>>> = SpinLock::new(None);
 /// The task's life.
 pub(super) fn run() {
     let mut watched: Vec<Watch> = Vec::new();
-    let mut watchdog = Watchdog::new("an image that is returned into");
     loop {
         let new = match watched.is_empty() {
             true => UNREFERENCED.wait(),
             false => UNREFERENCED.take(),
         };
-        if watched.is_empty() {
-            watchdog = Watchdog::new("an image that is returned into");
-        }
         let tasks = all_tasks();
         watched.extend(new.into_iter().filter_map(|deferred| {
             let Some(&Step::Unreferenced(image)) = deferred.steps.front() else {
@@ -112,6 +109,7 @@ pub(super) fn run() {
             Some(Watch {
                 image,
                 unseen,
+                watchdog: Watchdog::new("an image that is returned into"),
                 deferred,
             })
         }));
@@ -123,15 +121,13 @@ pub(super) fn run() {
         watched = keep;
         if !done.is_empty() {
             passed(done.into_iter().map(|watch| watch.deferred).collect());
-            watchdog = Watchdog::new("an image that is returned into");
+        }
+        for watch in &mut watched {
+            let unseen = tasks.iter().enumerate();
+            let unseen = unseen.filter(|&(i, _)| watch.unseen.has(i));
+            watch.watchdog.check(unseen.map(|(_, &task)| task));
         }
         if !watched.is_empty() {
-            let holdouts = tasks.iter().enumerate();
-            watchdog.check(
-                holdouts
-                    .filter(|&(i, _)| watched.iter().any(|watch| watch.unseen.has(i)))
-                    .map(|(_, &task)| task),
-            );
             sched::sleep_ns(2_000_000);
         }
     }
