@@ -3,12 +3,13 @@
 
 use super::tasks::spawn;
 use super::{Failure, Outcome, Test};
-use crate::arch::{barrier, cpu, rendezvous, smp, timer};
-use crate::check;
-use crate::sched;
+use crate::arch::{barrier, code, cpu, rendezvous, smp, timer};
+use crate::workload::workload_call;
+use crate::{check, hook, sched};
 use alloc::format;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::hint::black_box;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 pub(super) const TESTS: &[Test] = &[
@@ -21,6 +22,11 @@ pub(super) const TESTS: &[Test] = &[
         name: "rendezvous.callers_take_turns",
         seconds: 60,
         run: turns,
+    },
+    Test {
+        name: "rendezvous.any_instruction_can_be_replaced",
+        seconds: 60,
+        run: replaced,
     },
     Test {
         name: "rendezvous.ends_among_syncs_parks_and_nmis",
@@ -119,6 +125,58 @@ fn turns() -> Outcome {
         total == 4 * EACH,
         "{total} of {} turns were counted",
         4 * EACH
+    );
+    Ok(())
+}
+
+/// `mov x9, x30`: what the Linux way has in a site's first word. Not one of those that may replace a NOP while cores run it.
+const MOV_X9_X30: u32 = 0xaa1e_03e9;
+const NOP: u32 = 0xd503_201f;
+
+fn replaced() -> Outcome {
+    let failed = |e: &dyn core::fmt::Display| Failure::Failed(format!("{e}"));
+    let site = hook::resolve("workload_call")
+        .map_err(|e| failed(&e))?
+        .address;
+    let over = Arc::new(AtomicBool::new(false));
+    let callers: Result<Vec<_>, _> = (0..cpu::online().count() as u64)
+        .map(|i| {
+            let over = over.clone();
+            spawn("caller", move || {
+                let (mut calls, mut wrong) = (0u64, 0u64);
+                let call = black_box(workload_call as extern "C" fn(u64, u64) -> u64);
+                while !over.load(Ordering::Relaxed) {
+                    calls += 1;
+                    wrong += u64::from(call(calls, i) != calls * 3 + i);
+                }
+                (calls, wrong)
+            })
+        })
+        .collect();
+    let callers = callers?;
+    let mut outcome = Ok(());
+    for round in 0..50 {
+        let (old, new) = match round % 2 {
+            0 => (NOP, MOV_X9_X30),
+            _ => (MOV_X9_X30, NOP),
+        };
+        // Preempted between the two words a task finds either there: nothing of it uses x9.
+        let patched = stop(|| code::patch(site, old, new));
+        outcome = patched.and_then(|patched| patched.map_err(|e| failed(&e)));
+        if outcome.is_err() {
+            break;
+        }
+        sched::yield_now();
+    }
+    over.store(true, Ordering::Relaxed);
+    for caller in callers {
+        let (calls, wrong) = caller.join();
+        check!(wrong == 0, "{wrong} of {calls} calls went wrong");
+    }
+    outcome?;
+    check!(
+        code::read(site) == Some(NOP),
+        "the site is not as it was afterwards"
     );
     Ok(())
 }
