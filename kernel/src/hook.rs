@@ -258,7 +258,7 @@ impl Platform for Kernel {
     }
 
     fn defer(&self, retired: Retired) {
-        rcu::defer(move || retired.free());
+        rcu::defer(rcu::Flavour::Tasks, move || retired.free());
     }
 }
 
