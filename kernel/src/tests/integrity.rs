@@ -4,10 +4,10 @@
 use super::tasks::spawn;
 use super::{Failure, Outcome, Test};
 use crate::arch::callee::{Context, NativeHook, callee};
-use crate::arch::code;
+use crate::arch::{code, timer};
 use crate::hook::{self, Native};
 use crate::workload::{workload_call, workload_six};
-use crate::{check, hooked, integrity, rcu, sched, symbols};
+use crate::{check, hooked, integrity, rcu, symbols};
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
@@ -122,27 +122,37 @@ fn texts() -> Outcome {
 }
 
 fn whole_texts() -> Outcome {
+    const WRITING_NS: u64 = 1_000_000_000;
+    // Three: two would take turns in two places and never be written over one another.
+    let texts = ["a", "b", "c"].map(|letter| letter.repeat(40));
+    let mut marks = [None; 3];
+    for (text, mark) in texts.iter().zip(&mut marks) {
+        hooked::set(inside(), text);
+        *mark = hooked::of(inside());
+    }
+    let gave_up = "by more than this report has room for";
     let stop = Arc::new(AtomicBool::new(false));
     let seen = stop.clone();
+    // Does little but read, so that it is mostly interrupted while it does.
     let reader = spawn("reader", move || {
         let (mut reads, mut torn) = (0u64, None);
         while !seen.load(Ordering::Relaxed) {
-            if let Some(text) = mark_of(inside()) {
-                let first = text.bytes().next();
-                if text.len() != 40 || text.bytes().any(|b| Some(b) != first) {
-                    torn = Some(text).filter(|t| !t.starts_with("by more")).or(torn);
-                }
-                reads += 1;
+            let mark = hooked::of(inside());
+            if !marks.contains(&mark) {
+                torn = mark
+                    .map(|mark| mark.to_string())
+                    .filter(|text| text != gave_up)
+                    .or(torn);
             }
+            reads += 1;
         }
         (reads, torn)
     })?;
-    for round in 0..20_000 {
-        let text = if round % 2 == 0 { "a" } else { "b" };
-        hooked::set(inside(), &text.repeat(40));
-        if round % 1000 == 0 {
-            sched::yield_now();
-        }
+    let end = timer::now_ns() + WRITING_NS;
+    while timer::now_ns() < end {
+        texts.iter().for_each(|text| {
+            hooked::set(inside(), text);
+        });
     }
     stop.store(true, Ordering::Relaxed);
     let (reads, torn) = reader.join();
