@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Every test there is: on the host, under qemu-user, in the kernel on each board, on the console, of the figures, of the book.
+//! Every test there is: on the host, under qemu-user, of the linked kernel, in the kernel on each board, on the console, of the figures, of the book.
 
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader};
@@ -12,6 +12,7 @@ use std::time::Duration;
 use clap::{Parser, ValueEnum};
 
 use crate::Outcome;
+use crate::audit;
 use crate::bench;
 use crate::console::Transcript;
 use crate::extras;
@@ -40,6 +41,8 @@ pub(crate) enum Kind {
     Fuzz,
     /// What bpftool and every clang here make of the kernel's types
     Tools,
+    /// The rules of the hook path, proven over the linked kernel
+    Audit,
     /// Tests in the kernel, on every board
     Kernel,
     /// Tests that type on the console
@@ -97,6 +100,18 @@ pub(crate) fn run(workspace: &Workspace, filter: Option<&str>, only: &[Kind]) ->
     }
     if wanted(Kind::Bench) {
         interpreter_figures(workspace, filter, &mut report);
+    }
+    if wanted(Kind::Audit) {
+        type Check = fn(&Workspace) -> Outcome<()>;
+        let checks: [(&str, Check); 2] = [
+            ("audit/the rules hold", audit::rules_hold),
+            ("audit/a broken rule is found", audit::breach_is_found),
+        ];
+        for (name, check) in checks {
+            if fits(name, filter) {
+                report.run(name, || check(workspace));
+            }
+        }
     }
     if [Kind::Tools, Kind::Kernel, Kind::Console, Kind::Bench]
         .into_iter()

@@ -46,6 +46,10 @@ pub(crate) const CRASHES: &[Crash] = &[
         act: recursion,
     },
     Crash {
+        name: "site",
+        act: patch_a_site,
+    },
+    Crash {
         name: "panic",
         act: || panic!("on purpose"),
     },
@@ -102,6 +106,20 @@ fn pool() {
     // SAFETY: none of the pool's last bytes is in use: they hold BRK, which is the point.
     let function = unsafe { core::mem::transmute::<usize, extern "C" fn()>(address) };
     function();
+}
+
+/// Changes a site behind the hook engine's back, so that `integrity` finds it. The function still works: `b` to its next
+/// instruction but one leaves out its second NOP.
+fn patch_a_site() {
+    let at = crate::workload::workload_six as *const () as usize;
+    let skip = a64::imm::Imm26::new(8).map(|offset| a64::Inst::Branch {
+        link: false,
+        offset,
+    });
+    if let Ok(skip) = skip {
+        // A site that is hooked holds no NOP and is left alone.
+        let _ = super::code::patch(at, a64::Inst::NOP.encode(), skip.encode());
+    }
 }
 
 /// A recursion without end in a task of its own, which is all that ends.
