@@ -55,12 +55,14 @@ pub(crate) fn stop_machine<R>(f: impl FnOnce() -> R) -> Result<R, Absent> {
     debug_assert!(!irq::disabled());
     // Masked from the moment it is this core's turn: preempted then, or parked, it would keep all others waiting.
     let state = loop {
+        while TAKEN.load(Ordering::Relaxed) {
+            barrier::wfe(); // the other one's IPI comes here
+        }
         let state = irq::disable();
         if !TAKEN.swap(true, Ordering::Acquire) {
             break state;
         }
-        irq::restore(state); // the other one's IPI comes here
-        barrier::wfe();
+        irq::restore(state);
     };
     let own = cpu::index();
     HOLD.store(true, Ordering::Release);

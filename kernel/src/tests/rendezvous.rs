@@ -20,7 +20,7 @@ pub(super) const TESTS: &[Test] = &[
     },
     Test {
         name: "rendezvous.callers_take_turns",
-        seconds: 60,
+        seconds: 120,
         run: turns,
     },
     Test {
@@ -101,7 +101,7 @@ fn alone() -> Outcome {
 static TOTAL: AtomicU64 = AtomicU64::new(0);
 
 fn turns() -> Outcome {
-    const EACH: u64 = 50;
+    const EACH: u64 = 20;
     TOTAL.store(0, Ordering::Relaxed);
     let tasks: Result<Vec<_>, _> = (0..4)
         .map(|_| {
