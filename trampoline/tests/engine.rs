@@ -151,6 +151,8 @@ fn memory_comes_back_filled_after_the_grace_period_and_not_before() {
     assert_ne!(platform.read(start), Some(FILL));
     assert_eq!(platform.end_grace_period(), 1);
     assert_eq!(engine.pool().free_bytes(), before);
+    let free: u64 = engine.pool().free().map(|run| run.end - run.start).sum();
+    assert_eq!(free, before);
     for at in (start..start + 64).step_by(4) {
         assert_eq!(platform.read(at), Some(FILL));
     }

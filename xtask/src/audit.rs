@@ -41,9 +41,12 @@ pub(crate) struct Stacks<'a> {
     frames: BTreeMap<usize, Result<Frames, FrameError>>,
     /// Functions that stand on a stack at most so often.
     bounds: BTreeMap<usize, u32>,
-    /// By function and what is left of the bounds.
-    known: BTreeMap<(usize, Vec<u32>), u64>,
+    /// Bytes, and the call that they are reached by, if that is not the function alone.
+    known: BTreeMap<Key, (u64, Option<Key>)>,
 }
+
+/// A function and what is left of the bounds while it runs.
+type Key = (usize, Vec<u32>);
 
 impl<'a> Stacks<'a> {
     /// Reads the frames of all members.
@@ -84,8 +87,21 @@ impl<'a> Stacks<'a> {
 
     /// The most bytes that a call of this function takes, those of what it calls included.
     pub(crate) fn worst(&mut self, index: usize) -> Result<u64, StackError> {
-        let left = self.bounds.values().copied().collect();
-        self.below(index, left, &mut Vec::new())
+        Ok(self.below(index, self.all(), &mut Vec::new())?.0)
+    }
+
+    /// The calls, by name, that take the most stack from this function on.
+    pub(crate) fn deepest(&mut self, index: usize) -> Result<Vec<String>, StackError> {
+        let (_, first) = self.below(index, self.all(), &mut Vec::new())?;
+        let chain = std::iter::successors(first, |key| self.known.get(key)?.1.clone());
+        Ok(chain
+            .map(|(index, _)| self.linked.name(index).to_owned())
+            .collect())
+    }
+
+    /// All bounds, nothing of them used.
+    fn all(&self) -> Vec<u32> {
+        self.bounds.values().copied().collect()
     }
 
     fn below(
@@ -93,10 +109,10 @@ impl<'a> Stacks<'a> {
         index: usize,
         mut left: Vec<u32>,
         path: &mut Vec<usize>,
-    ) -> Result<u64, StackError> {
+    ) -> Result<(u64, Option<Key>), StackError> {
         if let Some(place) = self.bounds.keys().position(|bounded| *bounded == index) {
             match left.get_mut(place) {
-                Some(0) | None => return Ok(0),
+                Some(0) | None => return Ok((0, None)),
                 Some(left) => *left -= 1,
             }
         } else if let Some(start) = path.iter().rposition(|above| *above == index) {
@@ -109,8 +125,8 @@ impl<'a> Stacks<'a> {
             }
         }
         let key = (index, left);
-        if let Some(bytes) = self.known.get(&key) {
-            return Ok(*bytes);
+        if let Some((bytes, _)) = self.known.get(&key) {
+            return Ok((*bytes, Some(key)));
         }
         let (most, calls) = match self.frames.get(&index) {
             Some(Ok(frames)) => {
@@ -128,14 +144,18 @@ impl<'a> Stacks<'a> {
             None => (0, BTreeSet::new()),
         };
         path.push(index);
-        let mut worst = most;
+        let mut worst = (most, None);
         for (to, depth) in calls {
-            worst = worst.max(depth + self.below(to, key.1.clone(), path)?);
+            let (bytes, callee) = self.below(to, key.1.clone(), path)?;
+            if depth + bytes > worst.0 {
+                worst = (depth + bytes, callee);
+            }
         }
         path.pop();
         // Under a bound that lets a cycle end, what was found holds for this much of it only: that is in the key.
-        self.known.insert(key, worst);
-        Ok(worst)
+        let bytes = worst.0;
+        self.known.insert(key.clone(), worst);
+        Ok((bytes, Some(key)))
     }
 }
 
@@ -170,6 +190,8 @@ pub(crate) struct Verdict {
     functions: usize,
     /// The most bytes of stack that a call of it takes.
     stack: Option<u64>,
+    /// The calls that take it.
+    deepest: Vec<String>,
     /// Broken rules.
     breaches: Vec<Breach>,
 }
@@ -228,6 +250,7 @@ pub(crate) fn check(
             address: linked.functions.get(*start).map_or(0, |f| f.address),
             functions: from.len(),
             stack: stack.ok(),
+            deepest: stacks.deepest(*start).unwrap_or_default(),
             breaches,
         });
     }
@@ -294,7 +317,7 @@ fn document(verdicts: &[Verdict], rules: &Rules) -> Value {
                 .collect();
             json!({
                 "name": v.name, "address": format!("{:#x}", v.address), "functions": v.functions,
-                "stack_bytes": v.stack, "ok": v.breaches.is_empty(), "broken": broken,
+                "stack_bytes": v.stack, "deepest": v.deepest, "ok": v.breaches.is_empty(), "broken": broken,
             })
         })
         .collect();
@@ -354,6 +377,10 @@ fn text(verdicts: &[Verdict], rules: &Rules) -> String {
                 rule.pattern, rule.reason
             ));
         }
+    }
+    if let Some(v) = verdicts.iter().max_by_key(|v| v.stack) {
+        let chain = v.deepest.join("\n      -> ");
+        text.push_str(&format!("\nthe deepest stack:\n    {chain}\n"));
     }
     let broken = verdicts.iter().filter(|v| !v.breaches.is_empty()).count();
     text.push_str(&format!(
@@ -501,6 +528,7 @@ mod tests {
         let verdicts = audit(&[functions, &[("panic", &[RET][..])]].concat(), "", &[]);
         assert_eq!(verdicts[0].stack, Some(32 + 32 + 256));
         assert_eq!(verdicts[0].functions, 3);
+        assert_eq!(verdicts[0].deepest, ["root", "f", "g"]);
     }
 
     #[test]
