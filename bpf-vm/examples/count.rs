@@ -1,59 +1,40 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Runs one of the suite's benchmark programs by the interpreter: `count NAME TIMES`; prints its instructions per run.
+//! Runs one of the suite's benchmark programs by an interpreter: `count ENGINE NAME TIMES`; prints its instructions per run.
 //!
-//! For a tool that counts the host's instructions: the difference of two numbers of times is what the runs alone take.
-use std::{
-    process::ExitCode,
-    sync::{Arc, atomic::AtomicU64},
-};
+//! For a tool that counts the host's instructions (`cargo xtask bench --suite interpreter`): the difference of two numbers
+//! of times is what the runs alone take. The engines are `bpf-vm` and, where it is built with it, `rbpf`.
+use std::{error::Error, process::ExitCode};
 
-use bpf_vm::{
-    interp::{Interpreter, Region},
-    map::HeapMemory,
-    suite,
-};
+#[path = "../benches/support/mod.rs"]
+mod support;
 
-/// More instructions than any of the programs executes.
-const BUDGET: u64 = 1 << 32;
+use support::Ours;
 
-fn run(name: &str, times: u32) -> Result<u64, Box<dyn std::error::Error>> {
-    let found = suite::BENCHES.iter().find(|(known, _)| *known == name);
-    let (_, text) = found.ok_or_else(|| format!("there is no program {name:?}"))?;
-    let case = suite::cases(text)?.pop().ok_or("the text holds no case")?;
-    let maps = suite::maps(&HeapMemory::with_limit(1 << 20))?;
-    let interpreter = Interpreter::new(Arc::new(case.program(&maps)?));
-    let mut instructions = 0;
-    for _ in 0..times {
-        let words = case.memory.chunks(8).map(|chunk| {
-            let mut word = [0; 8];
-            word.iter_mut()
-                .zip(chunk)
-                .for_each(|(to, from)| *to = *from);
-            AtomicU64::new(u64::from_le_bytes(word))
-        });
-        let words: Vec<_> = words.collect();
-        let address = words.as_ptr().expose_provenance() as u64;
-        let arguments = [address, case.memory.len() as u64];
-        let outcome = interpreter.run(&arguments, &[Region::words(&words)], BUDGET)?;
-        if Some(outcome.r0) != case.r0 {
-            return Err(format!("{name} gives {:#x}", outcome.r0).into());
+fn run(engine: &str, name: &str, times: u32) -> Result<u64, Box<dyn Error>> {
+    let ours = Ours::new(name)?;
+    // Once for the number, also where rbpf is measured, which counts none.
+    let instructions = ours.run()?;
+    match engine {
+        "bpf-vm" => {
+            for _ in 1..times {
+                ours.run()?;
+            }
         }
-        instructions = outcome.instructions;
+        #[cfg(not(target_env = "musl"))]
+        "rbpf" => support::Theirs::new(name)?.with(|run| (0..times).try_for_each(|_| run()))??,
+        _ => return Err(format!("there is no engine {engine:?}").into()),
     }
     Ok(instructions)
 }
 
 fn main() -> ExitCode {
     let arguments: Vec<_> = std::env::args().skip(1).collect();
-    let [name, times] = &arguments[..] else {
-        eprintln!("usage: count NAME TIMES");
+    let [engine, name, times] = &arguments[..] else {
+        eprintln!("usage: count ENGINE NAME TIMES");
         return ExitCode::from(2);
     };
-    match times
-        .parse()
-        .map_err(Into::into)
-        .and_then(|times| run(name, times))
-    {
+    let times = times.parse().map_err(Into::into);
+    match times.and_then(|times| run(engine, name, times)) {
         Ok(instructions) => {
             println!("{instructions}");
             ExitCode::SUCCESS

@@ -258,7 +258,7 @@ impl Platform for Kernel {
     }
 
     fn defer(&self, retired: Retired) {
-        rcu::defer(move || retired.free());
+        rcu::defer(rcu::Flavour::Tasks, move || retired.free());
     }
 }
 
@@ -504,6 +504,14 @@ pub(crate) fn describe(function: usize) -> Vec<CodeLine> {
         ingredient: l.ingredient.name(),
     };
     engine.describe(function as u64).map(line).collect()
+}
+
+/// The function whose trampoline an address lies in. Any context: no lock.
+pub(crate) fn trampoline_of(address: usize) -> Option<u64> {
+    match MEMORY.get()?.find(address as u64)?.label.owner {
+        Owner::Trampoline { function } => Some(function),
+        Owner::Program { .. } => None,
+    }
 }
 
 /// Says what an address outside of the image is; for reports, so it takes no lock.

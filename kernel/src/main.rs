@@ -37,6 +37,7 @@ mod ksyms;
     reason = "the memory's room (STYLE.md: where unsafe may live)"
 )]
 mod mm;
+mod offered;
 mod rcu;
 mod sched;
 mod shell;

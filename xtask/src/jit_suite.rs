@@ -17,6 +17,8 @@ use crate::qemu::{Boot, Keyboard, Session};
 pub(crate) enum Suite {
     /// A64 instructions that compiled programs execute for one of BPF
     Jit,
+    /// Instructions of this machine, and time, that the interpreter takes for one of BPF
+    Interpreter,
 }
 
 /// The version of the document's form.

@@ -8,7 +8,8 @@
 //!    Image.
 //! 4. [`programs`], [`initrd`]: clang compiles the BPF programs; they travel as a cpio archive.
 //! 5. [`machine`], [`qemu`], [`console`]: the board, its emulator, its console, its last line.
-//! 6. [`bench`], [`jit_suite`], [`test`], [`kernel_tests`], [`interop`], [`report`]: what is made of the console's lines.
+//! 6. [`bench`], [`jit_suite`], [`interpreter_suite`], [`test`], [`kernel_tests`], [`interop`], [`report`]: what is made of the
+//!    console's lines.
 //!
 //! [`bpf`] runs, shows and compiles BPF objects without any of that.
 #![forbid(unsafe_code)]
@@ -30,6 +31,7 @@ mod fuzz;
 mod image;
 mod initrd;
 mod interop;
+mod interpreter_suite;
 mod interrupt;
 mod jit_suite;
 mod kernel;
@@ -266,6 +268,9 @@ fn execute(command: Task) -> Outcome<i32> {
                 }
                 return Ok(jit_suite::check(&figures).map(|()| 0)?);
             }
+            if let Some(jit_suite::Suite::Interpreter) = suite {
+                return bench_interpreter(&workspace, json.as_deref());
+            }
             let foreign = match object.zip(attach) {
                 Some((object, attach)) => Some(bench::Foreign::new(object, attach)?),
                 None => None,
@@ -318,6 +323,25 @@ fn execute(command: Task) -> Outcome<i32> {
             Ok(0)
         }
     }
+}
+
+/// Counts and times the interpreter on this machine, and holds the figures against their limits.
+fn bench_interpreter(workspace: &Workspace, json: Option<&Path>) -> Outcome<i32> {
+    setup::ensure(workspace)?;
+    if let Some(why) = interpreter_suite::cannot_count() {
+        return Err(why.into());
+    }
+    let counts = interpreter_suite::count(workspace)?;
+    println!("{counts}");
+    let times = interpreter_suite::time(workspace, &counts)?;
+    println!("{times}");
+    if let Some(path) = json {
+        bench::write(&interpreter_suite::document(&counts, &times), path)?;
+        println!("written: {}", path.display());
+    }
+    interpreter_suite::check_counts(&counts)?;
+    interpreter_suite::check_times(&times)?;
+    Ok(0)
 }
 
 /// The words with the job in front; a bare `bench`, `shell` or `test` names it, otherwise it is `default`.

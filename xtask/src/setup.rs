@@ -298,6 +298,7 @@ pub(crate) fn this_os() -> Option<Os> {
     }
 }
 
+/// Whether a command can be started and ends well.
 pub(crate) fn succeeds(command: &[&str]) -> bool {
     let Some((program, arguments)) = command.split_first() else {
         return false;

@@ -18,6 +18,7 @@ use crate::extras;
 use crate::files;
 use crate::fuzz;
 use crate::interop;
+use crate::interpreter_suite;
 use crate::jit_suite;
 use crate::kernel_tests;
 use crate::machine::{Board, MachineOptions, qemu_version};
@@ -94,6 +95,9 @@ pub(crate) fn run(workspace: &Workspace, filter: Option<&str>, only: &[Kind]) ->
     if wanted(Kind::Fuzz) {
         fuzz_tests(workspace, filter, &mut report);
     }
+    if wanted(Kind::Bench) {
+        interpreter_figures(workspace, filter, &mut report);
+    }
     if [Kind::Tools, Kind::Kernel, Kind::Console, Kind::Bench]
         .into_iter()
         .any(wanted)
@@ -134,7 +138,7 @@ fn fits(name: &str, filter: Option<&str>) -> bool {
 }
 
 /// Runs a command; its output is the reason when it fails.
-fn silent(name: &str, mut command: Command) -> Result<(), String> {
+pub(crate) fn silent(name: &str, mut command: Command) -> Result<(), String> {
     let progress = Progress::start(name);
     let (sender, receiver) = mpsc::channel();
     // The receiver waits for the one result.
@@ -386,6 +390,21 @@ fn jit_figures(boot: &Boot, filter: Option<&str>, report: &mut Report) {
             let figures = jit_suite::measure(&options, boot, Some(BENCH_LIMIT))?;
             Ok(jit_suite::check(&figures)?)
         });
+    }
+}
+
+/// Counts what the interpreter executes on this machine, and holds it against its limits.
+fn interpreter_figures(workspace: &Workspace, filter: Option<&str>, report: &mut Report) {
+    let name = "bench/interpreter within its limits";
+    if !fits(name, filter) {
+        return;
+    }
+    match interpreter_suite::cannot_count() {
+        Some(why) => report.add(name, Verdict::Skipped(why), None),
+        None => report.run(name, || -> Outcome<()> {
+            let counts = interpreter_suite::count(workspace)?;
+            Ok(interpreter_suite::check_counts(&counts)?)
+        }),
     }
 }
 

@@ -6,7 +6,6 @@ use alloc::{
     collections::BTreeMap,
     format,
     string::{String, ToString},
-    vec,
     vec::Vec,
 };
 
@@ -174,7 +173,7 @@ impl Externs {
         self.by_symbol.get(&symbol).copied()
     }
 
-    /// What `.kconfig` holds in a kernel.
+    /// What `.kconfig` holds in a kernel: bytes by offset, over zeros.
     pub(super) fn settings(
         &self,
         environment: &dyn Environment,
@@ -190,7 +189,8 @@ impl Externs {
             };
             let value = match environment.kconfig(&found.name) {
                 Some(text) => setting.value(&text).map_err(error)?,
-                None if found.weak => vec![0; setting.bytes as usize],
+                // The map is all zeros.
+                None if found.weak => continue,
                 None => {
                     return Err(error(
                         "the kernel has no such setting; declare it __weak to get 0 then".into(),

@@ -235,19 +235,22 @@ pub(crate) fn run_all(
     before: impl Fn(),
     state: impl Fn() -> Vec<u8>,
 ) -> Result<(Outcome, Vec<u8>), String> {
-    run_all_for(&Attachment::NONE, program, bytes, before, state)
+    run_all_with(&Attachment::NONE, program, bytes, before, state, |_| ())
 }
 
-/// As [`run_all`], for an attachment.
-pub(crate) fn run_all_for(
+/// As [`run_all`], for an attachment; `enter` is told where a tail call enters the program, before each engine runs it (0 for
+/// the interpreter).
+pub(crate) fn run_all_with(
     attachment: &Attachment,
     program: &Arc<ValidatedProgram>,
     bytes: &[u8],
     before: impl Fn(),
     state: impl Fn() -> Vec<u8>,
+    enter: impl Fn(u64),
 ) -> Result<(Outcome, Vec<u8>), String> {
     let (fresh, memory) = (Buffer::new(bytes), Buffer::new(bytes));
     before();
+    enter(0);
     let outcome = interpret_for(attachment, program, &memory);
     let outcome = outcome.map_err(|fault| format!("interpreter: {fault}"))?;
     let (after, values) = (memory.bytes(), state());
@@ -263,6 +266,7 @@ pub(crate) fn run_all_for(
             pages.load(&code);
             memory.set(&fresh);
             before();
+            enter(code.base + u64::from(code.tail_entry));
             // SAFETY: the interpreter has just run it with the same memory, and checked each access.
             let r0 = unsafe { pages.run(attachment, memory.arguments()) };
             let listing = || bpf_vm::jit::listing(program, &code);
@@ -280,6 +284,6 @@ pub(crate) fn run_all_for(
             }
         }
     }
-    let _ = (&fresh, values);
+    let _ = (&fresh, values, &enter);
     Ok((outcome, after))
 }
