@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 /* Goes on in another program, which is in a program array from the start. */
-#include <linux/bpf.h>
+#include "springboard.h"
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_tracing.h>
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 /* Counts calls by a load and a store, under a lock that all cores share. */
-#include <linux/bpf.h>
+#include "springboard.h"
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_tracing.h>
 

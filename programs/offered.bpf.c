@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 /* Uses what the kernel has by name: a function, a variable read by CO-RE, its configuration, a map that objects share. */
-#include <linux/bpf.h>
+#include "springboard.h"
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_tracing.h>
 #include <bpf/bpf_core_read.h>

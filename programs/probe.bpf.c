@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 /* Reads memory, and a string, from the address that is the first argument; the second is how many bytes, 16 at most. */
-#include <linux/bpf.h>
+#include "springboard.h"
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_tracing.h>
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 /* Says of each call who made it and where: function, cookie, arguments, task, core, stack. */
-#include <linux/bpf.h>
+#include "springboard.h"
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_tracing.h>
 

@@ -189,7 +189,7 @@ pub(crate) struct Compiler {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Report {
     r0: u64,
-    /// Executed, where the engine counts them.
+    /// Executed, by the interpreter; compiled code counts none, and its report is one that was compared.
     instructions: Option<u64>,
     printed: String,
     /// A line for each variable, element and record that is not as it was.
@@ -205,8 +205,9 @@ impl fmt::Display for Report {
             self.r0,
             self.r0.cast_signed()
         )?;
-        if let Some(instructions) = self.instructions {
-            writeln!(f, "instructions  {instructions}")?;
+        match self.instructions {
+            Some(instructions) => writeln!(f, "instructions  {instructions}")?,
+            None => writeln!(f, "compiled      leaves the same as interpreted")?,
         }
         for line in self.printed.lines() {
             writeln!(f, "printed       {line}")?;
