@@ -44,6 +44,7 @@ pub(super) fn fuse(flow: &mut Flow<'_>, arguments: &Arguments) {
         let live = flow.live_behind(block);
         if let Some(block) = flow.blocks.get_mut(number) {
             Fusion::new(block, live, at_start(number)).run();
+            block.steps.iter_mut().for_each(add_products);
             update_bases(block);
             pair(block);
         }
@@ -865,7 +866,8 @@ impl<'a> Fusion<'a> {
             (Cond::Gt | Cond::Ge | Cond::Lt | Cond::Le, Node::Field(field))
                 if !field.signed && field.lsb == 0 && field.at == 0 && field.len <= 16 =>
             {
-                let difference = self.last(field.src);
+                // Not what the name is now, which is this field.
+                let difference = self.seen.get(id.checked_sub(1)? as usize)?.sources[0];
                 let number = difference.checked_sub(1)? as usize;
                 let (Some(step), range) = (self.block.steps.get(number), 1_u64 << field.len) else {
                     return None;
@@ -893,6 +895,23 @@ impl<'a> Fusion<'a> {
         };
         self.take(id);
         Some(better)
+    }
+}
+
+/// A product with a power of two and one more is a sum, which needs no constant.
+fn add_products(step: &mut Step) {
+    if let Node::Binary {
+        op: op @ Binary::Mul,
+        b,
+        a,
+        ..
+    } = &mut step.node
+        && let Rhs::Imm(value) = *b
+        && let Some(power) = value.checked_sub(1).filter(|power| power.is_power_of_two())
+        && power > 1
+    {
+        *op = Binary::Add;
+        *b = Rhs::Shifted(*a, ShiftKind::Lsl, power.trailing_zeros() as u8);
     }
 }
 
