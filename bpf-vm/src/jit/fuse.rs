@@ -45,6 +45,7 @@ pub(super) fn fuse(flow: &mut Flow<'_>, arguments: &Arguments) {
         if let Some(block) = flow.blocks.get_mut(number) {
             Fusion::new(block, live, at_start(number)).run();
             block.steps.iter_mut().for_each(add_products);
+            delay(block);
             update_bases(block);
             pair(block);
         }
@@ -895,6 +896,45 @@ impl<'a> Fusion<'a> {
         };
         self.take(id);
         Some(better)
+    }
+}
+
+/// Makes a value only right before it is copied, where what the copy replaces is still read: then both can have one
+/// register.
+fn delay(block: &mut Block) {
+    /// How far apart the two may be.
+    const WINDOW: usize = 32;
+    for number in 0..block.steps.len() {
+        let Some((Node::Copy(made), Some(copy))) =
+            block.steps.get(number).map(|step| (step.node, step.dst))
+        else {
+            continue;
+        };
+        let (mut read, mut defined) = (NameSet::default(), NameSet::default());
+        let mut maker = None;
+        for n in (number.saturating_sub(WINDOW)..number).rev() {
+            let Some(step) = block.steps.get(n) else {
+                break;
+            };
+            let uses = step.uses(&[]);
+            if step.dst == Some(made) {
+                let unchanged = uses.without(defined) == uses;
+                let value = step.node.is_value() && step.also.is_none();
+                // The copy's old value is read meanwhile, this one is not.
+                let useful = read.contains(copy) && !read.contains(made);
+                maker = (unchanged && value && useful).then_some(n);
+                break;
+            }
+            // Which arguments a call of a local function reads is not known here.
+            if step.node.is_call() || step.kills().contains(made) {
+                break;
+            }
+            read = read.union(uses);
+            defined = defined.union(step.kills());
+        }
+        if let Some(steps) = maker.and_then(|n| block.steps.get_mut(n..number)) {
+            steps.rotate_left(1);
+        }
     }
 }
 

@@ -13,13 +13,20 @@ use super::{
 };
 
 /// A loop: the blocks that can come back to its header without leaving it.
-struct Loop {
-    header: usize,
+pub(super) struct Loop {
+    pub(super) header: usize,
     inside: Vec<usize>,
 }
 
+impl Loop {
+    /// Whether a block is in it.
+    pub(super) fn contains(&self, block: usize) -> bool {
+        self.inside.binary_search(&block).is_ok()
+    }
+}
+
 /// The loops of a function, larger ones first.
-fn loops(flow: &Flow<'_>, predecessors: &[Vec<usize>]) -> Vec<Loop> {
+pub(super) fn loops(flow: &Flow<'_>, predecessors: &[Vec<usize>]) -> Vec<Loop> {
     /// How many blocks all loops together may have for each block of the function.
     const NESTING: usize = 16;
     let (dominators, ranks) = dominators(flow, predecessors);
@@ -315,7 +322,7 @@ fn before(flow: &mut Flow<'_>, one: &Loop, chosen: &BTreeMap<u64, Name>) {
         reachable: true,
     };
     for (number, block) in flow.blocks.iter_mut().enumerate() {
-        if one.inside.binary_search(&number).is_err() {
+        if !one.contains(number) {
             let to = |to| if to == one.header { place } else { to };
             block.end.redirect(to);
         }
@@ -351,8 +358,8 @@ pub(super) fn sink(flow: &mut Flow<'_>, arguments: &Arguments) {
             continue;
         };
         let leaves = |to: usize| {
-            let inside = loops.get(one).map(|one| &one.inside);
-            inside.is_some_and(|inside| inside.binary_search(&to).is_err())
+            let one = loops.get(one);
+            one.is_some_and(|one| !one.contains(to))
         };
         let (out, stays) = match (leaves(taken), leaves(next)) {
             (true, false) => (taken, next),

@@ -541,6 +541,9 @@ impl Emitter<'_, '_> {
             layout.map.resize(selector.asm.len(), None);
 
             layout.blocks.resize(first_block + flow.blocks.len(), 0);
+            let through: Vec<_> = (0..flow.blocks.len())
+                .map(|number| passed(flow, allocation, number))
+                .collect();
             let order = shape::order(flow);
             let nexts = order.iter().skip(1).copied().map(Some).chain([None]);
             for (&number, next) in order.iter().zip(nexts) {
@@ -562,8 +565,11 @@ impl Emitter<'_, '_> {
                     layout.map.resize(len, Some(flow.slot(step.at)));
                 }
                 let from = first_block + number;
+                let through = |to: usize| through.get(to).copied().unwrap_or(to);
+                let mut end = block.end;
+                end.redirect(through);
                 let far = far.get(from).copied().unwrap_or(false);
-                selector.end(block.end, from, next, far);
+                selector.end(end, from, next, far);
                 let len = selector.asm.len();
                 layout.map.resize(len, Some(flow.slot(block.end_at)));
             }
@@ -579,6 +585,30 @@ impl Emitter<'_, '_> {
         }
         Ok(layout)
     }
+}
+
+/// Where control goes on that comes to a block: there, or behind it if it only makes copies that have their source's
+/// register.
+fn passed(flow: &Flow<'_>, allocation: &Allocation, number: usize) -> usize {
+    let Some(block) = flow.blocks.get(number) else {
+        return number;
+    };
+    let ir::End::Goto { to, .. } = block.end else {
+        return number;
+    };
+    let mut homes = allocation.homes_at(number);
+    for (n, step) in block.steps.iter().enumerate() {
+        let source = flow::copied(step).and_then(|source| homes.get(source.index()).copied());
+        let [home, _] = allocation.homes_of(number, n);
+        let Some(slot) = step.dst.and_then(|dst| homes.get_mut(dst.index())) else {
+            return number;
+        };
+        if source != Some(home) {
+            return number;
+        }
+        *slot = home;
+    }
+    to
 }
 
 /// Programs of at most so many instructions are compiled to less than ADR reaches, 1 MiB: none takes as many as 64

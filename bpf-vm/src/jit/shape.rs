@@ -4,11 +4,12 @@
 //! Jumps to jumps lead where those lead, a choice between two values becomes a select, a block that only one other
 //! leads to is joined with it, and where a short block would be jumped to it is copied. So a loop with its test at the top
 //! gets one at its bottom too, and ends in one branch.
-use alloc::{vec, vec::Vec};
+use alloc::{collections::BTreeMap, vec, vec::Vec};
 
 use super::{
     flow::Flow,
     ir::{End, Name, Node, Rhs, Step},
+    loops::{Loop, loops},
     select::needs_no_flags,
 };
 
@@ -165,6 +166,8 @@ fn merge(flow: &mut Flow<'_>) {
 fn copy(flow: &mut Flow<'_>) {
     // At most twice the program.
     let mut room = flow.body.len() + 8 * MAX_COPIED;
+    let loops = loops(flow, &flow.predecessors());
+    let by_header: BTreeMap<_, _> = loops.iter().map(|one| (one.header, one)).collect();
     for _ in 0..ROUNDS {
         let mut changed = false;
         for number in 0..flow.blocks.len() {
@@ -178,7 +181,13 @@ fn copy(flow: &mut Flow<'_>) {
                 continue;
             };
             let len = next.steps.len();
-            if len > MAX_COPIED || len >= room {
+            // A loop's header is copied only to where control comes back to it, and only if it is also the way out: then
+            // the copy is the loop's test at its bottom. Another copy would be a second way into the loop.
+            let stays = |one: &&Loop| {
+                let mut ways = next.end.successors();
+                !one.contains(number) || ways.all(|way| one.contains(way))
+            };
+            if len > MAX_COPIED || len >= room || by_header.get(&to).is_some_and(stays) {
                 continue;
             }
             room -= len + 1;
