@@ -203,7 +203,8 @@ fn stack_is_what_frames_add_up_to() {
     };
     assert_eq!(bytes("r0 = 0\nexit"), 0);
     assert_eq!(bytes("*(u8 *)(r10 - 20) = 1\nr0 = 0\nexit"), 32);
-    assert_eq!(bytes("r2 = r10\nr0 = *(u8 *)(r2 - 9)\nexit"), 512);
+    assert_eq!(bytes("r2 = r10\nr0 = *(u8 *)(r2 - 9)\nexit"), 16);
+    assert_eq!(bytes("r2 = r10\nr2 -= r1\nr0 = *(u8 *)(r2 - 9)\nexit"), 512);
     assert_eq!(bytes("call 8\nexit"), 16);
     assert_eq!(bytes("r6 = r1\ncall 8\nr0 = r6\nexit"), 32);
     assert_eq!(

@@ -44,6 +44,8 @@ pub(super) fn fuse(flow: &mut Flow<'_>, arguments: &Arguments) {
         let live = flow.live_behind(block);
         if let Some(block) = flow.blocks.get_mut(number) {
             Fusion::new(block, live, at_start(number)).run();
+            block.steps.iter_mut().for_each(add_products);
+            delay(block);
             update_bases(block);
             pair(block);
         }
@@ -865,7 +867,8 @@ impl<'a> Fusion<'a> {
             (Cond::Gt | Cond::Ge | Cond::Lt | Cond::Le, Node::Field(field))
                 if !field.signed && field.lsb == 0 && field.at == 0 && field.len <= 16 =>
             {
-                let difference = self.last(field.src);
+                // Not what the name is now, which is this field.
+                let difference = self.seen.get(id.checked_sub(1)? as usize)?.sources[0];
                 let number = difference.checked_sub(1)? as usize;
                 let (Some(step), range) = (self.block.steps.get(number), 1_u64 << field.len) else {
                     return None;
@@ -893,6 +896,62 @@ impl<'a> Fusion<'a> {
         };
         self.take(id);
         Some(better)
+    }
+}
+
+/// Makes a value only right before it is copied, where what the copy replaces is still read: then both can have one
+/// register.
+fn delay(block: &mut Block) {
+    /// How far apart the two may be.
+    const WINDOW: usize = 32;
+    for number in 0..block.steps.len() {
+        let Some((Node::Copy(made), Some(copy))) =
+            block.steps.get(number).map(|step| (step.node, step.dst))
+        else {
+            continue;
+        };
+        let (mut read, mut defined) = (NameSet::default(), NameSet::default());
+        let mut maker = None;
+        for n in (number.saturating_sub(WINDOW)..number).rev() {
+            let Some(step) = block.steps.get(n) else {
+                break;
+            };
+            let uses = step.uses(&[]);
+            if step.dst == Some(made) {
+                let unchanged = uses.without(defined) == uses;
+                let value = step.node.is_value() && step.also.is_none();
+                // The copy's old value is read meanwhile, this one is not.
+                let useful = read.contains(copy) && !read.contains(made);
+                maker = (unchanged && value && useful).then_some(n);
+                break;
+            }
+            // Which arguments a call of a local function reads is not known here.
+            if step.node.is_call() || step.kills().contains(made) {
+                break;
+            }
+            read = read.union(uses);
+            defined = defined.union(step.kills());
+        }
+        if let Some(steps) = maker.and_then(|n| block.steps.get_mut(n..number)) {
+            steps.rotate_left(1);
+        }
+    }
+}
+
+/// A product with a power of two and one more is a sum, which needs no constant.
+fn add_products(step: &mut Step) {
+    if let Node::Binary {
+        op: op @ Binary::Mul,
+        b,
+        a,
+        ..
+    } = &mut step.node
+        && let Rhs::Imm(value) = *b
+        && let Some(power) = value.checked_sub(1).filter(|power| power.is_power_of_two())
+        && power > 1
+    {
+        *op = Binary::Add;
+        *b = Rhs::Shifted(*a, ShiftKind::Lsl, power.trailing_zeros() as u8);
     }
 }
 

@@ -21,7 +21,7 @@ impl Name {
     pub(super) const R0: Self = Self(0);
     /// r10: an address computed from the stack pointer, in no register.
     pub(super) const FP: Self = Self(10);
-    /// The compiler's own.
+    /// The numbers of the compiler's own.
     pub(super) const ADDED: core::ops::Range<u8> = 11..Self::COUNT as u8;
 
     pub(super) const fn added(number: u8) -> Self {

@@ -21,9 +21,11 @@ mod flow;
 mod frame;
 mod fuse;
 mod ir;
+mod loops;
 mod lower;
 mod moves;
 mod select;
+mod shape;
 
 pub use self::alloc::RegisterSet;
 use self::{
@@ -221,13 +223,20 @@ impl Common<'_> {
             }),
             _ => None,
         });
-        let all = RegisterSet::of(alloc::CALLER_SAVED);
+        let all = caller_saved();
         let convention = RegisterSet::of(alloc::ARGUMENTS) | RegisterSet::of([ATTACHMENT, X6]);
         let exclusive = RegisterSet::of([X14, X15]);
         let below = calls.fold(RegisterSet::NONE, |set, call| set | call.unwrap_or(all));
         let own = function.allocation.used | convention | exclusive;
         (own | below).and(all)
     }
+}
+
+/// Functions of more instructions are compiled block by block, so that time and memory grow with their length only.
+const MAX_SHAPED: usize = 1 << 14;
+
+fn caller_saved() -> RegisterSet {
+    RegisterSet::of(alloc::CALLER_SAVED)
 }
 
 /// Compiles a program.
@@ -239,10 +248,20 @@ pub fn compile(program: &ValidatedProgram, target: &Target<'_>) -> Result<Code, 
     let mut flows = lowered
         .map(|function| lower::lower(program, function, target))
         .collect::<Result<Vec<_>, _>>()?;
+    for flow in flows
+        .iter_mut()
+        .filter(|flow| flow.body.len() <= MAX_SHAPED)
+    {
+        shape::shape(flow);
+    }
     let arguments = flow::analyse(&mut flows);
     for flow in &mut flows {
         flow.remove_dead(&arguments);
         fuse::fuse(flow, &arguments);
+        if flow.body.len() <= MAX_SHAPED {
+            loops::sink(flow, &arguments);
+            loops::hoist(flow, &arguments, target.registers.and(caller_saved()).len());
+        }
     }
     let tail_calls = flows.iter().any(makes_tail_calls);
     skips_no_caller(&flows)?;
@@ -252,7 +271,7 @@ pub fn compile(program: &ValidatedProgram, target: &Target<'_>) -> Result<Code, 
         arguments: &arguments,
         hands_on: tail_calls || program.needs_attachment(),
     };
-    let all = RegisterSet::of(alloc::CALLER_SAVED);
+    let all = caller_saved();
     let mut clobbers = vec![all; flows.len()];
     let mut functions: Vec<_> = flows.iter().map(|_| None).collect();
     let mut flows: Vec<_> = flows.into_iter().map(Some).collect();
@@ -522,7 +541,10 @@ impl Emitter<'_, '_> {
             layout.map.resize(selector.asm.len(), None);
 
             layout.blocks.resize(first_block + flow.blocks.len(), 0);
-            let order: Vec<_> = flow.reachable().map(|(number, _)| number).collect();
+            let through: Vec<_> = (0..flow.blocks.len())
+                .map(|number| passed(flow, allocation, number))
+                .collect();
+            let order = shape::order(flow);
             let nexts = order.iter().skip(1).copied().map(Some).chain([None]);
             for (&number, next) in order.iter().zip(nexts) {
                 let Some(block) = flow.blocks.get(number) else {
@@ -543,8 +565,11 @@ impl Emitter<'_, '_> {
                     layout.map.resize(len, Some(flow.slot(step.at)));
                 }
                 let from = first_block + number;
+                let through = |to: usize| through.get(to).copied().unwrap_or(to);
+                let mut end = block.end;
+                end.redirect(through);
                 let far = far.get(from).copied().unwrap_or(false);
-                selector.end(block.end, from, next, far);
+                selector.end(end, from, next, far);
                 let len = selector.asm.len();
                 layout.map.resize(len, Some(flow.slot(block.end_at)));
             }
@@ -560,6 +585,30 @@ impl Emitter<'_, '_> {
         }
         Ok(layout)
     }
+}
+
+/// Where control goes on that comes to a block: there, or behind it if it only makes copies that have their source's
+/// register.
+fn passed(flow: &Flow<'_>, allocation: &Allocation, number: usize) -> usize {
+    let Some(block) = flow.blocks.get(number) else {
+        return number;
+    };
+    let ir::End::Goto { to, .. } = block.end else {
+        return number;
+    };
+    let mut homes = allocation.homes_at(number);
+    for (n, step) in block.steps.iter().enumerate() {
+        let source = flow::copied(step).and_then(|source| homes.get(source.index()).copied());
+        let [home, _] = allocation.homes_of(number, n);
+        let Some(slot) = step.dst.and_then(|dst| homes.get_mut(dst.index())) else {
+            return number;
+        };
+        if source != Some(home) {
+            return number;
+        }
+        *slot = home;
+    }
+    to
 }
 
 /// Programs of at most so many instructions are compiled to less than ADR reaches, 1 MiB: none takes as many as 64

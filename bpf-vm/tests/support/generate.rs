@@ -77,6 +77,8 @@ struct Generator<'a> {
     functions: usize,
     /// Callbacks that may be handed to `bpf_loop`.
     callbacks: usize,
+    /// The rest of a pattern that has begun: jumps may lead to each of its instructions.
+    pending: std::collections::VecDeque<Op>,
 }
 
 fn reg(number: usize) -> Reg {
@@ -218,6 +220,306 @@ impl Generator<'_> {
             }
         };
         self.push(op);
+    }
+
+    fn alu(&self, width: Width, op: AluOp, dst: Reg, src: Operand) -> Op {
+        Op::Alu {
+            width,
+            op,
+            dst,
+            src,
+        }
+    }
+
+    /// What compilers make and A64 has an instruction for: it is emitted one by one, so that jumps lead into it.
+    fn pattern(&mut self) {
+        let (a, b) = (self.destination(), self.destination());
+        let (c, other) = (self.source(), self.source());
+        let (width, inner) = (self.width(), self.width());
+        let bits = if width == Width::W64 { 64 } else { 32 };
+        let by = 1 + self.random.below(bits - 1) as i32;
+        let value = self.random.imm();
+        let small = self.random.below(70) as i32;
+        let (reg, imm) = (Operand::Reg, Operand::Imm);
+        let mask = self.random.pick(&[255, 65535, 1, 15, 256, -256, 0x0ff0]);
+        let arithmetic = [
+            AluOp::Add,
+            AluOp::Sub,
+            AluOp::Or,
+            AluOp::And,
+            AluOp::Xor,
+            AluOp::Mul,
+        ];
+        let (op, then) = (self.random.pick(&arithmetic), self.random.pick(&arithmetic));
+        let shift = self.random.pick(&[AluOp::Lsh, AluOp::Rsh, AluOp::Arsh]);
+        let back = self.random.pick(&[AluOp::Lsh, AluOp::Rsh, AluOp::Arsh]);
+        let extend = self.random.pick(&[AluOp::Movsx8, AluOp::Movsx16]);
+        let place = self.place(Size::B, false);
+        let alu = |width, op, dst, src| self.alu(width, op, dst, src);
+        let copy = alu(Width::W64, AluOp::Mov, a, reg(c));
+        let steps: Vec<Op> = match self.random.state as usize >> 20 & 15 {
+            0 => vec![copy, alu(width, op, a, reg(other))],
+            1 => vec![
+                copy,
+                alu(inner, shift, a, imm(by % 32)),
+                alu(width, op, b, reg(a)),
+            ],
+            // A rotation.
+            2 => vec![
+                copy,
+                alu(width, AluOp::Rsh, a, imm(by)),
+                alu(Width::W64, AluOp::Mov, b, reg(c)),
+                alu(width, AluOp::Lsh, b, imm(bits as i32 - by)),
+                alu(width, self.random_or(), a, reg(b)),
+            ],
+            3 => vec![alu(inner, AluOp::Mul, a, reg(c)), alu(width, op, b, reg(a))],
+            4 => vec![
+                alu(inner, AluOp::Mul, a, imm(value)),
+                alu(width, AluOp::Add, a, imm(mask)),
+            ],
+            5 => vec![
+                alu(inner, shift, a, imm(small)),
+                alu(width, back, a, imm(by)),
+                alu(width, AluOp::And, a, imm(mask)),
+            ],
+            6 => vec![
+                alu(Width::W32, AluOp::Mov, a, reg(c)),
+                alu(width, op, b, reg(a)),
+                alu(inner, AluOp::Mov, b, reg(b)),
+            ],
+            7 => vec![
+                alu(inner, AluOp::Xor, a, imm(-1)),
+                alu(width, op, b, reg(a)),
+            ],
+            8 => vec![
+                copy,
+                alu(width, op, b, reg(a)),
+                alu(Width::W64, AluOp::Mov, a, reg(b)),
+                alu(inner, then, b, reg(a)),
+            ],
+            9 => vec![
+                alu(width, extend, a, reg(c)),
+                alu(inner, shift, a, imm(small % 5)),
+                alu(Width::W64, op, b, reg(a)),
+            ],
+            // A quotient and what is left.
+            10 => vec![
+                copy,
+                alu(width, AluOp::Div, a, reg(other)),
+                alu(width, AluOp::Mul, a, reg(other)),
+                alu(width, AluOp::Sub, b, reg(a)),
+            ],
+            11 => vec![
+                alu(inner, AluOp::Add, a, imm(value)),
+                alu(width, AluOp::Add, a, imm(mask)),
+                alu(width, AluOp::Sub, a, imm(small)),
+            ],
+            12 => vec![
+                alu(Width::W64, AluOp::Mov, a, imm(value)),
+                alu(width, op, b, reg(a)),
+                alu(inner, then, a, reg(c)),
+            ],
+            // A byte's range.
+            13 => vec![
+                Op::Load {
+                    size: Size::B,
+                    signed: false,
+                    dst: a,
+                    base: place.0,
+                    off: place.1,
+                },
+                alu(inner, AluOp::Add, a, imm(-small)),
+                alu(width, AluOp::And, a, imm(255)),
+            ],
+            14 => vec![
+                Op::Load {
+                    size: Size::B,
+                    signed: false,
+                    dst: a,
+                    base: place.0,
+                    off: place.1,
+                },
+                alu(width, extend, a, reg(a)),
+            ],
+            _ => vec![
+                alu(width, shift, a, imm(small)),
+                alu(inner, AluOp::And, a, imm(mask)),
+            ],
+        };
+        self.pending.extend(steps);
+        // Then somebody looks at it.
+        let conds: Vec<_> = Cond::all().collect();
+        let (cond, look) = (self.random.pick(&conds), self.random.below(4));
+        let src = match look {
+            0 => Operand::Reg(b),
+            1 => Operand::Imm(small),
+            2 => Operand::Imm(0),
+            _ => return,
+        };
+        let around = self.random.below(2) == 0;
+        let (width, dst) = (width, a);
+        let rest: Vec<_> = self.pending.drain(..).collect();
+        rest.into_iter().for_each(|op| self.push(op));
+        let to = self.items.len() + 2;
+        let test = Op::If {
+            width,
+            cond,
+            dst,
+            src,
+            off: 0,
+        };
+        self.items.push((test, Some(to)));
+        // Around a move, or anything else.
+        let value = self.random.pick(&[0, 1, -1, 7]);
+        let moved = if around {
+            Operand::Reg(c)
+        } else {
+            Operand::Imm(value)
+        };
+        self.push(self.alu(Width::W64, AluOp::Mov, b, moved));
+    }
+
+    fn random_or(&self) -> AluOp {
+        [AluOp::Or, AluOp::Add, AluOp::Xor][self.random.state as usize >> 9 & 1]
+    }
+
+    /// An element of the memory by its number. Addresses stay in no register, so no jump leads here.
+    fn addresses(&mut self) {
+        let (index, base) = (self.destination(), self.destination());
+        if index == base {
+            return self.pairs();
+        }
+        let (size, source) = (self.random.pick(&Size::ALL), self.source());
+        let (reg, imm) = (Operand::Reg, Operand::Imm);
+        let (w64, mov) = (Width::W64, AluOp::Mov);
+        let narrow = self.width();
+        let memory = self::reg(9);
+        let log2 = size.log2() as i32;
+        let scale = [0, log2, 1][self.random.below(3)];
+        let scale = if scale > 3 { 0 } else { scale };
+        let swapped = self.random.below(2) == 0;
+        let (sum, part) = if swapped {
+            (index, base)
+        } else {
+            (base, index)
+        };
+        for op in [
+            self.alu(w64, mov, index, reg(source)),
+            self.alu(narrow, AluOp::And, index, imm(15)),
+            self.alu(narrow, mov, index, reg(index)),
+            self.alu(w64, AluOp::Lsh, index, imm(scale)),
+            self.alu(w64, mov, base, reg(memory)),
+            self.alu(w64, AluOp::Add, sum, reg(part)),
+        ] {
+            self.push(op);
+        }
+        let off = [0, 0, 8][self.random.below(3)];
+        let value = self.source();
+        let store = self.random.below(2) == 0 && ![base, index].contains(&value);
+        if store {
+            let src = reg(value);
+            self.push(Op::Store {
+                size,
+                base: sum,
+                off,
+                src,
+            });
+        }
+        let signed = size != Size::Dw && self.random.below(2) == 0;
+        self.push(Op::Load {
+            size,
+            signed,
+            dst: sum,
+            base: sum,
+            off,
+        });
+        self.constant(part);
+    }
+
+    /// Accesses one after the other by an address that grows.
+    fn grows(&mut self) {
+        let (base, value) = (self.destination(), self.destination());
+        if base == value {
+            return self.pairs();
+        }
+        let (width, size) = (Width::W64, self.random.pick(&Size::ALL));
+        let memory = Operand::Reg(reg(9));
+        self.push(self.alu(width, AluOp::Mov, base, memory));
+        for _ in 0..1 + self.random.below(4) {
+            let by = Operand::Imm(size.bytes() as i32);
+            let grow = self.alu(width, AluOp::Add, base, by);
+            let before = self.random.below(3) == 0;
+            if before {
+                self.push(grow);
+            }
+            let off = [0, 0, size.bytes() as i16][self.random.below(3)];
+            let (dst, signed) = (value, false);
+            let access = if self.random.below(2) == 0 {
+                Op::Load {
+                    size,
+                    signed,
+                    dst,
+                    base,
+                    off,
+                }
+            } else {
+                let src = Operand::Reg(value);
+                Op::Store {
+                    size,
+                    base,
+                    off,
+                    src,
+                }
+            };
+            self.push(access);
+            if self.random.below(3) == 0 {
+                let op = self.alu(
+                    width,
+                    AluOp::Xor,
+                    value,
+                    Operand::Imm(self.random.state as i32),
+                );
+                self.push(op);
+            }
+            if !before {
+                self.push(grow);
+            }
+        }
+        self.constant(base);
+    }
+
+    /// Two accesses side by side.
+    fn pairs(&mut self) {
+        let size = self.random.pick(&[Size::W, Size::Dw]);
+        let bytes = size.bytes() as i16;
+        let (base, off) = self.place(Size::Dw, true);
+        let off = if off == -8 { -16 } else { off };
+        let store = self.random.below(2) == 0;
+        let mut offs = [off, off + bytes];
+        if self.random.below(2) == 0 {
+            offs.reverse();
+        }
+        for off in offs {
+            let op = if store {
+                let src = self.operand();
+                Op::Store {
+                    size,
+                    base,
+                    off,
+                    src,
+                }
+            } else {
+                let dst = self.destination();
+                Op::Load {
+                    size,
+                    signed: false,
+                    dst,
+                    base,
+                    off,
+                }
+            };
+            self.push(op);
+        }
     }
 
     /// Gives r1 to r5 values after a call, which leaves them undefined.
@@ -400,7 +702,15 @@ impl Generator<'_> {
                 left != 0
             });
             jumps.iter_mut().for_each(|(_, left)| *left -= 1);
-            match self.random.below(20) {
+            if let Some(op) = self.pending.pop_front() {
+                self.push(op);
+                continue;
+            }
+            match self.random.below(28) {
+                20..26 => self.pattern(),
+                26 if self.memory => self.addresses(),
+                27 if self.memory => self.grows(),
+                26 | 27 => self.pairs(),
                 0..12 => self.simple(),
                 12..16 => {
                     let conds: Vec<_> = Cond::all().collect();
@@ -430,6 +740,8 @@ impl Generator<'_> {
                 }
             }
         }
+        let rest = std::mem::take(&mut self.pending);
+        rest.into_iter().for_each(|op| self.push(op));
         let end = self.items.len();
         jumps
             .into_iter()
@@ -528,6 +840,7 @@ pub(crate) fn generate(seed: u64, choices: &[u8]) -> Vec<Insn> {
         kept: Vec::new(),
         functions: 0,
         callbacks: 0,
+        pending: std::collections::VecDeque::new(),
     };
     let (callees, callbacks) = (generator.random.below(3), generator.random.below(3));
     (generator.functions, generator.callbacks) = (callees, callbacks);
