@@ -145,6 +145,8 @@ mod native {
 
     use super::{support::native::Pages, *};
 
+    /// Arguments before the attachment, as `Pages::run` passes them.
+    const ARGUMENTS: usize = 2;
     /// Bytes for each program's code.
     const BYTES: usize = 1 << 16;
 
@@ -154,7 +156,11 @@ mod native {
 
     fn place(program: &ValidatedProgram) -> (Pages, u32) {
         let pages = Pages::new(BYTES);
-        let code = jit::compile(program, &Target::new(pages.address())).unwrap();
+        let target = Target {
+            arguments: ARGUMENTS,
+            ..Target::new(pages.address())
+        };
+        let code = jit::compile(program, &target).unwrap();
         pages.load(&code);
         (pages, code.tail_entry)
     }
@@ -164,7 +170,7 @@ mod native {
             let (pages, _) = place(program);
             let context = context.as_ptr().expose_provenance() as u64;
             // SAFETY: the interpreter has run the same program on the same memory, and checked each access.
-            unsafe { pages.run([context, Attachment::NONE.address()]) }
+            unsafe { pages.run(&Attachment::NONE, [context, 0]) }
         }
 
         fn tail_entry(&self, program: &Arc<ValidatedProgram>) -> u64 {

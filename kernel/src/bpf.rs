@@ -258,7 +258,7 @@ fn load(name: &str, bytes: &[u8]) -> Result<Loaded, BpfError> {
             let (code, compiled) = compile(name, program)?;
             let target = TailTarget {
                 program: program.clone(),
-                entry: AtomicU64::new(code.address() as u64 + u64::from(compiled.tail_entry)),
+                entry: AtomicU64::new(code.address() + u64::from(compiled.tail_entry)),
                 keep: Some(Arc::new(code)),
             };
             map.set_program(slot.slot, Some(Arc::new(target)))
@@ -294,7 +294,7 @@ fn compile(
         jit::compile(program, &target).map_err(|e| e.to_string())
     };
     let code = hook::place(name, |base| at(base).map(|c| c.words)).map_err(BpfError::Hook)?;
-    let compiled = at(code.address() as u64).map_err(|why| BpfError::Refused {
+    let compiled = at(code.address()).map_err(|why| BpfError::Refused {
         object: name.into(),
         why,
     })?;

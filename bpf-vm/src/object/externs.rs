@@ -123,6 +123,7 @@ impl Externs {
                 }
             }
         }
+        let mut by_name = BTreeMap::new();
         for (index, symbol) in elf.symbols.iter().enumerate() {
             if symbol.section.is_some() || symbol.is_local() {
                 continue;
@@ -131,6 +132,10 @@ impl Externs {
             let Some((section, variable)) = declared.get(symbol.name) else {
                 continue;
             };
+            if let Some(&known) = by_name.get(symbol.name) {
+                externs.by_symbol.insert(index, known);
+                continue;
+            }
             let kind = match (*section, variable.kind) {
                 (KSYMS, Kind::FUNC) => ExternKind::Function(variable.type_id),
                 (KSYMS, _) => ExternKind::Variable(variable.type_id),
@@ -146,6 +151,7 @@ impl Externs {
                     ExternKind::Setting(setting)
                 }
             };
+            by_name.insert(symbol.name, externs.list.len());
             externs.by_symbol.insert(index, externs.list.len());
             externs.list.push(Extern {
                 name: symbol.name.into(),

@@ -164,6 +164,9 @@ impl<'b> Spec<'b> {
         let btf = types.kernel;
         if question.is_of_enumerator() {
             let (_, found) = btf.resolve(candidate)?;
+            if !found.kind().is_enum() {
+                return Ok(None);
+            }
             let name = self
                 .steps
                 .first()
