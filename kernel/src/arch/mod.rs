@@ -15,6 +15,7 @@ pub(crate) mod irq;
 pub(crate) mod lock;
 pub(crate) mod pmu;
 pub(crate) mod smp;
+pub(crate) mod stack_use;
 pub(crate) mod switch;
 pub(crate) mod timer;
 pub(crate) mod trap;

@@ -9,6 +9,7 @@ mod bpf;
 mod hooks;
 mod interrupts;
 mod memory;
+mod suite;
 mod tasks;
 
 use crate::arch::lock::SpinLock;
@@ -45,6 +46,7 @@ const TESTS: &[&[Test]] = &[
     tasks::TESTS,
     hooks::TESTS,
     bpf::TESTS,
+    suite::TESTS,
 ];
 
 /// Fails the test unless the condition holds; the rest is the message, as for `format!`.
