@@ -520,7 +520,8 @@ pub fn mem_writeback(
     })
 }
 
-fn pair(
+/// A pair of loads or stores in the given mode.
+pub fn pair(
     op: PairOp,
     mode: PairMode,
     rt: impl Into<Gpr>,

@@ -7,7 +7,8 @@
 //! context (x1) and hands it on to helpers in x5; programs that do not ask pay nothing.
 #![forbid(unsafe_code)]
 
-/// One program's place on one function.
+/// One program's place on one function. The context of a run for it begins with as many words as [`arguments`](Self::arguments)
+/// and [`has_result`](Self::has_result) say; the interpreter checks that before a helper looks at them.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Attachment {

@@ -6,6 +6,20 @@ use core::fmt;
 
 use spin::{once::Once, relax::Loop};
 
+#[cfg(test)]
+pub(crate) mod testing;
+
+/// A function that an address lies in.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Symbol<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// Bytes from its start to the address.
+    pub offset: u64,
+    /// Its size in bytes.
+    pub size: u64,
+}
+
 /// The host of this machine's programs. Its methods run on a hook's path, in any context up to NMI: they may neither
 /// allocate nor wait for a lock, nor reach a site that a program could be hooked onto.
 ///
@@ -17,6 +31,11 @@ pub trait Host: Sync {
     /// As [`ktime_ns`](Self::ktime_ns), and counting while the machine sleeps (`CLOCK_BOOTTIME`).
     fn ktime_boot_ns(&self) -> u64 {
         self.ktime_ns()
+    }
+
+    /// Ticks since boot; of a millisecond unless the host says something else.
+    fn jiffies(&self) -> u64 {
+        self.ktime_ns() / 1_000_000
     }
 
     /// The number of the core that runs this, from 0 and below [`cpus`](Self::cpus).
@@ -52,20 +71,28 @@ pub trait Host: Sync {
         [0; 16]
     }
 
-    /// Copies from any address, without harm if nothing is there: how many bytes at the front of `into` were copied.
+    /// Copies from any address, without harm if nothing is there: how many bytes at the front of `into` were copied. It reads
+    /// no memory whose reading has an effect, and what lies in one page is copied up to the last byte that is there.
     fn probe_read(&self, into: &mut [u8], from: u64) -> usize {
         let _ = (into, from);
         0
     }
 
-    /// The address of core `cpu`'s copy of the per-CPU variable at `variable`, or none.
+    /// The function that an address lies in, for text.
+    fn symbol(&self, address: u64) -> Option<Symbol<'_>> {
+        let _ = address;
+        None
+    }
+
+    /// The address of core `cpu`'s copy of the per-CPU variable at `variable`; none if there is no such core or the variable is
+    /// not per-CPU.
     fn per_cpu(&self, variable: u64, cpu: u32) -> Option<u64> {
         let _ = (variable, cpu);
         None
     }
 
-    /// Return addresses of the stack that a program's context stands on, innermost first, after leaving out `skip`:
-    /// how many were written.
+    /// Where the stack goes that a program's context stands on: the address of the function that the program is attached to,
+    /// then return addresses, innermost first, after leaving out `skip` of all these; how many were written.
     fn stack_trace(&self, context: u64, skip: usize, into: &mut [u64]) -> usize {
         let _ = (context, skip, into);
         0
@@ -77,7 +104,7 @@ pub trait Host: Sync {
         false
     }
 
-    /// Keeps interrupts (not NMIs) off this core, and with them other tasks; hand the result to
+    /// Keeps interrupts (not NMIs) off this core, and with them other tasks; hand the result, which fits into 16 bits, to
     /// [`restore_interrupts`](Self::restore_interrupts).
     fn mask_interrupts(&self) -> u64 {
         0

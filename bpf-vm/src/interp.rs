@@ -87,6 +87,9 @@ pub enum FaultKind {
     Budget(u64),
     /// More than [`MAX_FRAMES`] local calls deep.
     CallDepth,
+    /// The program ends without giving the lock at this address back, takes a second one, or gives back one that it does not
+    /// hold.
+    Lock(u64),
     /// `callx` by a register that holds no helper's number and names no function.
     NoFunction(u64),
     /// Control went where there is no instruction, or to a helper that does not exist: a fault of the validator.
@@ -114,6 +117,11 @@ impl fmt::Display for Fault {
                 write!(f, "the program did not end within {budget} instructions")
             }
             FaultKind::CallDepth => write!(f, "local calls are more than {MAX_FRAMES} deep"),
+            FaultKind::Lock(address) => write!(
+                f,
+                "a program holds one lock at a time and gives it back before it ends; it does not do so with the one at \
+                 {address:#x}"
+            ),
             FaultKind::NoFunction(value) => write!(
                 f,
                 "the register holds {value:#x}, which is no helper's number and no function of the program"
@@ -188,6 +196,8 @@ fn at(base: u64, off: u32) -> u64 {
 const LOOP: u32 = 181;
 const FOR_EACH: u32 = 164;
 const TAIL_CALL: u32 = 12;
+const SPIN_LOCK: u32 = 93;
+const SPIN_UNLOCK: u32 = 94;
 /// Linux's `ENOENT`, `E2BIG` and `EINVAL`, as a program sees them.
 const ENOENT: u64 = -2_i64 as u64;
 const E2BIG: u64 = -7_i64 as u64;
@@ -266,7 +276,7 @@ impl Interpreter {
         }
         let mut memory = Memory::new(Region::words(&stack), regions, program);
         regs.set(Place::R10, memory.enter(0));
-        Machine {
+        let mut machine = Machine {
             context: regs.get(Place::R1),
             regs,
             memory,
@@ -274,8 +284,11 @@ impl Interpreter {
             depth: 0,
             tail_calls: 0,
             attachment,
-        }
-        .execute(budget)
+            lock: None,
+        };
+        let outcome = machine.execute(budget);
+        machine.give_lock_back();
+        outcome
     }
 }
 
@@ -290,6 +303,8 @@ struct Machine<'p, 'f> {
     /// What the program got in r1.
     context: u64,
     attachment: &'p Attachment,
+    /// The address of the `struct bpf_spin_lock` that it holds.
+    lock: Option<u64>,
 }
 
 /// Where a run goes on after a call or return.
@@ -543,6 +558,15 @@ impl<'p> Machine<'p, '_> {
         }
     }
 
+    /// Gives back the lock that a run ended with.
+    fn give_lock_back(&mut self) {
+        let helpers = self.memory.program.helpers();
+        if let (Some(lock), Some(unlock)) = (self.lock, helpers::find(helpers, SPIN_UNLOCK)) {
+            // The address was checked when it was taken, and nobody is left to be told of an error.
+            let _ = call::call(unlock, [lock, 0, 0, 0, 0], self.attachment);
+        }
+    }
+
     /// The fault of the instruction at an index.
     #[cold]
     #[inline(never)]
@@ -584,7 +608,9 @@ impl<'p> Machine<'p, '_> {
             .checked_sub(1)
             .and_then(|caller| self.frames.get_mut(caller))
         else {
-            return Ok(Next::End);
+            return self
+                .lock
+                .map_or(Ok(Next::End), |lock| Err(FaultKind::Lock(lock)));
         };
         // The program may have turned into another one since it was called.
         self.memory.turn_into(frame.program);
@@ -671,8 +697,22 @@ impl<'p> Machine<'p, '_> {
     fn call(&mut self, helper: &Helper, pc: usize) -> Result<Next, FaultKind> {
         let [_, a, b, c, d, e, ..] = self.regs.0;
         let values = [a, b, c, d, e];
-        call::check(helper, values, self.context, &mut self.memory)?;
+        call::check(
+            helper,
+            values,
+            self.context,
+            self.attachment,
+            &mut self.memory,
+        )?;
         let r0 = match (helper.function, helper.number) {
+            (Function::Plain(_), SPIN_LOCK | SPIN_UNLOCK) => {
+                let takes = helper.number == SPIN_LOCK;
+                if self.lock != (!takes).then_some(a) {
+                    return Err(FaultKind::Lock(a));
+                }
+                self.lock = takes.then_some(a);
+                call::call(helper, values, self.attachment)?
+            }
             (Function::Plain(_) | Function::Attached(_), _) => {
                 call::call(helper, values, self.attachment)?
             }

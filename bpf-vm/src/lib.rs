@@ -11,6 +11,7 @@ extern crate alloc;
 
 pub mod asm;
 pub mod attachment;
+pub mod btf;
 pub mod disasm;
 pub mod helpers;
 pub mod host;

@@ -2,7 +2,7 @@
 //! A program's stages: unchecked as a loader made it, validated as an engine takes it.
 #![forbid(unsafe_code)]
 
-use alloc::{boxed::Box, string::String, sync::Arc, vec::Vec};
+use alloc::{boxed::Box, collections::BTreeMap, string::String, sync::Arc, vec::Vec};
 use core::ops::Range;
 
 use crate::{
@@ -38,6 +38,8 @@ pub struct UncheckedProgram {
     pub kfuncs: Vec<&'static Helper>,
     /// The kernel variables that the instructions refer to by index.
     pub variables: Vec<KernelVariable>,
+    /// Slots of instructions that need what the kernel does not have, with what that is; validation refuses them.
+    pub missing: BTreeMap<usize, String>,
 }
 
 /// A variable of the kernel that programs may read.

@@ -86,6 +86,7 @@ pub const TESTS: &[(&str, &str)] = &[
     ("jumps", include_str!("../suite/jumps.txt")),
     ("calls", include_str!("../suite/calls.txt")),
     ("tail_calls", include_str!("../suite/tail_calls.txt")),
+    ("helpers", include_str!("../suite/helpers.txt")),
 ];
 
 /// The texts that engines are measured by, one case each.

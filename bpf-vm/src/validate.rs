@@ -51,6 +51,8 @@ pub enum Reason {
     UnknownHelper(u32),
     /// A call with the immediate -1, which a loader should have replaced.
     Unresolved,
+    /// The instruction needs what the kernel does not have, and the program can reach it.
+    Missing,
     /// No map has that index.
     NoSuchMap {
         /// The index found.
@@ -111,6 +113,7 @@ impl fmt::Display for Reason {
             Self::Unresolved => f.write_str(
                 "the call was not relocated: its function is in no section that was loaded",
             ),
+            Self::Missing => f.write_str("the program can get here"),
             Self::NoSuchMap { index, maps } => {
                 write!(f, "there is no map {index}; the program has {maps}")
             }
@@ -184,7 +187,10 @@ impl UncheckedProgram {
                 Ok(program)
             }
             Err((slot, reason)) => Err(ValidateError {
-                at: slot.map(|slot| (slot, text_at(&self.insns, slot))),
+                at: slot.map(|slot| {
+                    let missing = self.missing.get(&slot).cloned();
+                    (slot, missing.unwrap_or_else(|| text_at(&self.insns, slot)))
+                }),
                 program: self.name,
                 reason,
             }),
@@ -250,6 +256,9 @@ impl UncheckedProgram {
         let mut index_of = Vec::with_capacity(self.insns.len());
         while let Some(&insn) = self.insns.get(index_of.len()) {
             let slot = index_of.len();
+            if self.missing.contains_key(&slot) {
+                return Err((Some(slot), Reason::Missing));
+            }
             let op = Op::decode(insn, self.insns.get(slot + 1).copied())
                 .map_err(|error| (Some(slot), Reason::Decode(error)))?;
             self.check_op(op, helpers)

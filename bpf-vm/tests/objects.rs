@@ -291,7 +291,7 @@ fn bad_programs_are_refused_by_name() {
             &[
                 "section `fentry/workload_call`",
                 "offset 0x0",
-                "`somewhere`",
+                "FIELD_BYTE_OFFSET of struct somewhere::field (0:0)",
             ][..],
         ),
         (

@@ -94,7 +94,7 @@ fn run(entry: &str, targets: &[&str]) -> (u64, u64) {
         pages.load(&code);
         for _ in 0..2 {
             // SAFETY: the interpreter has just run it with the same memory, and checked each access.
-            let r0 = unsafe { pages.run([context, attachment.address()]) };
+            let r0 = unsafe { pages.run(&attachment, [context, attachment.address()]) };
             let word = words[0].swap(0, std::sync::atomic::Ordering::Relaxed);
             assert_eq!((r0, word), result, "compiled");
         }

@@ -91,6 +91,8 @@ pub(crate) struct Slot(crate::arch::lock::Swap<fn()>);
 
 /// Runs in softirq context when [`Softirq::Test`] is raised.
 pub(crate) static TEST_SOFTIRQ: Slot = Slot(crate::arch::lock::Swap::new());
+/// Runs in hardirq context at [`Ipi::Test`](crate::arch::smp::Ipi::Test).
+pub(crate) static TEST_HARDIRQ: Slot = Slot(crate::arch::lock::Swap::new());
 /// Runs in NMI context at each NMI.
 pub(crate) static TEST_NMI: Slot = Slot(crate::arch::lock::Swap::new());
 
@@ -100,7 +102,8 @@ impl Slot {
         self.0.set(function);
     }
 
-    fn call(&self) {
+    /// Calls what is in.
+    pub(crate) fn call(&self) {
         if let Some(function) = self.0.get() {
             function();
         }

@@ -8,7 +8,7 @@ use crate::arch::smp;
 use crate::ksyms::{Flags, Symbol};
 use crate::mm::layout::{POOL, POOL_SIZE};
 use crate::sched::Mutex;
-use crate::{rcu, symbols};
+use crate::{hooked, rcu, symbols};
 use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
 use alloc::string::{String, ToString};
@@ -287,6 +287,7 @@ pub(crate) fn init() -> Result<(), String> {
         code::write(at, &[trampoline::pool::FILL; PIECE]).map_err(|e| e.to_string())?;
     }
     let engine = Engine::new(Kernel, sites).map_err(|e| e.to_string())?;
+    hooked::init();
     MEMORY.set(Box::leak(Box::new(engine.pool().clone())));
     ENGINE.put(Box::new(engine));
     crate::bpf::init();
@@ -330,12 +331,18 @@ fn attach_counted(
         })),
     };
     // Types come with the next stage: until then eight argument words and x8 are kept for every function.
-    let attached = ENGINE
-        .lock()
-        .attach_entry(function.address as u64, ArgSpec::UNKNOWN, callee);
-    attached
-        .map(|id| HookId(id.number()))
-        .map_err(|e| HookError::refused(function.name, e.reason))
+    let mut engine = ENGINE.lock();
+    let id = engine
+        .attach_entry(function.address as u64, ArgSpec::UNKNOWN, callee)
+        .map_err(|e| HookError::refused(function.name, e.reason))?;
+    mark(&engine, function.address as u64);
+    Ok(HookId(id.number()))
+}
+
+/// Tells reports what a function is hooked by now.
+fn mark(engine: &Engine<Kernel>, function: u64) {
+    let here = engine.attached().filter(|a| a.function == function);
+    hooked::update(function, here.map(|a| ("fentry", a.callee.name.as_str())));
 }
 
 /// Hooks one of the native hooks onto a function's entry.
@@ -422,7 +429,9 @@ pub(crate) fn detach(id: HookId) -> Result<(), HookError> {
         DetachError::Stuck { reason, .. } => {
             HookError::refused(&symbols::Name(function as usize).function(), reason)
         }
-    })
+    })?;
+    mark(&engine, function);
+    Ok(())
 }
 
 /// How often a counting native hook was hit.
@@ -508,7 +517,7 @@ pub(crate) fn describe_address(address: usize, f: &mut fmt::Formatter<'_>) -> fm
                 write!(
                     f,
                     "trampoline of {}+{:#x}",
-                    symbols::Name(function as usize).function(),
+                    symbols::FunctionName(function as usize),
                     address as u64 - found.start
                 )
             }

@@ -262,8 +262,8 @@ impl<'a> Blob<'a> {
         })
     }
 
-    /// The function that `address` lies in, and the distance in bytes from its entry.
-    pub(crate) fn lookup(&self, address: u64) -> Option<(Symbol<'a>, u64)> {
+    /// The number, in the order of [`Blob::symbols`], of the function that `address` lies in.
+    pub(crate) fn index(&self, address: u64) -> Option<usize> {
         let offset = u32::try_from(address.checked_sub(self.base)?).ok()?;
         let after = self
             .symbols
@@ -273,9 +273,14 @@ impl<'a> Blob<'a> {
         let first = self
             .symbols
             .partition_point(|record| word(record, 0) < start);
-        let symbol = self.symbol(self.symbols.get(first)?);
-        let distance = address - symbol.address;
-        (distance < u64::from(symbol.size)).then_some((symbol, distance))
+        let size = word(self.symbols.get(first)?, 4);
+        (offset - start < size).then_some(first)
+    }
+
+    /// The function that `address` lies in, and the distance in bytes from its entry.
+    pub(crate) fn lookup(&self, address: u64) -> Option<(Symbol<'a>, u64)> {
+        let symbol = self.symbol(self.symbols.get(self.index(address)?)?);
+        Some((symbol, address - symbol.address))
     }
 
     /// Functions called `name`: those of exactly this name, or, if there are none, those whose path ends in it.

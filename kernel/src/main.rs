@@ -24,6 +24,7 @@ mod command_line;
 mod console;
 mod context;
 mod hook;
+mod hooked;
 mod initrd;
 mod jit_bench;
 #[expect(
@@ -40,6 +41,7 @@ mod rcu;
 mod sched;
 mod shell;
 mod symbols;
+mod task;
 mod tests;
 mod trace;
 mod workload;
@@ -249,5 +251,6 @@ fn panic(info: &core::panic::PanicInfo<'_>) -> ! {
     arch::trap::print_where();
     println!("    stack trace:");
     arch::unwind::print_here();
+    arch::trap::print_hooked();
     exit::exit(101)
 }

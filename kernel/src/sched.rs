@@ -13,140 +13,13 @@ use crate::arch::switch::{self, HandoffLock, current};
 use crate::arch::{barrier, irq, timer};
 use crate::mm::layout;
 use crate::mm::stack::Stack;
+use crate::task::Job;
+pub(crate) use crate::task::{State, Task};
 use alloc::boxed::Box;
 use alloc::collections::VecDeque;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
-
-/// Where a task is in its life.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[repr(u32)]
-pub(crate) enum State {
-    /// On the queue or on a core.
-    Runnable = 0,
-    /// Waiting to be woken; of an idle task: off its core, and quiescent there.
-    Blocked = 1,
-    /// Over; its stack may be used again.
-    Dead = 2,
-    /// Being made: no wake-up, meant for the task that it was, may start it.
-    New = 3,
-}
-
-/// A kernel thread.
-#[repr(C)]
-pub(crate) struct Task {
-    /// Heads the list of programs active in the present context (DESIGN 6); vectors.s reads it at offset 0.
-    pub word: AtomicU64,
-    /// Saved stack pointer while it does not run.
-    pub sp: AtomicUsize,
-    preempt: AtomicU32,
-    migrate: AtomicU32,
-    state: AtomicU32,
-    /// A wake-up came while it was still deciding to block.
-    woken: AtomicBool,
-    idle: AtomicBool,
-    /// An idle task takes the interrupt that ended its sleep: in code without a site, so in no trampoline.
-    resting: AtomicBool,
-    /// Times it gave up its core of its own will: quiescent states for tasks RCU.
-    pub voluntary: AtomicU64,
-    /// Core it runs or last ran on.
-    core: AtomicUsize,
-    /// Cores it may run on, a bit each.
-    affinity: AtomicU64,
-    /// It was preempted inside the executable pool and has to go on where it is.
-    in_pool: AtomicBool,
-    /// Wake-up time in counter ticks, 0 for none.
-    wake_at: AtomicU64,
-    id: AtomicU64,
-    stack: SpinLock<Option<Stack>>,
-    job: SpinLock<Option<Job>>,
-    name: SpinLock<heapless::String<32>>,
-}
-
-type Job = Box<dyn FnOnce() + Send>;
-
-const _: () = assert!(core::mem::offset_of!(Task, word) == 0);
-
-impl Task {
-    /// The task that boot code runs in.
-    pub(crate) const fn boot() -> Task {
-        Task {
-            word: AtomicU64::new(0),
-            sp: AtomicUsize::new(0),
-            preempt: AtomicU32::new(1),
-            migrate: AtomicU32::new(0),
-            state: AtomicU32::new(State::Runnable as u32),
-            woken: AtomicBool::new(false),
-            idle: AtomicBool::new(false),
-            resting: AtomicBool::new(false),
-            voluntary: AtomicU64::new(0),
-            core: AtomicUsize::new(0),
-            affinity: AtomicU64::new(u64::MAX),
-            in_pool: AtomicBool::new(false),
-            wake_at: AtomicU64::new(0),
-            id: AtomicU64::new(0),
-            stack: SpinLock::new(None),
-            job: SpinLock::new(None),
-            name: SpinLock::new(heapless::String::new()),
-        }
-    }
-
-    /// What it was spawned as; "boot" before there are tasks.
-    pub(crate) fn name(&self) -> heapless::String<32> {
-        match self.name.try_lock() {
-            Some(name) if !name.is_empty() => name.clone(),
-            _ => heapless::String::try_from("boot").unwrap_or_default(),
-        }
-    }
-
-    /// Number of this life.
-    pub(crate) fn id(&self) -> u64 {
-        self.id.load(Ordering::Relaxed)
-    }
-
-    /// Where it is in its life.
-    pub(crate) fn state(&self) -> State {
-        match self.state.load(Ordering::Acquire) {
-            0 => State::Runnable,
-            1 => State::Blocked,
-            2 => State::Dead,
-            _ => State::New,
-        }
-    }
-
-    /// The core it runs or last ran on.
-    pub(crate) fn core(&self) -> usize {
-        self.core.load(Ordering::Relaxed)
-    }
-
-    /// Whether it is a core's idle task.
-    pub(crate) fn is_idle(&self) -> bool {
-        self.idle.load(Ordering::Relaxed)
-    }
-
-    /// Whether another task may take its core now.
-    pub(crate) fn preemptible(&self) -> bool {
-        self.preempt.load(Ordering::Relaxed) == 0
-    }
-
-    /// One past its stack.
-    pub(crate) fn stack_top(&self) -> Option<usize> {
-        self.stack.lock().as_ref().map(Stack::top)
-    }
-
-    /// Most bytes of stack it ever used.
-    pub(crate) fn stack_used(&self) -> usize {
-        self.stack.lock().as_ref().map_or(0, Stack::high_water)
-    }
-
-    fn may_run_on(&self, core: usize) -> bool {
-        let here = self.core.load(Ordering::Relaxed) == core;
-        let bound =
-            self.migrate.load(Ordering::Relaxed) != 0 || self.in_pool.load(Ordering::Relaxed);
-        self.affinity.load(Ordering::Relaxed) >> core & 1 != 0 && (here || !bound)
-    }
-}
+use core::sync::atomic::Ordering;
 
 struct Queue {
     runnable: VecDeque<&'static Task>,
@@ -195,12 +68,7 @@ fn new_task(name: &str, job: Option<Job>, idle_on: Option<usize>) -> Option<&'st
     }
     *task.name.lock() = short;
     *task.job.lock() = job;
-    task.word.store(0, Ordering::Relaxed);
-    task.preempt.store(0, Ordering::Relaxed);
-    task.migrate.store(0, Ordering::Relaxed);
-    task.woken.store(false, Ordering::Relaxed);
-    task.in_pool.store(false, Ordering::Relaxed);
-    task.wake_at.store(0, Ordering::Relaxed);
+    task.begin_life();
     task.affinity.store(
         idle_on.map_or(u64::MAX, |core| 1 << core),
         Ordering::Relaxed,
@@ -223,6 +91,7 @@ pub(crate) fn new_idle(core: usize) -> Option<&'static Task> {
     let _ = core::fmt::write(&mut name, format_args!("idle/{core}"));
     let task = new_task(&name, None, Some(core))?;
     task.state.store(State::Runnable as u32, Ordering::Relaxed);
+    task.running.store(true, Ordering::Relaxed); // its core begins in it
     Some(task)
 }
 
@@ -343,7 +212,9 @@ fn schedule(why: Leave) {
         block.need_resched.store(false, Ordering::Relaxed);
         if why != Leave::Preempted {
             me.voluntary.fetch_add(1, Ordering::Release);
-            me.in_pool.store(false, Ordering::Relaxed);
+            // This is the task's own context, so the word is the one in the task.
+            let active = me.word.load(Ordering::Relaxed) != 0;
+            me.bound.store(active, Ordering::Relaxed);
         }
         let stays = match why {
             Leave::Block => me.woken.swap(false, Ordering::Relaxed),
@@ -376,6 +247,8 @@ fn schedule(why: Leave) {
             }
             Leave::Yield | Leave::Preempted => q.runnable.push_back(me),
         }
+        me.running.store(false, Ordering::Relaxed);
+        next.running.store(true, Ordering::Relaxed);
         next.core.store(core, Ordering::Relaxed);
         next.state.store(State::Runnable as u32, Ordering::Release); // an idle task was not
         Some(next)
@@ -390,9 +263,13 @@ pub(crate) fn yield_now() {
 }
 
 /// The tick took the core from a task that ran at `pc`. Interrupts are masked.
-pub(crate) fn preempt(pc: usize) {
+///
+/// `word` is the interrupted context's recursion word, from the exception's frame: the task's present one is the interrupt's.
+pub(crate) fn preempt(pc: usize, word: u64) {
     let inside = (layout::POOL..layout::POOL + layout::POOL_SIZE).contains(&pc);
-    current().in_pool.store(inside, Ordering::Relaxed);
+    current()
+        .bound
+        .store(inside || word != 0, Ordering::Relaxed);
     schedule(Leave::Preempted);
 }
 

@@ -2,6 +2,7 @@
 //! The kernel's own names, sites and types: the blob that xtask appended to the image.
 
 use crate::arch::lock::Late;
+use crate::hooked;
 use crate::ksyms::{Blob, BlobError};
 use alloc::boxed::Box;
 
@@ -25,24 +26,38 @@ pub(crate) fn btf() -> Option<&'static [u8]> {
     blob().map(Blob::btf).filter(|btf| !btf.is_empty())
 }
 
-/// An address, printed as `name+offset`, or as what else it is known to be.
+/// An address, printed as `name+offset`, or as what else it is known to be, with what hooks the function, if anything does:
+/// `workload_call+0x8 [hooked: fentry count]`. For reports: no lock, no allocation.
 pub(crate) struct Name(pub usize);
 
 impl core::fmt::Display for Name {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        if let Some((symbol, offset)) = blob().and_then(|b| b.lookup(self.0 as u64)) {
-            return write!(f, "{}+{offset:#x}", symbol.name);
+        let Some((symbol, offset)) = blob().and_then(|b| b.lookup(self.0 as u64)) else {
+            return crate::hook::describe_address(self.0, f);
+        };
+        write!(f, "{}+{offset:#x}", symbol.name)?;
+        match hooked::of(self.0 as u64) {
+            Some(mark) => write!(f, " [hooked: {mark}]"),
+            None => Ok(()),
         }
-        crate::hook::describe_address(self.0, f)
+    }
+}
+
+/// The function that an address lies in, printed without the offset. No lock, no allocation.
+pub(crate) struct FunctionName(pub usize);
+
+impl core::fmt::Display for FunctionName {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        match blob().and_then(|b| b.lookup(self.0 as u64)) {
+            Some((symbol, _)) => f.write_str(symbol.name),
+            None => write!(f, "{:#x}", self.0),
+        }
     }
 }
 
 impl Name {
     /// The function that the address lies in, without the offset.
     pub(crate) fn function(&self) -> alloc::string::String {
-        match blob().and_then(|b| b.lookup(self.0 as u64)) {
-            Some((symbol, _)) => symbol.name.into(),
-            None => alloc::format!("{:#x}", self.0),
-        }
+        alloc::format!("{}", FunctionName(self.0))
     }
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-/* Reads a field by CO-RE: loading names section, offset and type until CO-RE is resolved. */
+/* Reads a field by CO-RE of a type that no kernel has: loading names section, offset, type and field. */
 #include <linux/bpf.h>
 #include <bpf/bpf_helpers.h>
 

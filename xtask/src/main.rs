@@ -9,6 +9,8 @@
 //! 4. [`programs`], [`initrd`]: clang compiles the BPF programs; they travel as a cpio archive.
 //! 5. [`machine`], [`qemu`], [`console`]: the board, its emulator, its console, its last line.
 //! 6. [`bench`], [`jit_suite`], [`interpreter_suite`], [`test`], [`kernel_tests`], [`report`]: what is made of the console's lines.
+//!
+//! [`bpf`] runs, shows and compiles BPF objects without any of that.
 #![forbid(unsafe_code)]
 
 use std::error::Error;
@@ -19,6 +21,7 @@ use std::time::Duration;
 use clap::{Parser, Subcommand};
 
 mod bench;
+mod bpf;
 mod btf;
 mod console;
 mod files;
@@ -158,6 +161,11 @@ enum Task {
         /// Print each one as bpftool does
         #[arg(long)]
         dump: bool,
+    },
+    /// Run, disassemble, compile or describe a BPF object file on this machine
+    Bpf {
+        #[command(subcommand)]
+        action: bpf::Action,
     },
     /// Build the book
     Book,
@@ -305,6 +313,7 @@ fn execute(command: Task) -> Outcome<i32> {
         Task::Btf { raw, header, dump } => {
             write_btf(&workspace, raw.as_deref(), header.as_deref(), dump).map(|()| 0)
         }
+        Task::Bpf { action } => bpf::act(&workspace, action),
         Task::Book => {
             let index = build_book(&workspace)?;
             println!("written: {}", index.display());
@@ -445,7 +454,9 @@ mod tests {
 
     #[test]
     fn every_command_and_option_has_a_help_text() {
-        for command in Arguments::command().get_subcommands() {
+        let all = Arguments::command();
+        let of_bpf = all.find_subcommand("bpf").expect("bpf").get_subcommands();
+        for command in all.get_subcommands().chain(of_bpf) {
             assert!(command.get_about().is_some(), "{}", command.get_name());
             for argument in command.get_arguments() {
                 assert!(

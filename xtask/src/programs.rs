@@ -33,7 +33,7 @@ pub(crate) enum ProgramError {
 }
 
 /// The options for a program against libbpf's headers; `include` is programs/include, which has arm64's own ones.
-fn options(
+pub(crate) fn options(
     include: &Path,
     own_headers: Option<&Path>,
     source: &Path,

@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The helpers on maps beyond lookup, update and delete: queues, ring buffers, stack traces, task storage, walks.
+//! The helpers on maps: lookup, update and delete, queues, ring buffers, task storage, walks.
 //!
 //! Each has the safety contract of its type in [`Function`](super::Function): its arguments are what its row says.
 use core::{
     mem::transmute,
-    ptr::with_exposed_provenance_mut,
+    ptr::{with_exposed_provenance, with_exposed_provenance_mut},
     sync::atomic::{AtomicU64, Ordering::Relaxed},
 };
 
 use super::{
     AttachedFunction,
-    functions::{EINVAL, map, status, with_key},
+    errno::{E2BIG, EINVAL, error, status},
     memory::{ProgramBytes, ProgramOut},
 };
 use crate::{
@@ -20,21 +20,95 @@ use crate::{
         Map, MapError, UpdateFlags,
         memory::WORD_BYTES,
         ringbuf::{FORCE_WAKEUP, HEADER_BYTES, NO_WAKEUP, PAGE},
-        stack_trace::{FAST_STACK_CMP, MAX_DEPTH, REUSE_STACKID, SKIP_MASK},
     },
 };
 
-/// Linux's `E2BIG`.
-const E2BIG: i64 = 7;
-/// Linux's `EFAULT`.
-const EFAULT: i64 = 14;
+/// The largest key in bytes that a program can hand over: its stack (`MAX_BPF_STACK` in Linux).
+const MAX_KEY_BYTES: usize = 512;
+/// Keys up to this size take the short copy.
+const SHORT_KEY_BYTES: usize = 16;
 /// `BPF_LOCAL_STORAGE_GET_F_CREATE`: a task without a value gets one.
 const CREATE: u64 = 1;
 /// The flags of a record's end.
 const WAKEUP_FLAGS: u64 = NO_WAKEUP | FORCE_WAKEUP;
 
-fn error(number: i64) -> u64 {
-    -number as u64
+/// The map behind a handle.
+///
+/// # Safety
+/// `handle` comes from [`Map::handle`] of a map that outlives `'a`.
+pub(super) unsafe fn map<'a>(handle: u64) -> &'a Map {
+    // SAFETY: a handle is the address of a `Map` in an `Arc`, its provenance exposed; the caller keeps it alive. A
+    // `Map` is only ever shared.
+    unsafe { &*with_exposed_provenance::<Map>(handle as usize) }
+}
+
+/// Runs `f` on the key at `address`.
+///
+/// # Safety
+/// `address` points to readable memory of the size of a key of `map`.
+unsafe fn with_key<T>(map: &Map, address: u64, f: impl FnOnce(&[u8]) -> T) -> Result<T, MapError> {
+    // SAFETY: the caller promises `key_size` readable bytes.
+    let key = unsafe { ProgramBytes::new(address, map.key_size()) };
+    let (mut short, mut long);
+    let buffer: &mut [u8] = if key.len() <= SHORT_KEY_BYTES {
+        short = [0; SHORT_KEY_BYTES];
+        &mut short
+    } else {
+        long = [0; MAX_KEY_BYTES];
+        &mut long
+    };
+    let buffer = buffer.get_mut(..key.len()).ok_or(MapError::Invalid)?;
+    key.copy_to(buffer);
+    Ok(f(buffer))
+}
+
+/// `void *bpf_map_lookup_elem(map, key)`: the address of the value, or 0.
+pub(super) unsafe extern "C" fn map_lookup_elem(
+    handle: u64,
+    key: u64,
+    _: u64,
+    _: u64,
+    _: u64,
+) -> u64 {
+    // SAFETY: by this helper's row `handle` is the handle of a map that the running program holds.
+    let map = unsafe { map(handle) };
+    // SAFETY: by this helper's row `key` points to a readable key of that map.
+    let address = unsafe { with_key(map, key, |key| map.lookup_address(key)) };
+    address.ok().flatten().unwrap_or(0)
+}
+
+/// `long bpf_map_update_elem(map, key, value, flags)`: 0 or a negative error number.
+pub(super) unsafe extern "C" fn map_update_elem(
+    handle: u64,
+    key: u64,
+    value: u64,
+    flags: u64,
+    _: u64,
+) -> u64 {
+    // SAFETY: by this helper's row `handle` is the handle of a map that the running program holds.
+    let map = unsafe { map(handle) };
+    // SAFETY: by this helper's row `value` points to a readable value of that map.
+    let value = unsafe { ProgramBytes::new(value, map.value_size()) };
+    let update = |key: &[u8]| {
+        let flags = UpdateFlags::try_from(flags)?;
+        map.update_with(key, flags, |words| value.copy_to_value(words))
+    };
+    // SAFETY: by this helper's row `key` points to a readable key of that map.
+    status(unsafe { with_key(map, key, update) }.flatten())
+}
+
+/// `long bpf_map_delete_elem(map, key)`: 0 or a negative error number.
+pub(super) unsafe extern "C" fn map_delete_elem(
+    handle: u64,
+    key: u64,
+    _: u64,
+    _: u64,
+    _: u64,
+) -> u64 {
+    // SAFETY: by this helper's row `handle` is the handle of a map that the running program holds.
+    let map = unsafe { map(handle) };
+    // SAFETY: by this helper's row `key` points to a readable key of that map.
+    status(unsafe { with_key(map, key, |key| map.delete(key)) }.flatten())
 }
 
 /// `void *bpf_map_lookup_percpu_elem(map, key, cpu)`: the address of that core's value, or 0.
@@ -205,67 +279,6 @@ pub(super) unsafe extern "C" fn ringbuf_query(
     map.ring_buffer().map_or(0, |ring| ring.query(what))
 }
 
-/// `long bpf_get_stackid(ctx, map, flags)`: the id of the stack that the context stands on, or a negative error number.
-///
-/// There are no user stacks here: `BPF_F_USER_STACK` is `EINVAL`. It takes 1 KiB of stack.
-pub(super) unsafe extern "C" fn get_stackid(
-    context: u64,
-    handle: u64,
-    flags: u64,
-    _: u64,
-    _: u64,
-) -> u64 {
-    if flags & !(SKIP_MASK | FAST_STACK_CMP | REUSE_STACKID) != 0 {
-        return error(EINVAL);
-    }
-    // SAFETY: by this helper's row `handle` is the handle of a map that the running program holds.
-    let map = unsafe { map(handle) };
-    let mut trace = [0; MAX_DEPTH];
-    let Some(space) = trace
-        .get_mut(..map.trace_depth())
-        .filter(|space| !space.is_empty())
-    else {
-        return error(EINVAL);
-    };
-    let depth = host().stack_trace(context, (flags & SKIP_MASK) as usize, space);
-    match space.get(..depth).filter(|trace| !trace.is_empty()) {
-        Some(trace) => map
-            .stack_id(trace, flags)
-            .map_or_else(|error| status(Err(error)), u64::from),
-        None => error(EFAULT),
-    }
-}
-
-/// `long bpf_get_stack(ctx, buf, size, flags)`: the stack that the context stands on, innermost address first; bytes
-/// written or a negative error number, the rest zeroed.
-///
-/// There are no user stacks here: `BPF_F_USER_STACK` is `EINVAL`. At most 127 addresses; it takes 1 KiB of stack.
-pub(super) unsafe extern "C" fn get_stack(
-    context: u64,
-    buffer: u64,
-    size: u64,
-    flags: u64,
-    _: u64,
-) -> u64 {
-    // SAFETY: by this helper's row `buffer` points to `size` writable bytes.
-    let out = unsafe { ProgramOut::new(buffer, size as usize) };
-    out.clear();
-    if flags & !SKIP_MASK != 0 || !size.is_multiple_of(WORD_BYTES as u64) {
-        return error(EINVAL);
-    }
-    let mut trace = [0; MAX_DEPTH];
-    let count = MAX_DEPTH.min(size as usize / WORD_BYTES);
-    let space = trace.get_mut(..count).unwrap_or_default();
-    let depth = host()
-        .stack_trace(context, flags as usize, space)
-        .min(count);
-    if depth == 0 {
-        return error(EFAULT);
-    }
-    out.copy_from(trace.into_iter().take(depth));
-    (depth * WORD_BYTES) as u64
-}
-
 /// `void *bpf_task_storage_get(map, task, value, flags)`: the address of a task's value, or 0; with
 /// `BPF_LOCAL_STORAGE_GET_F_CREATE` it is made, from `value` or zero, if there is none.
 pub(super) unsafe extern "C" fn task_storage_get(
@@ -367,4 +380,64 @@ pub(super) unsafe extern "C" fn for_each_map_elem(
     };
     map.walk(call)
         .map_or_else(|error| status(Err(error)), u64::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use alloc::sync::Arc;
+
+    use super::*;
+    use crate::map::{HeapMemory, MapDefinition, MapKind};
+
+    fn array() -> Arc<Map> {
+        let definition = MapDefinition {
+            name: "m".into(),
+            kind: MapKind::ARRAY,
+            key_size: 4,
+            value_size: 8,
+            max_entries: 2,
+            flags: 0,
+        };
+        Map::create(definition, &HeapMemory::with_limit(64)).unwrap()
+    }
+
+    fn exposed<T>(value: &T) -> u64 {
+        core::ptr::from_ref(value).expose_provenance() as u64
+    }
+
+    #[test]
+    fn map_helpers_return_addresses_and_negative_errors() {
+        let map = array();
+        let keys = [0u32, 1, 2];
+        let value = 0x1122_3344_5566_7788_u64;
+        let update = |index: usize, flags| {
+            // SAFETY: a handle of a live map, a key of four bytes, a value of eight.
+            let r0 = unsafe {
+                map_update_elem(
+                    map.handle(),
+                    exposed(&keys[index]),
+                    exposed(&value),
+                    flags,
+                    0,
+                )
+            };
+            r0 as i64
+        };
+        assert_eq!(update(1, 0), 0);
+        assert_eq!(update(1, 1), -17);
+        assert_eq!(update(2, 0), -7);
+        assert_eq!(update(0, 8), -22);
+        let lookup = |index: usize| {
+            // SAFETY: a handle of a live map and a key of four bytes.
+            unsafe { map_lookup_elem(map.handle(), exposed(&keys[index]), 0, 0, 0) }
+        };
+        assert_eq!(Some(lookup(1)), map.value_address(1));
+        assert_eq!(lookup(2), 0);
+        // SAFETY: a handle of a live map and a key of four bytes.
+        let deleted = unsafe { map_delete_elem(map.handle(), exposed(&keys[0]), 0, 0, 0) };
+        assert_eq!(deleted as i64, -22);
+        let mut out = [0; 8];
+        map.lookup(&keys[1].to_ne_bytes(), &mut out).unwrap();
+        assert_eq!(u64::from_ne_bytes(out), value);
+    }
 }

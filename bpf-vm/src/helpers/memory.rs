@@ -7,6 +7,9 @@ use core::{
 
 use crate::map::memory::WORD_BYTES;
 
+/// The longest string that a helper is given, bytes with its end.
+pub(crate) const LONGEST_STRING: usize = 4096;
+
 /// Memory of a program, to read: bytes that others may write at the same time.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ProgramBytes {
@@ -24,6 +27,20 @@ impl ProgramBytes {
         Self {
             address: address as usize,
             len,
+        }
+    }
+
+    /// The bytes of the string at `address`, its end included, or its first [`LONGEST_STRING`].
+    ///
+    /// # Safety
+    /// As [`new`](Self::new), for the bytes up to the string's end, which nobody moves.
+    pub(super) unsafe fn string(address: u64) -> Self {
+        // SAFETY: only bytes before an end that was not seen yet are read, so all of them are the string's.
+        let all = unsafe { Self::new(address, LONGEST_STRING) };
+        let end = (0..LONGEST_STRING).find(|index| all.get(*index) == Some(0));
+        Self {
+            len: end.map_or(LONGEST_STRING, |end| end + 1),
+            ..all
         }
     }
 
@@ -103,6 +120,18 @@ impl ProgramOut {
         }
     }
 
+    /// Bytes of a test that nobody else uses while this does.
+    #[cfg(test)]
+    pub(super) fn of_mut(address: u64, len: usize) -> Self {
+        // SAFETY: tests hand over their own buffers.
+        unsafe { Self::new(address, len) }
+    }
+
+    /// The number of bytes.
+    pub(super) fn len(self) -> usize {
+        self.len
+    }
+
     /// Sets the byte at `index`, if it is one of these.
     pub(super) fn set(self, index: usize, byte: u8) {
         if index < self.len {
@@ -110,6 +139,20 @@ impl ProgramOut {
             // SAFETY: `index` is below `len`, so `new`'s caller promised that the byte is writable.
             let at = unsafe { AtomicU8::from_ptr(at) };
             at.store(byte, Relaxed);
+        }
+    }
+
+    /// Writes bytes from byte `index` on, as many as fit.
+    pub(super) fn write(self, index: usize, bytes: &[u8]) {
+        let (words, rest) = bytes.as_chunks::<WORD_BYTES>();
+        let mut at = index;
+        for word in words {
+            self.set_word(at, u64::from_ne_bytes(*word));
+            at += WORD_BYTES;
+        }
+        for byte in rest {
+            self.set(at, *byte);
+            at += 1;
         }
     }
 

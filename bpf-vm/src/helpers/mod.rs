@@ -5,12 +5,16 @@
 //! table; an engine that does not know its program to be safe checks arguments by it before it calls.
 #![deny(unsafe_code)]
 
-mod format;
 #[expect(
     unsafe_code,
-    reason = "helpers follow the pointers that programs hand over"
+    reason = "contexts and attachments are handed over by address"
 )]
-mod functions;
+mod attached;
+#[expect(unsafe_code, reason = "calls a helper by its number")]
+mod dispatch;
+mod errno;
+mod format;
+mod lock;
 #[expect(
     unsafe_code,
     reason = "helpers follow the pointers that programs hand over"
@@ -18,17 +22,31 @@ mod functions;
 mod map;
 #[expect(unsafe_code, reason = "the memory behind a program's pointer")]
 mod memory;
+#[expect(
+    unsafe_code,
+    reason = "helpers follow the pointers that programs hand over"
+)]
+mod print;
+#[expect(
+    unsafe_code,
+    reason = "helpers follow the pointers that programs hand over"
+)]
+mod probe;
+mod random;
+#[expect(
+    unsafe_code,
+    reason = "helpers follow the pointers that programs hand over"
+)]
+mod stack;
+mod table;
+#[expect(
+    unsafe_code,
+    reason = "helpers follow the pointers that programs hand over"
+)]
+mod task;
 
-pub use self::functions::dispatch;
-use self::functions::{
-    get_current_pid_tgid, get_smp_processor_id, ktime_get_ns, map_delete_elem, map_lookup_elem,
-    map_update_elem, trace_printk,
-};
-use self::map::{
-    bpf_loop, for_each_map_elem, get_stack, get_stackid, map_lookup_percpu_elem, map_peek_elem,
-    map_pop_elem, map_push_elem, ringbuf_discard, ringbuf_output, ringbuf_query, ringbuf_reserve,
-    ringbuf_submit, task_storage_delete, task_storage_get,
-};
+pub(crate) use self::memory::LONGEST_STRING;
+pub use self::{dispatch::dispatch, lock::missed_spin_locks, table::HELPERS};
 
 /// A helper's function: r1 to r5 in, r0 out, by the C ABI (AAPCS64 on arm64), so that compiled code can BL it.
 ///
@@ -93,13 +111,16 @@ pub enum Argument {
     MemoryOrNull,
     /// The address of writable memory of as many bytes as the argument after it says; need not be initialised.
     MemoryOut,
+    /// As [`MemoryOut`](Self::MemoryOut), or 0 if the size is 0.
+    MemoryOutOrNull,
     /// The number of bytes, at least 1, of the memory before it.
     Size,
     /// The number of bytes, or 0, of the memory before it.
     SizeOrZero,
     /// A number of bytes that is known when the program is loaded, at least 1.
     ConstantSize,
-    /// The address of a string that ends with a 0 byte, in read-only data.
+    /// The address of a string that ends with a 0 byte, in memory that nobody else writes: read-only data (the
+    /// interpreter also takes the program's stack).
     ConstantString,
     /// The address of 8 writable, aligned bytes that need not be initialised.
     WordOut,
@@ -120,7 +141,10 @@ pub enum Argument {
 impl Argument {
     /// Whether the argument after it is its size in bytes.
     pub const fn is_sized(self) -> bool {
-        matches!(self, Self::Memory | Self::MemoryOrNull | Self::MemoryOut)
+        matches!(
+            self,
+            Self::Memory | Self::MemoryOrNull | Self::MemoryOut | Self::MemoryOutOrNull
+        )
     }
 }
 
@@ -202,181 +226,6 @@ impl Helper {
     }
 }
 
-/// All helpers, by number.
-pub static HELPERS: &[Helper] = {
-    use Argument::{
-        Any, Callback, ConstantSize, Context, Map, MapKey, MapValue, MapValueOrNull, MapValueOut,
-        Memory, MemoryOrNull, MemoryOut, Record, Scalar, Size, SizeOrZero, Task,
-    };
-    &[
-        Helper::new(
-            1,
-            "bpf_map_lookup_elem",
-            &[Map, MapKey],
-            Returns::MapValueOrNull,
-            Function::Plain(map_lookup_elem),
-        ),
-        Helper::new(
-            2,
-            "bpf_map_update_elem",
-            &[Map, MapKey, MapValue, Scalar],
-            Returns::Scalar,
-            Function::Plain(map_update_elem),
-        ),
-        Helper::new(
-            3,
-            "bpf_map_delete_elem",
-            &[Map, MapKey],
-            Returns::Scalar,
-            Function::Plain(map_delete_elem),
-        ),
-        Helper::new(
-            5,
-            "bpf_ktime_get_ns",
-            &[],
-            Returns::Scalar,
-            Function::Plain(ktime_get_ns),
-        )
-        .gpl_only(),
-        Helper::new(
-            6,
-            "bpf_trace_printk",
-            &[Memory, Size, Scalar, Scalar, Scalar],
-            Returns::Scalar,
-            Function::Plain(trace_printk),
-        )
-        .gpl_only(),
-        Helper::new(
-            8,
-            "bpf_get_smp_processor_id",
-            &[],
-            Returns::Scalar,
-            Function::Plain(get_smp_processor_id),
-        ),
-        Helper::new(
-            12,
-            "bpf_tail_call",
-            &[Context, Map, Scalar],
-            Returns::Scalar,
-            Function::Engine,
-        ),
-        Helper::new(
-            14,
-            "bpf_get_current_pid_tgid",
-            &[],
-            Returns::Scalar,
-            Function::Plain(get_current_pid_tgid),
-        ),
-        Helper::new(
-            27,
-            "bpf_get_stackid",
-            &[Context, Map, Scalar],
-            Returns::Scalar,
-            Function::Plain(get_stackid),
-        )
-        .gpl_only(),
-        Helper::new(
-            67,
-            "bpf_get_stack",
-            &[Context, MemoryOut, SizeOrZero, Scalar],
-            Returns::Scalar,
-            Function::Plain(get_stack),
-        )
-        .gpl_only(),
-        Helper::new(
-            87,
-            "bpf_map_push_elem",
-            &[Map, MapValue, Scalar],
-            Returns::Scalar,
-            Function::Plain(map_push_elem),
-        ),
-        Helper::new(
-            88,
-            "bpf_map_pop_elem",
-            &[Map, MapValueOut],
-            Returns::Scalar,
-            Function::Plain(map_pop_elem),
-        ),
-        Helper::new(
-            89,
-            "bpf_map_peek_elem",
-            &[Map, MapValueOut],
-            Returns::Scalar,
-            Function::Plain(map_peek_elem),
-        ),
-        Helper::new(
-            130,
-            "bpf_ringbuf_output",
-            &[Map, MemoryOrNull, SizeOrZero, Scalar],
-            Returns::Scalar,
-            Function::Plain(ringbuf_output),
-        ),
-        Helper::new(
-            131,
-            "bpf_ringbuf_reserve",
-            &[Map, ConstantSize, Scalar],
-            Returns::RecordOrNull,
-            Function::Plain(ringbuf_reserve),
-        ),
-        Helper::new(
-            132,
-            "bpf_ringbuf_submit",
-            &[Record, Scalar],
-            Returns::Scalar,
-            Function::Plain(ringbuf_submit),
-        ),
-        Helper::new(
-            133,
-            "bpf_ringbuf_discard",
-            &[Record, Scalar],
-            Returns::Scalar,
-            Function::Plain(ringbuf_discard),
-        ),
-        Helper::new(
-            134,
-            "bpf_ringbuf_query",
-            &[Map, Scalar],
-            Returns::Scalar,
-            Function::Plain(ringbuf_query),
-        ),
-        Helper::new(
-            156,
-            "bpf_task_storage_get",
-            &[Map, Task, MapValueOrNull, Scalar],
-            Returns::MapValueOrNull,
-            Function::Plain(task_storage_get),
-        ),
-        Helper::new(
-            157,
-            "bpf_task_storage_delete",
-            &[Map, Task],
-            Returns::Scalar,
-            Function::Plain(task_storage_delete),
-        ),
-        Helper::new(
-            164,
-            "bpf_for_each_map_elem",
-            &[Map, Callback, Any, Scalar],
-            Returns::Scalar,
-            Function::Callback(for_each_map_elem),
-        ),
-        Helper::new(
-            181,
-            "bpf_loop",
-            &[Scalar, Callback, Any, Scalar],
-            Returns::Scalar,
-            Function::Callback(bpf_loop),
-        ),
-        Helper::new(
-            195,
-            "bpf_map_lookup_percpu_elem",
-            &[Map, MapKey, Scalar],
-            Returns::MapValueOrNull,
-            Function::Plain(map_lookup_percpu_elem),
-        ),
-    ]
-};
-
 /// This crate's helper of a number, if there is one.
 pub fn by_number(number: u32) -> Option<&'static Helper> {
     find(HELPERS, number)
@@ -414,6 +263,6 @@ mod tests {
             }
         }
         assert!(by_number(0).is_none());
-        assert!(by_number(4).is_none());
+        assert!(by_number(25).is_none());
     }
 }

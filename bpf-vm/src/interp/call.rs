@@ -5,12 +5,8 @@ use crate::{
     attachment::Attachment,
     helpers::{Argument, Function, Helper},
     host::host,
-    isa::Size,
     map::Map,
 };
-
-/// The longest string that a helper is given, bytes.
-const LONGEST: u64 = 4096;
 
 /// What the program's own map is behind a handle: one that it names, or one inside of those.
 pub(super) fn map<'a>(memory: &Memory<'a>, handle: u64) -> Option<&'a Map> {
@@ -28,7 +24,8 @@ pub(super) fn function(memory: &Memory<'_>, value: u64) -> Option<u32> {
     known.ok().map(|_| start)
 }
 
-/// Checks r1 to r5 by a helper's row; `context` is what the program got in r1.
+/// Checks r1 to r5 by a helper's row; `context` is what the program got in r1, and begins with what the attachment says if the
+/// helper asks for that.
 ///
 /// # Errors
 /// The first argument that is not what the row says.
@@ -36,8 +33,11 @@ pub(super) fn check(
     helper: &Helper,
     values: [u64; 5],
     context: u64,
+    attachment: &Attachment,
     memory: &mut Memory<'_>,
 ) -> Result<(), FaultKind> {
+    let attached = matches!(helper.function, Function::Attached(_));
+    let words = u64::from(attachment.arguments) + u64::from(attachment.has_result);
     let mut of: Option<&Map> = None;
     for (number, (argument, value)) in (1..).zip(helper.arguments.iter().zip(values)) {
         // The argument after it, which is the size of those that have one.
@@ -48,11 +48,10 @@ pub(super) fn check(
             bytes.is_some_and(|bytes| memory.allows(value, bytes, write))
         };
         let fits = match argument {
-            Argument::Scalar
-            | Argument::Any
-            | Argument::Size
-            | Argument::SizeOrZero
-            | Argument::ConstantSize => true,
+            Argument::Scalar | Argument::Any | Argument::SizeOrZero | Argument::ConstantSize => {
+                true
+            }
+            Argument::Size => value > 0,
             Argument::Map => {
                 of = map(memory, value);
                 of.is_some()
@@ -63,12 +62,15 @@ pub(super) fn check(
             Argument::MapValueOut => touches(content, true),
             Argument::Memory => size > 0 && touches(Some(size), false),
             Argument::MemoryOrNull => size == 0 || touches(Some(size), false),
-            Argument::MemoryOut => size == 0 || touches(Some(size), true),
-            Argument::ConstantString => (0..LONGEST)
-                .map_while(|at| memory.load(value.wrapping_add(at), Size::B))
-                .any(|byte| byte == 0),
+            Argument::MemoryOut | Argument::MemoryOutOrNull => {
+                size == 0 || touches(Some(size), true)
+            }
+            Argument::ConstantString => memory.holds_string(value),
             Argument::WordOut => value.is_multiple_of(8) && touches(Some(8), true),
-            Argument::Context => value == context,
+            Argument::Context => {
+                let asks = attached && words > 0;
+                value == context && (!asks || touches(Some(words * 8), false))
+            }
             Argument::Callback => function(memory, value).is_some(),
             Argument::Record => {
                 let maps = memory.program.maps().iter();

@@ -14,6 +14,8 @@ use core::{
 
 use super::MAX_FRAMES;
 use crate::{
+    helpers::LONGEST_STRING,
+    host::host,
     isa::{AtomicOp, Size},
     map::Map,
     program::{STACK_BYTES, ValidatedProgram},
@@ -36,6 +38,15 @@ impl<'a> Region<'a> {
             bytes: size_of_val(words) as u64,
             writable: true,
             memory: PhantomData,
+        }
+    }
+
+    /// The first `bytes` bytes of the words, all of them if they are fewer: memory whose length is no multiple of 8.
+    pub fn bytes(words: &'a [AtomicU64], bytes: u64) -> Self {
+        let all = Self::words(words);
+        Self {
+            bytes: all.bytes.min(bytes),
+            ..all
         }
     }
 
@@ -187,6 +198,23 @@ impl<'a> Memory<'a> {
         found.is_some()
     }
 
+    /// Whether there is a string at `address`, of at most [`LONGEST_STRING`] bytes with its end, where nobody else can write: on
+    /// this run's stack or in memory that is read only.
+    pub(super) fn holds_string(&mut self, address: u64) -> bool {
+        let offset = |start: u64| address.wrapping_sub(start);
+        let on_stack = offset(self.stack.start) < self.stack.bytes;
+        let mut variables = self.program.variables().iter();
+        if variables.any(|variable| offset(variable.address) < variable.bytes) {
+            return false;
+        }
+        let found = self.regions().find(|(r, _)| r.allows(address, 1, false));
+        let Some((region, _)) = found.filter(|(region, _)| on_stack || !region.writable) else {
+            return false;
+        };
+        let bytes = (region.bytes - offset(region.start)).min(LONGEST_STRING as u64);
+        (0..bytes).any(|index| self.load(address + index, Size::B) == Some(0))
+    }
+
     /// Every region that the program may access now, and whether it may do so from all its frames, always.
     fn regions(&self) -> impl Iterator<Item = (Region<'a>, bool)> {
         let (stack, keys) = (self.stack, self.keys);
@@ -210,7 +238,12 @@ impl<'a> Memory<'a> {
         let inner = maps.clone().flat_map(|map| map.inner_maps());
         let maps = maps.map(|map| &**map).chain(inner).filter_map(values);
         let variables = self.program.variables().iter();
-        let variables = variables.map(move |v| range(v.address, v.bytes, false));
+        // A per-CPU one has copies elsewhere, which are as good.
+        let variables = variables.flat_map(move |v| {
+            let copies = (0..host().cpus()).filter_map(|cpu| host().per_cpu(v.address, cpu));
+            let all = core::iter::once(v.address).chain(copies);
+            all.map(move |address| range(address, v.bytes, false))
+        });
         let keys = keys.into_iter().take(self.depth + 1);
         let keys = keys.map(move |(start, bytes)| range(start, bytes, false));
         let given = self.given.iter().copied();

@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Which A64 register holds which BPF register where.
+//! Which A64 register holds which name where.
 //!
-//! A BPF register's values are split into webs: definitions that reach a common use. Webs that are live together get
-//! different A64 registers, webs that are live across a call get callee-saved ones. Hints make most moves vanish: an
-//! argument is computed where the call wants it, a result where the caller wants it, a copy where its source is.
+//! A name's values are split into webs: definitions that reach a common use. Webs that are live together get
+//! different A64 registers, webs that are live across a call get ones that it leaves alone. Copies are made one web with
+//! their source where the two are never different; hints make most other moves vanish: an argument is computed where
+//! the call wants it, a result where the caller wants it.
 use alloc::{collections::BTreeSet, vec, vec::Vec};
+use core::ops::BitOr;
 
 use a64::{
     Reg as A64,
@@ -16,14 +18,15 @@ use a64::{
 
 use super::{
     JitError,
-    liveness::{Arguments, Flow, RegSet},
+    flow::{Arguments, Flow, copied},
+    ir::{Callee, End, Name, NameSet, Node, Step, Update},
 };
-use crate::isa::{AluOp, Op, Operand, Reg, Width};
+use crate::isa::Reg;
 
 /// Where the first five arguments of a call are, and in the first one its result (AAPCS64, 6.8.2).
 pub(super) const ARGUMENTS: [A64; 5] = [X0, X1, X2, X3, X4];
 /// Registers that a call may change, in the order in which they are given out: those that no call wants come first.
-const CALLER_SAVED: [A64; 16] = [
+pub(super) const CALLER_SAVED: [A64; 16] = [
     X9, X10, X11, X12, X13, X8, X7, X6, X5, X15, X14, X4, X3, X2, X1, X0,
 ];
 /// Registers that a call preserves.
@@ -38,10 +41,29 @@ impl RegisterSet {
     /// compiler keeps for itself.
     pub const ALL: Self = Self(0x1ff8_ffff);
 
+    /// None.
+    pub const NONE: Self = Self(0);
+
+    /// The registers of a list.
+    pub(super) fn of(registers: impl IntoIterator<Item = A64>) -> Self {
+        let bits = registers.into_iter().map(|reg| 1 << reg.number());
+        Self(bits.fold(0, |all, bit| all | bit))
+    }
+
     /// This set without a register.
     #[must_use]
     pub const fn without(self, reg: A64) -> Self {
         Self(self.0 & !(1 << reg.number()))
+    }
+
+    /// What is in both.
+    pub(super) const fn and(self, other: Self) -> Self {
+        Self(self.0 & other.0)
+    }
+
+    /// This set without those of another.
+    pub(super) const fn minus(self, other: Self) -> Self {
+        Self(self.0 & !other.0)
     }
 
     /// Whether a register is in the set.
@@ -60,18 +82,30 @@ impl RegisterSet {
     }
 }
 
-/// The A64 registers of the BPF registers at one place. Those that are not live there have a meaningless one.
-pub(super) type Homes = [A64; Reg::COUNT];
+impl BitOr for RegisterSet {
+    type Output = Self;
+
+    fn bitor(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+}
+
+/// The A64 registers of the names at one place. Those that are not live there have a meaningless one.
+pub(super) type Homes = [A64; Name::COUNT];
 
 /// One function's allocation.
 #[derive(Debug)]
 pub(super) struct Allocation {
     /// For each block, the homes at its start.
     block_homes: Vec<Homes>,
-    /// For each instruction, the home of what it defines.
-    defined: Vec<A64>,
+    /// For each step of each block, in order, the homes of what it defines.
+    defined: Vec<[A64; 2]>,
+    /// For each block, where its steps begin in that list.
+    first_step: Vec<usize>,
     /// The callee-saved registers that are used, in order.
     pub(super) saved: Vec<A64>,
+    /// All registers that are used.
+    pub(super) used: RegisterSet,
 }
 
 impl Allocation {
@@ -80,12 +114,14 @@ impl Allocation {
         self.block_homes
             .get(block)
             .copied()
-            .unwrap_or([X0; Reg::COUNT])
+            .unwrap_or([X0; Name::COUNT])
     }
 
-    /// The home of what an instruction defines.
-    pub(super) fn home_of(&self, index: usize) -> A64 {
-        self.defined.get(index).copied().unwrap_or(X0)
+    /// The homes of what a step of a block defines: its `dst`, its `also`.
+    pub(super) fn homes_of(&self, block: usize, step: usize) -> [A64; 2] {
+        let first = self.first_step.get(block);
+        let homes = first.and_then(|first| self.defined.get(first + step));
+        homes.copied().unwrap_or([X0; 2])
     }
 }
 
@@ -106,251 +142,485 @@ impl Webs {
         web
     }
 
-    fn union(&mut self, a: usize, b: usize) {
+    fn union(&mut self, a: usize, b: usize) -> usize {
         let (a, b) = (self.find(a), self.find(b));
         if let Some(slot) = self.0.get_mut(a.max(b)) {
             *slot = a.min(b) as u32;
         }
+        a.min(b)
     }
 }
 
 /// What the colouring knows of a web.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy)]
 struct Web {
-    across_call: bool,
+    /// Registers that it may not have: what calls that it is live across change.
+    avoid: RegisterSet,
     /// The register that a call or an exit wants it in.
     wanted: Option<A64>,
-    /// A web that it is a copy of, or that is a copy of it.
-    friend: Option<usize>,
+    /// Webs that would best have the same register.
+    friends: [Option<u32>; 3],
     colour: Option<A64>,
 }
 
-/// Allocates the registers of a function out of `pool`. With `split` a register's values may live in different
-/// registers; without, each BPF register has one home, which takes less memory and at most ten registers.
-fn colour(
-    flow: &Flow<'_>,
-    arguments: &Arguments,
-    pool: RegisterSet,
-    split: bool,
-) -> Result<Allocation, JitError> {
-    // Webs are numbered: the values live into each block, then what each instruction defines.
-    let mut first_of_block = Vec::with_capacity(flow.blocks.len());
-    let mut count = 0;
-    for block in &flow.blocks {
-        first_of_block.push(count);
-        count += if split { block.live_in.len() } else { 0 };
-    }
-    let first_defined = count;
-    count = if split {
-        count + flow.body.len()
-    } else {
-        Reg::COUNT
-    };
-    let live_into = |block: usize| {
-        let live = flow
-            .blocks
-            .get(block)
-            .map_or_else(RegSet::default, |b| b.live_in);
-        let first = first_of_block.get(block).copied().unwrap_or(0);
-        live.iter()
-            .enumerate()
-            .map(move |(n, reg)| (reg, if split { first + n } else { reg.index() }))
-    };
-    let defined_by = |index: usize, reg: Reg| {
-        if split {
-            first_defined + index
-        } else {
-            reg.index()
+impl Default for Web {
+    fn default() -> Self {
+        Self {
+            avoid: RegisterSet::NONE,
+            wanted: None,
+            friends: [None; 3],
+            colour: None,
         }
-    };
+    }
+}
 
-    // Join what reaches a common use: what leaves a block with what its successors take.
-    let mut webs = Webs((0..count as u32).collect());
-    let current_at = |block: usize| {
-        let mut current = [0; Reg::COUNT];
-        live_into(block).for_each(|(reg, web)| current[reg.index()] = web);
+/// What the allocation is told.
+pub(super) struct Given<'a> {
+    /// What each function reads of its arguments.
+    pub(super) arguments: &'a Arguments,
+    /// The registers that may be used.
+    pub(super) pool: RegisterSet,
+    /// What a call of each function of the program changes.
+    pub(super) clobbers: &'a [RegisterSet],
+}
+
+impl Given<'_> {
+    /// The registers that a call changes.
+    fn changed_by(&self, callee: Callee) -> RegisterSet {
+        match callee {
+            Callee::Local(function) => self.clobbers.get(function as usize).copied(),
+            _ => None,
+        }
+        .unwrap_or_else(|| RegisterSet::of(CALLER_SAVED))
+    }
+}
+
+/// How webs are made and joined.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    /// A name's values may live in different registers, and copies are joined with their sources.
+    Joined,
+    /// A name's values may live in different registers.
+    Split,
+    /// Each name has one home, which takes less memory and at most ten registers for a program's own names.
+    Whole,
+}
+
+/// A function's webs, and who is live together with whom.
+struct Graph<'a, 'p> {
+    flow: &'a Flow<'p>,
+    mode: Mode,
+    webs: Webs,
+    info: Vec<Web>,
+    edges: BTreeSet<(u32, u32)>,
+    /// Webs of which the first is a copy of the second.
+    copies: Vec<(u32, u32)>,
+    /// For each block the number of its first live-in web, and of its first step.
+    first_web: Vec<usize>,
+    first_step: Vec<usize>,
+    /// The number of the first web that a step defines.
+    first_defined: usize,
+}
+
+impl<'a, 'p> Graph<'a, 'p> {
+    /// Webs are numbered: the names live into each block, then what each step defines.
+    fn new(flow: &'a Flow<'p>, mode: Mode) -> Self {
+        let (mut first_web, mut first_step) = (Vec::new(), Vec::new());
+        let (mut webs, mut steps) = (0, 0);
+        for block in &flow.blocks {
+            first_web.push(webs);
+            first_step.push(steps);
+            webs += block.live_in.len();
+            steps += block.steps.len();
+        }
+        let count = match mode {
+            Mode::Whole => Name::COUNT,
+            _ => webs + 2 * steps,
+        };
+        Self {
+            flow,
+            mode,
+            webs: Webs((0..count as u32).collect()),
+            info: vec![Web::default(); count],
+            edges: BTreeSet::new(),
+            copies: Vec::new(),
+            first_web,
+            first_step,
+            first_defined: webs,
+        }
+    }
+
+    /// The webs of the names at the start of a block.
+    fn current_at(&self, block: usize) -> [usize; Name::COUNT] {
+        let mut current = [0; Name::COUNT];
+        let live = self.flow.blocks.get(block).map(|b| b.live_in);
+        let first = self.first_web.get(block).copied().unwrap_or(0);
+        for (n, name) in live.unwrap_or_default().iter().enumerate() {
+            if let Some(web) = current.get_mut(name.index()) {
+                *web = match self.mode {
+                    Mode::Whole => name.index(),
+                    _ => first + n,
+                };
+            }
+        }
         current
-    };
-    for (number, block) in flow.blocks.iter().enumerate().filter(|(_, b)| b.reachable) {
-        let mut current = current_at(number);
-        for (index, i) in block.range.clone().zip(flow.code(block)) {
-            if let Some(reg) = i.op.defines() {
-                current[reg.index()] = defined_by(index, reg);
+    }
+
+    /// The webs of what a step of a block defines.
+    fn defined(&self, block: usize, step: usize, of: &Step) -> [(Option<Name>, usize); 2] {
+        let first = self.first_step.get(block).copied().unwrap_or(0);
+        let at = self.first_defined + 2 * (first + step);
+        let web = |name: Option<Name>, at| match (self.mode, name) {
+            (Mode::Whole, Some(name)) => name.index(),
+            (Mode::Whole, None) => 0,
+            _ => at,
+        };
+        [(of.dst, web(of.dst, at)), (of.also, web(of.also, at + 1))]
+    }
+
+    /// Joins what reaches a common use: what leaves a block with what its successors take.
+    fn join(&mut self) {
+        for (number, block) in self.flow.reachable() {
+            let mut current = self.current_at(number);
+            for (n, step) in block.steps.iter().enumerate() {
+                for (name, web) in self.defined(number, n, step) {
+                    set(&mut current, name, web);
+                }
             }
-        }
-        for next in flow.successors(number) {
-            for (reg, web) in live_into(next) {
-                webs.union(current[reg.index()], web);
+            for next in block.end.successors() {
+                let Some(live) = self.flow.blocks.get(next).map(|b| b.live_in) else {
+                    continue;
+                };
+                let there = self.current_at(next);
+                for name in live.iter() {
+                    if let Some((&a, &b)) = current.get(name.index()).zip(there.get(name.index())) {
+                        self.webs.union(a, b);
+                    }
+                }
             }
         }
     }
 
-    // Who is live together, who is live across a call, who is wanted where.
-    let mut info = vec![Web::default(); count];
-    let mut edges = BTreeSet::new();
-    let mut interfere = |a: usize, b: usize| {
+    fn interfere(&mut self, a: usize, b: usize) {
         if a != b {
-            edges.insert((a as u32, b as u32));
-            edges.insert((b as u32, a as u32));
+            self.edges.insert((a as u32, b as u32));
+            self.edges.insert((b as u32, a as u32));
         }
-    };
-    let entry: Vec<_> = live_into(0)
-        .map(|(reg, web)| (reg, webs.find(web)))
-        .collect();
-    for &(reg, web) in &entry {
-        entry.iter().for_each(|&(_, other)| interfere(web, other));
-        want(&mut info, web, argument_home(reg));
     }
-    let mut live_outs = Vec::new();
-    for (number, block) in flow.blocks.iter().enumerate().filter(|(_, b)| b.reachable) {
-        let mut current = current_at(number).map(|web| webs.find(web));
-        flow.live_outs(number, arguments, &mut live_outs);
-        let code = block.range.clone().zip(flow.code(block));
-        for ((index, i), &live_out) in code.zip(&live_outs) {
-            let effects = flow.effects(index, i, arguments);
-            if effects.is_dead(live_out) {
+
+    fn want(&mut self, web: usize, register: Option<A64>) {
+        if let Some(web) = self.info.get_mut(web) {
+            web.wanted = web.wanted.or(register);
+        }
+    }
+
+    fn befriend(&mut self, a: usize, b: usize) {
+        for (web, friend) in [(a, b as u32), (b, a as u32)] {
+            if a != b
+                && let Some(web) = self.info.get_mut(web)
+                && !web.friends.contains(&Some(friend))
+                && let Some(free) = web.friends.iter_mut().find(|f| f.is_none())
+            {
+                *free = Some(friend);
+            }
+        }
+    }
+
+    /// Finds who is live together, who is live across which call, who is wanted where.
+    fn interferences(&mut self, given: &Given<'_>) {
+        let entry = self.current_at(0);
+        let live = self.flow.blocks.first().map(|b| b.live_in);
+        let live: Vec<_> = live.unwrap_or_default().iter().collect();
+        for &name in &live {
+            let web = self.current(&entry, name);
+            for &other in &live {
+                let other = self.current(&entry, other);
+                self.interfere(web, other);
+            }
+            self.want(web, argument_home(name));
+        }
+        let mut live_outs = Vec::new();
+        for (number, block) in self.flow.reachable() {
+            let mut current = self.current_at(number);
+            self.flow.live_outs(block, given.arguments, &mut live_outs);
+            for ((n, step), &live_out) in block.steps.iter().enumerate().zip(&live_outs) {
+                self.step(number, n, step, live_out, &mut current, given);
+            }
+            if let End::Exit(name) = block.end {
+                let web = self.current(&current, name);
+                self.want(web, Some(X0));
+            }
+        }
+    }
+
+    fn current(&mut self, current: &[usize; Name::COUNT], name: Name) -> usize {
+        let web = current.get(name.index()).copied().unwrap_or(0);
+        self.webs.find(web)
+    }
+
+    fn step(
+        &mut self,
+        block: usize,
+        number: usize,
+        step: &Step,
+        live_out: NameSet,
+        current: &mut [usize; Name::COUNT],
+        given: &Given<'_>,
+    ) {
+        if step.is_dead(live_out) {
+            return;
+        }
+        let changed = match step.node {
+            Node::Call { callee, .. } => Some(given.changed_by(callee)),
+            _ => None,
+        };
+        if changed.is_some() {
+            for name in step.uses(given.arguments).iter() {
+                let web = self.current(current, name);
+                self.want(web, argument_home(name));
+            }
+        }
+        let defined = self.defined(block, number, step);
+        let own = NameSet::of(step.defines());
+        for name in live_out.without(own).iter() {
+            let other = self.current(current, name);
+            for (dst, web) in defined {
+                // A copy may share its source's register.
+                if dst.is_some() && copied(step) != Some(name) {
+                    let web = self.webs.find(web);
+                    self.interfere(web, other);
+                }
+            }
+            if let Some((changed, other)) = changed.zip(self.info.get_mut(other)) {
+                other.avoid = other.avoid | changed;
+            }
+        }
+        let [(dst, first), (also, second)] = defined;
+        let (first, second) = (self.webs.find(first), self.webs.find(second));
+        if dst.is_some() && also.is_some() {
+            self.interfere(first, second);
+        }
+        if changed.is_some() && dst.is_some() {
+            self.want(first, Some(X0));
+        }
+        // What the results would best share a register with.
+        if dst.is_some() {
+            if let Some(source) = copied(step) {
+                let source = self.current(current, source);
+                self.copies.push((first as u32, source as u32));
+            }
+            if let Some(source) = sibling(&step.node) {
+                let source = self.current(current, source);
+                self.befriend(first, source);
+            }
+        }
+        if let Some((name, update)) = also.zip(updated(&step.node)) {
+            let before = self.current(current, name);
+            self.befriend(second, before);
+            // The base is written while the access is done: the result must be another register, and what is stored too.
+            if update && dst.is_some() {
+                self.interfere(first, before);
+            }
+        }
+        for (name, web) in [(dst, first), (also, second)] {
+            set(current, name, web);
+        }
+    }
+
+    /// Makes copies one web with their sources where that leaves a web few neighbours, so that it certainly gets a colour.
+    fn coalesce(&mut self, pool: RegisterSet) {
+        let copies = core::mem::take(&mut self.copies);
+        for (a, b) in copies {
+            let (a, b) = (self.webs.find(a as usize), self.webs.find(b as usize));
+            if a == b || self.edges.contains(&(a as u32, b as u32)) {
                 continue;
             }
-            if effects.calls {
-                for reg in effects.uses.iter() {
-                    want(&mut info, current[reg.index()], argument_home(reg));
-                }
+            let neighbours = |web: usize| {
+                let range = (web as u32, 0)..=(web as u32, u32::MAX);
+                self.edges.range(range).map(|(_, other)| *other)
+            };
+            let (mine, theirs): (BTreeSet<_>, Vec<_>) =
+                (neighbours(a).collect(), neighbours(b).collect());
+            let all = mine.len() + theirs.iter().filter(|n| !mine.contains(n)).count();
+            let (one, other) = match (self.info.get(a), self.info.get(b)) {
+                (Some(one), Some(other)) => (*one, *other),
+                _ => continue,
+            };
+            let avoid = one.avoid | other.avoid;
+            let room = pool.minus(avoid).len();
+            // Two wishes that differ are better kept apart: each saves a move of its own.
+            let agree =
+                one.wanted.is_none() || other.wanted.is_none() || one.wanted == other.wanted;
+            if all >= room || !agree {
+                continue;
             }
-            if i.op == Op::Exit {
-                want(&mut info, current[Reg::R0.index()], Some(X0));
+            let web = self.webs.union(a, b);
+            let gone = a.max(b);
+            let moved: Vec<_> = if gone == a {
+                mine.into_iter().collect()
+            } else {
+                theirs
+            };
+            for other in moved {
+                self.edges.remove(&(gone as u32, other));
+                self.edges.remove(&(other, gone as u32));
+                self.interfere(web, other as usize);
             }
-            let Some(dst) = effects.defines else { continue };
-            let web = webs.find(defined_by(index, dst));
-            let source = source(i.op);
-            for reg in live_out.iter().filter(|reg| *reg != dst) {
-                let other = current[reg.index()];
-                // A copy may share its source's register.
-                if !(source == Some(reg) && is_copy(i.op)) {
-                    interfere(web, other);
-                }
-                if effects.calls
-                    && let Some(other) = info.get_mut(other)
-                {
-                    other.across_call = true;
-                }
+            if let Some(info) = self.info.get_mut(web) {
+                info.avoid = avoid;
+                info.wanted = one.wanted.or(other.wanted);
+                let mut friends = one.friends.into_iter().chain(other.friends).flatten();
+                info.friends = core::array::from_fn(|_| friends.next());
             }
-            if effects.calls {
-                want(&mut info, web, Some(X0));
-            }
-            if let Some(source) = source.map(|reg| current[reg.index()]) {
-                befriend(&mut info, web, source);
-                befriend(&mut info, source, web);
-            }
-            current[dst.index()] = web;
         }
     }
 
-    give_out(&mut info, &edges, pool)?;
-    let mut home = |web: usize| {
-        let web = webs.find(web);
-        info.get(web).and_then(|web| web.colour).unwrap_or(X0)
-    };
-    let block_homes = (0..flow.blocks.len())
-        .map(|block| current_at(block).map(&mut home))
-        .collect();
-    let defined = flow
-        .body
-        .iter()
-        .enumerate()
-        .map(|(index, i)| {
-            i.op.defines()
-                .map_or(X0, |reg| home(defined_by(index, reg)))
-        })
-        .collect();
-    let used = |reg: &A64| info.iter().any(|web| web.colour == Some(*reg));
-    Ok(Allocation {
-        block_homes,
-        defined,
-        saved: CALLEE_SAVED.into_iter().filter(used).collect(),
-    })
-}
+    /// Gives each web a register that no web it is live together with has.
+    fn give_out(&mut self, pool: RegisterSet) -> Result<(), JitError> {
+        // Those that are wanted somewhere choose first.
+        let mut order: Vec<_> = (0..self.info.len()).collect();
+        order.retain(|&web| self.webs.find(web) == web);
+        order.sort_by_key(|&web| self.info.get(web).is_none_or(|web| web.wanted.is_none()));
+        for web in order {
+            let Some(&this) = self.info.get(web) else {
+                continue;
+            };
+            let neighbours = self.edges.range((web as u32, 0)..=(web as u32, u32::MAX));
+            let taken = neighbours
+                .filter_map(|(_, other)| self.info.get(*other as usize)?.colour)
+                .fold(this.avoid, |taken, reg| taken | RegisterSet::of([reg]));
+            let mut hints = [this.wanted, None, None, None, None, None, None];
+            for (n, friend) in this.friends.into_iter().flatten().enumerate() {
+                let friend = self.webs.find(friend as usize);
+                let friend = self.info.get(friend);
+                let [colour, wanted] =
+                    [friend.and_then(|f| f.colour), friend.and_then(|f| f.wanted)];
+                for (at, hint) in [(1 + n, colour), (4 + n, wanted)] {
+                    if let Some(slot) = hints.get_mut(at) {
+                        *slot = hint;
+                    }
+                }
+            }
+            let choices = hints
+                .into_iter()
+                .flatten()
+                .chain(CALLER_SAVED)
+                .chain(CALLEE_SAVED);
+            let free = |reg: &A64| pool.contains(*reg) && !taken.contains(*reg);
+            let colour = choices.into_iter().find(free);
+            let colour = colour.ok_or(JitError::OutOfRegisters { pool: pool.len() })?;
+            if let Some(web) = self.info.get_mut(web) {
+                web.colour = Some(colour);
+            }
+        }
+        Ok(())
+    }
 
-/// Gives each web a register that no web it is live together with has.
-fn give_out(
-    info: &mut [Web],
-    edges: &BTreeSet<(u32, u32)>,
-    pool: RegisterSet,
-) -> Result<(), JitError> {
-    // Those that are wanted somewhere choose first.
-    let mut order: Vec<_> = (0..info.len()).collect();
-    order.sort_by_key(|&web| info.get(web).is_none_or(|web| web.wanted.is_none()));
-    for web in order {
-        let Some(&this) = info.get(web) else { continue };
-        let neighbours = edges.range((web as u32, 0)..=(web as u32, u32::MAX));
-        let taken = neighbours
-            .filter_map(|(_, other)| info.get(*other as usize)?.colour)
-            .fold(RegisterSet(0), |taken, reg| {
-                RegisterSet(taken.0 | 1 << reg.number())
-            });
-        let friend = this.friend.and_then(|friend| info.get(friend));
-        let hints = [this.wanted, friend.and_then(|f| f.colour.or(f.wanted))];
-        let caller_saved = hints.into_iter().flatten().chain(CALLER_SAVED);
-        let callee_saved = hints.into_iter().flatten().chain(CALLEE_SAVED);
-        let free = |reg: &A64| pool.contains(*reg) && !taken.contains(*reg);
-        let survives = |reg: &A64| !this.across_call || CALLEE_SAVED.contains(reg);
-        let colour = caller_saved.chain(callee_saved).filter(free).find(survives);
-        let colour = colour.ok_or(JitError::OutOfRegisters { pool: pool.len() })?;
-        if let Some(web) = info.get_mut(web) {
-            web.colour = Some(colour);
+    fn finish(mut self) -> Allocation {
+        let mut home = |web: usize| {
+            let web = self.webs.find(web);
+            self.info.get(web).and_then(|web| web.colour).unwrap_or(X0)
+        };
+        let mut block_homes = Vec::with_capacity(self.flow.blocks.len());
+        let mut defined = Vec::new();
+        // Only what has a name counts as used.
+        let mut used = RegisterSet::NONE;
+        for (number, block) in self.flow.blocks.iter().enumerate() {
+            let first = self.first_web.get(number).copied().unwrap_or(0);
+            let mut homes = [X0; Name::COUNT];
+            for (n, name) in block.live_in.iter().enumerate() {
+                let web = match self.mode {
+                    Mode::Whole => name.index(),
+                    _ => first + n,
+                };
+                if let Some(slot) = homes.get_mut(name.index()) {
+                    *slot = home(web);
+                    used = used | RegisterSet::of([*slot]);
+                }
+            }
+            block_homes.push(homes);
+            let first = self.first_step.get(number).copied().unwrap_or(0);
+            for (n, step) in block.steps.iter().enumerate() {
+                let at = self.first_defined + 2 * (first + n);
+                let mut of = |name: Option<Name>, at| {
+                    let name = name?;
+                    let reg = home(match self.mode {
+                        Mode::Whole => name.index(),
+                        _ => at,
+                    });
+                    used = used | RegisterSet::of([reg]);
+                    Some(reg)
+                };
+                defined.push([
+                    of(step.dst, at).unwrap_or(X0),
+                    of(step.also, at + 1).unwrap_or(X0),
+                ]);
+            }
+        }
+        Allocation {
+            block_homes,
+            defined,
+            first_step: self.first_step,
+            saved: CALLEE_SAVED
+                .into_iter()
+                .filter(|reg| used.contains(*reg))
+                .collect(),
+            used,
         }
     }
-    Ok(())
 }
 
-/// Allocates the registers of a function out of `pool`, splitting where that works out.
-pub(super) fn allocate(
-    flow: &Flow<'_>,
-    arguments: &Arguments,
-    pool: RegisterSet,
-) -> Result<Allocation, JitError> {
+fn set(current: &mut [usize; Name::COUNT], name: Option<Name>, web: usize) {
+    if let Some(slot) = name.and_then(|name| current.get_mut(name.index())) {
+        *slot = web;
+    }
+}
+
+/// Allocates the registers of a function out of a pool: the best way that works out.
+pub(super) fn allocate(flow: &Flow<'_>, given: &Given<'_>) -> Result<Allocation, JitError> {
     /// Above this many instructions values are not split, so that memory stays small.
     const MAX_SPLIT: usize = 1 << 16;
-    if flow.body.len() <= MAX_SPLIT
-        && let Ok(allocation) = colour(flow, arguments, pool, true)
-    {
-        return Ok(allocation);
+    let colour = |mode| {
+        let mut graph = Graph::new(flow, mode);
+        graph.join();
+        graph.interferences(given);
+        if mode == Mode::Joined {
+            graph.coalesce(given.pool);
+        }
+        graph.give_out(given.pool)?;
+        Ok(graph.finish())
+    };
+    if flow.body.len() > MAX_SPLIT {
+        return colour(Mode::Whole);
     }
-    colour(flow, arguments, pool, false)
+    colour(Mode::Joined)
+        .or_else(|_| colour(Mode::Split))
+        .or_else(|_| colour(Mode::Whole))
 }
 
-fn want(info: &mut [Web], web: usize, register: Option<A64>) {
-    if let Some(web) = info.get_mut(web) {
-        web.wanted = web.wanted.or(register);
-    }
-}
-
-fn befriend(info: &mut [Web], web: usize, friend: usize) {
-    if let Some(web) = info.get_mut(web).filter(|_| web != friend) {
-        web.friend = web.friend.or(Some(friend));
-    }
-}
-
-/// Where a call has the argument in `reg`.
-pub(super) fn argument_home(reg: Reg) -> Option<A64> {
+/// Where a call has the argument of a name.
+pub(super) fn argument_home(name: Name) -> Option<A64> {
     Reg::arguments()
         .zip(ARGUMENTS)
-        .find_map(|(argument, home)| (argument == reg).then_some(home))
+        .find_map(|(argument, home)| (Name::from(argument) == name).then_some(home))
 }
 
-/// The register whose home the result would best share: the old destination, or the source of a move.
-fn source(op: Op) -> Option<Reg> {
-    match op {
-        Op::Alu { op, src, .. } if op.is_move() => match src {
-            Operand::Reg(src) if src != Reg::FP => Some(src),
-            _ => None,
-        },
-        Op::Alu { dst, .. } | Op::Neg { dst, .. } | Op::Swap { dst, .. } => Some(dst),
+/// The operand that the result would best share a register with: A64 needs no such thing, but what follows may.
+fn sibling(node: &Node) -> Option<Name> {
+    let name = match *node {
+        Node::Copy(name) | Node::Neg { src: name, .. } | Node::Swap { src: name, .. } => name,
+        Node::Binary { a, .. } => a,
+        Node::Field(field) => field.src,
+        _ => return None,
+    };
+    (name != Name::FP).then_some(name)
+}
+
+/// For a node that updates its base, whether it reads memory meanwhile.
+fn updated(node: &Node) -> Option<bool> {
+    match node {
+        Node::Load { addr, .. } if addr.update != Update::None => Some(true),
+        Node::Store { addr, .. } if addr.update != Update::None => Some(false),
         _ => None,
     }
-}
-
-/// Whether the result is its source, bit for bit.
-fn is_copy(op: Op) -> bool {
-    let (width, mov) = (Width::W64, AluOp::Mov);
-    matches!(op, Op::Alu { width: w, op: o, .. } if (w, o) == (width, mov))
 }

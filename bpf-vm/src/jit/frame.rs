@@ -17,11 +17,11 @@
 use a64::Reg as A64;
 use alloc::vec::Vec;
 
-use super::liveness::{Arguments, Flow};
-use crate::{
-    isa::{Op, Operand, Reg},
-    program::{Instruction, STACK_BYTES},
+use super::{
+    flow::Flow,
+    ir::{End, Name, Node},
 };
+use crate::program::STACK_BYTES;
 
 /// The layout of a frame.
 #[derive(Debug)]
@@ -44,24 +44,16 @@ pub(super) const HANDED_ON_AT: i64 = RECORD as i64;
 
 impl Frame {
     /// The frame of a function, from the callee-saved registers that it uses.
-    pub(super) fn new(
-        flow: &Flow<'_>,
-        arguments: &Arguments,
-        saved: Vec<A64>,
-        hands_on: bool,
-    ) -> Self {
-        let emitted = flow.emitted(arguments);
-        let calls = |(index, i): &(usize, &Instruction)| flow.effects(*index, i, arguments).calls;
-        let calls = emitted.iter().any(calls);
+    pub(super) fn new(flow: &Flow<'_>, saved: Vec<A64>, hands_on: bool) -> Self {
+        let calls = flow.steps().any(|step| step.node.is_call());
         let handed_on = calls && hands_on;
         let record = if calls { RECORD } else { 0 } + if handed_on { HANDED_ON } else { 0 };
         let saves = (saved.len() as u32 * 8).next_multiple_of(RECORD);
-        let stack = emitted
-            .iter()
-            .map(|(index, i)| match flow.inlined.get(index) {
-                Some(lookup) => depth(lookup.key.unwrap_or(0)),
-                None => stack_used(i.op),
-            })
+        let ends = flow.reachable().map(|(_, block)| end_uses(block.end));
+        let stack = flow
+            .steps()
+            .map(|step| stack_used(&step.node))
+            .chain(ends)
             .max()
             .unwrap_or(0)
             .next_multiple_of(RECORD);
@@ -86,26 +78,56 @@ impl Frame {
 const ALL: u32 = STACK_BYTES as u32;
 
 /// Bytes below r10 down to an offset from it.
-fn depth(off: i16) -> u32 {
-    u32::from(off.min(0).unsigned_abs()).min(ALL)
+fn depth(off: i32) -> u32 {
+    off.min(0).unsigned_abs().min(ALL)
 }
 
-/// Bytes below r10 that an instruction may access, or give others the address of.
-fn stack_used(op: Op) -> u32 {
-    let fp = Operand::Reg(Reg::FP);
-    match op {
-        Op::Store { src, .. } | Op::Alu { src, .. } | Op::If { src, .. } if src == fp => ALL,
-        Op::Atomic { src: Reg::FP, .. } | Op::StoreRelease { src: Reg::FP, .. } => ALL,
-        Op::If { dst: Reg::FP, .. } => ALL,
-        Op::Load { base, off, .. }
-        | Op::Store { base, off, .. }
-        | Op::Atomic { base, off, .. }
-        | Op::LoadAcquire { base, off, .. }
-        | Op::StoreRelease { base, off, .. }
-            if base == Reg::FP =>
-        {
-            depth(off)
+/// Bytes below r10 that a step may access, or give others the address of.
+fn stack_used(node: &Node) -> u32 {
+    let (mut node, mut most) = (*node, 0);
+    let mut base = |name: &mut Name, off: i32| {
+        if *name == Name::FP {
+            most = depth(off);
+            // What is left counts as an address given away.
+            *name = Name::R0;
         }
-        _ => 0,
+    };
+    match &mut node {
+        Node::Load { addr, .. }
+        | Node::Store { addr, .. }
+        | Node::LoadAcquire { addr, .. }
+        | Node::StoreRelease { addr, .. }
+        | Node::Atomic { addr, .. }
+        | Node::Lookup { key: addr, .. }
+            if addr.is_plain() =>
+        {
+            base(&mut addr.base, addr.off);
+        }
+        Node::LoadPair {
+            base: name, off, ..
+        }
+        | Node::StorePair {
+            base: name, off, ..
+        } => {
+            base(name, *off);
+        }
+        _ => {}
     }
+    node.each_name(&mut |name| {
+        if *name == Name::FP {
+            most = ALL;
+        }
+    });
+    most
+}
+
+/// The same of the end of a block.
+fn end_uses(mut end: End) -> u32 {
+    let mut most = 0;
+    end.each_name(&mut |name| {
+        if *name == Name::FP {
+            most = ALL;
+        }
+    });
+    most
 }

@@ -12,28 +12,28 @@ use core::fmt::{self, Write as _};
 
 use a64::{
     AsmError, Assembler, ops,
-    reg::{X14, X15},
+    reg::{X6, X14, X15},
 };
 
 mod alloc;
+mod facts;
+mod flow;
 mod frame;
-mod liveness;
+mod fuse;
+mod ir;
+mod lower;
 mod moves;
 mod select;
 
 pub use self::alloc::RegisterSet;
 use self::{
-    alloc::Allocation,
+    alloc::{Allocation, Given},
+    flow::{Arguments, Flow},
     frame::Frame,
-    liveness::{Arguments, Flow},
-    select::{ATTACHMENT, Places, STUB_BYTES, Selector, ShortBranch, Site},
+    ir::{Callee, Node},
+    select::{ATTACHMENT, Places, STUB_BYTES, Selector, ShortBranch},
 };
-use crate::{
-    helpers::{self, Helper},
-    interp::MAX_FRAMES,
-    isa::Op,
-    program::{Instruction, ValidatedProgram},
-};
+use crate::{helpers, interp::MAX_FRAMES, program::ValidatedProgram};
 
 /// Extensions of the A64 base instruction set that the code may use.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -179,25 +179,54 @@ struct Function<'p> {
     frame: Frame,
 }
 
-impl<'p> Function<'p> {
-    fn new(
+/// What all functions of a program are compiled with.
+struct Common<'a> {
+    target: &'a Target<'a>,
+    arguments: &'a Arguments,
+    /// Whether functions hand on the attachment and the count of tail calls.
+    hands_on: bool,
+}
+
+impl Common<'_> {
+    fn function<'p>(
+        &self,
         flow: Flow<'p>,
-        arguments: &Arguments,
-        target: &Target<'_>,
-        hands_on: bool,
-    ) -> Result<Self, JitError> {
-        let mut pool = target.registers;
-        let exclusive = flow.body.iter().any(|i| matches!(i.op, Op::Atomic { .. }));
-        if exclusive && !target.features.lse {
+        clobbers: &[RegisterSet],
+    ) -> Result<Function<'p>, JitError> {
+        let mut pool = self.target.registers;
+        let exclusive = flow.steps().any(|s| matches!(s.node, Node::Atomic { .. }));
+        if exclusive && !self.target.features.lse {
             pool = pool.without(X14).without(X15);
         }
-        let allocation = alloc::allocate(&flow, arguments, pool)?;
-        let frame = Frame::new(&flow, arguments, allocation.saved.clone(), hands_on);
-        Ok(Self {
+        let given = Given {
+            arguments: self.arguments,
+            pool,
+            clobbers,
+        };
+        let allocation = alloc::allocate(&flow, &given)?;
+        let frame = Frame::new(&flow, allocation.saved.clone(), self.hands_on);
+        Ok(Function {
             flow,
             allocation,
             frame,
         })
+    }
+
+    /// The registers that a call of a function changes, from what it uses and what its own calls change.
+    fn clobbers(&self, function: &Function<'_>, clobbers: &[RegisterSet]) -> RegisterSet {
+        let calls = function.flow.steps().filter_map(|step| match step.node {
+            Node::Call { callee, .. } => Some(match callee {
+                Callee::Local(callee) => clobbers.get(callee as usize).copied(),
+                _ => None,
+            }),
+            _ => None,
+        });
+        let all = RegisterSet::of(alloc::CALLER_SAVED);
+        let convention = RegisterSet::of(alloc::ARGUMENTS) | RegisterSet::of([ATTACHMENT, X6]);
+        let exclusive = RegisterSet::of([X14, X15]);
+        let below = calls.fold(RegisterSet::NONE, |set, call| set | call.unwrap_or(all));
+        let own = function.allocation.used | convention | exclusive;
+        (own | below).and(all)
     }
 }
 
@@ -206,14 +235,39 @@ impl<'p> Function<'p> {
 /// # Errors
 /// What [`JitError`] lists; a validated program with the default [`Target`] fails only by recursion or call depth.
 pub fn compile(program: &ValidatedProgram, target: &Target<'_>) -> Result<Code, JitError> {
-    let (flows, arguments) = liveness::analyse(program);
-    let tail_calls = flows.iter().any(|flow| !flow.tail_calls.is_empty());
-    let hands_on = tail_calls || program.needs_attachment();
-    let functions = flows
-        .into_iter()
-        .map(|flow| Function::new(flow, &arguments, target, hands_on))
+    let lowered = program.functions().iter();
+    let mut flows = lowered
+        .map(|function| lower::lower(program, function, target))
         .collect::<Result<Vec<_>, _>>()?;
-    let stack_bytes = stack_bytes(&functions)? + if tail_calls { STUB_BYTES } else { 0 };
+    let arguments = flow::analyse(&mut flows);
+    for flow in &mut flows {
+        flow.remove_dead(&arguments);
+        fuse::fuse(flow, &arguments);
+    }
+    let tail_calls = flows.iter().any(makes_tail_calls);
+    skips_no_caller(&flows)?;
+    let order = callees_first(&flows)?;
+    let common = Common {
+        target,
+        arguments: &arguments,
+        hands_on: tail_calls || program.needs_attachment(),
+    };
+    let all = RegisterSet::of(alloc::CALLER_SAVED);
+    let mut clobbers = vec![all; flows.len()];
+    let mut functions: Vec<_> = flows.iter().map(|_| None).collect();
+    let mut flows: Vec<_> = flows.into_iter().map(Some).collect();
+    for &index in &order {
+        let Some(flow) = flows.get_mut(index).and_then(Option::take) else {
+            continue;
+        };
+        let function = common.function(flow, &clobbers)?;
+        let changed = common.clobbers(&function, &clobbers);
+        if let Some((slot, place)) = clobbers.get_mut(index).zip(functions.get_mut(index)) {
+            (*slot, *place) = (changed, Some(function));
+        }
+    }
+    let functions: Vec<_> = functions.into_iter().flatten().collect();
+    let stack_bytes = stack_bytes(&functions, &order)? + if tail_calls { STUB_BYTES } else { 0 };
     let emitter = Emitter {
         program,
         target,
@@ -221,14 +275,15 @@ pub fn compile(program: &ValidatedProgram, target: &Target<'_>) -> Result<Code, 
         arguments: &arguments,
         tail_calls,
     };
-    let mut far = vec![false; program.instructions().len()];
+    let blocks = functions.iter().map(|f| f.flow.blocks.len());
+    let mut far = vec![false; blocks.sum()];
     // Size with short branches, lengthen those that do not reach, until all do; then emit.
     loop {
         let mut asm = Assembler::sizing(target.base);
         let mut short = Vec::new();
         let layout = emitter.emit(&mut asm, Places::Unknown, &far, &mut short)?;
         let mut words = vec![0; asm.finish()?];
-        let place = |index: usize| layout.starts.get(index).map_or(0, |word| i64::from(*word));
+        let place = |index: usize| layout.blocks.get(index).map_or(0, |word| i64::from(*word));
         short.retain(|branch| (place(branch.to) - branch.word as i64).abs() >= branch.reach);
         if short.is_empty() {
             let mut asm = Assembler::new(&mut words, target.base);
@@ -256,59 +311,75 @@ impl From<AsmError> for JitError {
     }
 }
 
-/// The most stack that the functions use together, callees first.
-///
-/// A function whose address is taken counts as called where it is taken, and wherever there is a call by register.
-fn stack_bytes(functions: &[Function<'_>]) -> Result<u32, JitError> {
-    let named = |i: &Instruction| matches!(i.op, Op::LoadFunction { .. });
-    let mut taken = BTreeSet::new();
-    for function in functions {
-        let names = function.flow.body.iter().filter(|i| named(i));
-        taken.extend(names.map(|i| function.flow.callee(i)));
-    }
-    let callees = |function: &Function<'_>, i: &Instruction| -> Vec<usize> {
-        match i.op {
-            Op::CallLocal { .. } | Op::LoadFunction { .. } => vec![function.flow.callee(i)],
-            Op::CallReg { .. } => taken.iter().copied().collect(),
-            _ => Vec::new(),
-        }
+fn makes_tail_calls(flow: &Flow<'_>) -> bool {
+    tail_call(flow).is_some()
+}
+
+/// The slot of a function's first tail call.
+fn tail_call(flow: &Flow<'_>) -> Option<u32> {
+    let tail = |node: &Node| {
+        matches!(
+            node,
+            Node::Call {
+                callee: Callee::Tail { .. },
+                ..
+            }
+        )
     };
-    // Per function: callees not done yet, who calls it, and of those done the deepest and its depth.
-    let mut waiting = vec![0_u32; functions.len()];
-    let mut callers = vec![Vec::new(); functions.len()];
-    for (caller, function) in functions.iter().enumerate() {
-        for callee in function.flow.body.iter().flat_map(|i| callees(function, i)) {
-            if let Some(list) = callers.get_mut(callee) {
+    let step = flow.steps().find(|step| tail(&step.node))?;
+    Some(flow.slot(step.at))
+}
+
+/// The functions whose address is taken somewhere.
+fn taken(flows: &[Flow<'_>]) -> BTreeSet<usize> {
+    let steps = flows.iter().flat_map(Flow::steps);
+    steps
+        .filter_map(|step| match step.node {
+            Node::Function(function) => Some(function as usize),
+            _ => None,
+        })
+        .collect()
+}
+
+/// The functions that one calls or may call: one whose address is taken counts as called where it is taken, and wherever
+/// there is a call by register.
+fn callees(flow: &Flow<'_>, taken: &BTreeSet<usize>) -> BTreeSet<usize> {
+    let by_register = |node: &Node| {
+        matches!(
+            node,
+            Node::Call {
+                callee: Callee::Register(_),
+                ..
+            }
+        )
+    };
+    let mut callees: BTreeSet<_> = flow.callees(true).collect();
+    if flow.steps().any(|step| by_register(&step.node)) {
+        callees.extend(taken);
+    }
+    callees
+}
+
+/// The functions in an order in which callees come before their callers.
+fn callees_first(flows: &[Flow<'_>]) -> Result<Vec<usize>, JitError> {
+    let taken = taken(flows);
+    // Per function: callees that are not done yet, and who calls it.
+    let mut waiting = vec![0_u32; flows.len()];
+    let mut callers = vec![Vec::new(); flows.len()];
+    for (caller, flow) in flows.iter().enumerate() {
+        for callee in callees(flow, &taken) {
+            if let Some((list, waiting)) = callers.get_mut(callee).zip(waiting.get_mut(caller)) {
                 list.push(caller);
-                if let Some(waiting) = waiting.get_mut(caller) {
-                    *waiting += 1;
-                }
+                *waiting += 1;
             }
         }
     }
-    skips_no_caller(functions, &taken, &callees)?;
-    let mut below = vec![(0, 0); functions.len()];
-    let mut ready: Vec<_> = (0..functions.len())
-        .filter(|f| waiting.get(*f) == Some(&0))
-        .collect();
-    let mut done = 0;
+    let idle = |f: &usize| waiting.get(*f) == Some(&0);
+    let mut ready: Vec<_> = (0..flows.len()).filter(idle).collect();
+    let mut order = Vec::with_capacity(flows.len());
     while let Some(index) = ready.pop() {
-        let Some((function, (bytes, depth))) = functions.get(index).zip(below.get(index).copied())
-        else {
-            continue;
-        };
-        let (bytes, depth) = (bytes + function.frame.bytes, depth + 1);
-        if depth > MAX_FRAMES {
-            return Err(JitError::CallDepth(depth));
-        }
-        done += 1;
-        if let Some(own) = below.get_mut(index) {
-            *own = (bytes, depth);
-        }
+        order.push(index);
         for &caller in callers.get(index).into_iter().flatten() {
-            if let Some(most) = below.get_mut(caller) {
-                *most = (most.0.max(bytes), most.1.max(depth));
-            }
             if let Some(left) = waiting.get_mut(caller) {
                 *left -= 1;
                 if *left == 0 {
@@ -317,35 +388,58 @@ fn stack_bytes(functions: &[Function<'_>]) -> Result<u32, JitError> {
             }
         }
     }
-    if done < functions.len() {
-        let stuck = waiting.iter().zip(functions).find(|(left, _)| **left != 0);
-        let slot = stuck.and_then(|(_, function)| function.flow.body.first());
-        return Err(JitError::Recursion {
-            slot: slot.map_or(0, |i| i.slot),
-        });
+    match waiting.iter().zip(flows).find(|(left, _)| **left != 0) {
+        Some((_, flow)) => Err(JitError::Recursion { slot: flow.slot(0) }),
+        None => Ok(order),
     }
-    Ok(below.first().map_or(0, |(bytes, _)| *bytes))
+}
+
+/// The most stack that the functions use together, which is what the deepest of them uses.
+fn stack_bytes(functions: &[Function<'_>], order: &[usize]) -> Result<u32, JitError> {
+    let flows = functions.iter().map(|function| &function.flow);
+    let taken: BTreeSet<_> = flows
+        .clone()
+        .flat_map(|f| taken(core::slice::from_ref(f)))
+        .collect();
+    // Of each function that is done: what it and what is below it uses, and how deep that goes.
+    let mut used = vec![(0, 0); functions.len()];
+    let mut most = 0;
+    for &index in order {
+        let Some(function) = functions.get(index) else {
+            continue;
+        };
+        let below = callees(&function.flow, &taken).into_iter();
+        let below = below.filter_map(|callee| used.get(callee).copied());
+        let (bytes, depth) = below.fold((0, 0), |most: (u32, usize), one| {
+            (most.0.max(one.0), most.1.max(one.1))
+        });
+        let (bytes, depth) = (bytes + function.frame.bytes, depth + 1);
+        if depth > MAX_FRAMES {
+            return Err(JitError::CallDepth(depth));
+        }
+        if let Some(own) = used.get_mut(index) {
+            *own = (bytes, depth);
+        }
+        if index == 0 {
+            most = bytes;
+        }
+    }
+    Ok(most)
 }
 
 /// Checks that no function whose address is taken makes a tail call, itself or through others: a helper that called it
 /// back would not hand on the count of tail calls.
-fn skips_no_caller(
-    functions: &[Function<'_>],
-    taken: &BTreeSet<usize>,
-    callees: &dyn Fn(&Function<'_>, &Instruction) -> Vec<usize>,
-) -> Result<(), JitError> {
-    if functions.iter().all(|f| f.flow.tail_calls.is_empty()) {
+fn skips_no_caller(flows: &[Flow<'_>]) -> Result<(), JitError> {
+    if !flows.iter().any(makes_tail_calls) {
         return Ok(());
     }
+    let taken = taken(flows);
     let (mut seen, mut work) = (taken.clone(), Vec::from_iter(taken.iter().copied()));
-    while let Some(function) = work.pop().and_then(|index| functions.get(index)) {
-        if let Some(i) = function.flow.tail_calls.keys().next() {
-            let i = function.flow.body.get(*i);
-            return Err(JitError::TailCallInCallback {
-                slot: i.map_or(0, |i| i.slot),
-            });
+    while let Some(flow) = work.pop().and_then(|index| flows.get(index)) {
+        if let Some(slot) = tail_call(flow) {
+            return Err(JitError::TailCallInCallback { slot });
         }
-        let callees = function.flow.body.iter().flat_map(|i| callees(function, i));
+        let callees = callees(flow, &taken).into_iter();
         work.extend(callees.filter(|callee| seen.insert(*callee)));
     }
     Ok(())
@@ -354,10 +448,12 @@ fn skips_no_caller(
 /// Where things came to lie, in words from the start.
 #[derive(Debug, Default)]
 struct Layout {
-    /// Each instruction of the program.
-    starts: Vec<u32>,
+    /// Each block of each function, in order.
+    blocks: Vec<u32>,
     /// Each function's prologue.
     entries: Vec<u32>,
+    /// Where tail calls that cannot be made go on, in the order in which they are emitted.
+    failed: Vec<u32>,
     /// For each word the slot of the instruction that it belongs to.
     map: Vec<Option<u32>>,
     /// Where a tail call enters.
@@ -384,6 +480,7 @@ impl Emitter<'_, '_> {
         short: &mut Vec<ShortBranch>,
     ) -> Result<Layout, JitError> {
         let mut layout = Layout::default();
+        let (mut first_block, mut live_outs) = (0, Vec::new());
         for (number, function) in self.functions.iter().enumerate() {
             let Function {
                 flow,
@@ -401,6 +498,7 @@ impl Emitter<'_, '_> {
                 layout.tail_entry = asm.len() as u32;
             }
             let mut selector = Selector {
+                program: self.program,
                 dispatch: self.target.dispatch,
                 long: self.program.instructions().len() > SHORT,
                 attachment,
@@ -408,8 +506,10 @@ impl Emitter<'_, '_> {
                 frame,
                 lse: self.target.features.lse,
                 homes: allocation.homes_at(0),
+                first_block,
                 places,
                 short: &mut *short,
+                failed: &mut layout.failed,
             };
             layout.entries.push(selector.asm.len() as u32);
             let live_in = flow.blocks.first().map(|block| block.live_in);
@@ -421,68 +521,34 @@ impl Emitter<'_, '_> {
             selector.prologue(live_in.unwrap_or_default(), given);
             layout.map.resize(selector.asm.len(), None);
 
-            let mut live_outs = Vec::new();
-            for (number, block) in flow.blocks.iter().enumerate() {
-                flow.live_outs(number, self.arguments, &mut live_outs);
+            layout.blocks.resize(first_block + flow.blocks.len(), 0);
+            let order: Vec<_> = flow.reachable().map(|(number, _)| number).collect();
+            let nexts = order.iter().skip(1).copied().map(Some).chain([None]);
+            for (&number, next) in order.iter().zip(nexts) {
+                let Some(block) = flow.blocks.get(number) else {
+                    continue;
+                };
+                if let Some(start) = layout.blocks.get_mut(first_block + number) {
+                    *start = selector.asm.len() as u32;
+                }
+                flow.live_outs(block, self.arguments, &mut live_outs);
                 selector.homes = allocation.homes_at(number);
-                let code = block.range.clone().zip(flow.code(block));
-                for ((index, i), &live_out) in code.zip(&live_outs) {
-                    layout.starts.push(selector.asm.len() as u32);
-                    let effects = flow.effects(index, i, self.arguments);
-                    if !block.reachable || effects.is_dead(live_out) {
+                for ((n, step), &live_out) in block.steps.iter().enumerate().zip(&live_outs) {
+                    if step.is_dead(live_out) {
                         continue;
                     }
-                    let inlined = flow.inlined.get(&index);
-                    let site = Site {
-                        index: flow.start + index,
-                        target: match i.op {
-                            Op::CallLocal { .. } | Op::LoadFunction { .. } => flow.callee(i),
-                            _ => i.target as usize,
-                        },
-                        tail_call: match flow.tail_calls.get(&index) {
-                            Some(map) => {
-                                let array = map.and_then(|map| self.program.map(map));
-                                let array = array.and_then(|map| {
-                                    Some((map.definition().max_entries, map.tail_entries()?))
-                                });
-                                Some(array.ok_or(JitError::TailCall { slot: i.slot })?)
-                            }
-                            None => None,
-                        },
-                        attached: self
-                            .program
-                            .called(i.op)
-                            .is_some_and(Helper::needs_attachment),
-                        dst: allocation.home_of(index),
-                        live_out,
-                        arguments: effects.uses,
-                        inlined: inlined.and_then(|lookup| {
-                            Some((&**self.program.map(lookup.map)?, lookup.key))
-                        }),
-                        address: match i.op {
-                            Op::Call { .. } if flow.tail_calls.contains_key(&index) => 0,
-                            Op::Call { helper } if inlined.is_none() => {
-                                (self.target.helper)(helper).ok_or(JitError::Helper(helper))?
-                            }
-                            Op::CallKernel { function } => {
-                                let called = self.program.called(i.op);
-                                let address = called.and_then(|called| called.function.address());
-                                address.ok_or(JitError::Kfunc(function))?
-                            }
-                            op => self.program.constant_address(op).unwrap_or(0),
-                        },
-                        far: far.get(flow.start + index).copied().unwrap_or(false),
-                    };
-                    selector.op(i.op, site);
-                    layout.map.resize(selector.asm.len(), Some(i.slot));
-                    if let Some(dst) = effects
-                        .defines
-                        .and_then(|r| selector.homes.get_mut(r.index()))
-                    {
-                        *dst = site.dst;
-                    }
+                    let homes = allocation.homes_of(number, n);
+                    selector.step(step, homes, live_out, step.uses(self.arguments));
+                    let len = selector.asm.len();
+                    layout.map.resize(len, Some(flow.slot(step.at)));
                 }
+                let from = first_block + number;
+                let far = far.get(from).copied().unwrap_or(false);
+                selector.end(block.end, from, next, far);
+                let len = selector.asm.len();
+                layout.map.resize(len, Some(flow.slot(block.end_at)));
             }
+            first_block += flow.blocks.len();
         }
         if !self.tail_calls && self.program.needs_attachment() {
             // The entry wants the attachment where a hook puts it.

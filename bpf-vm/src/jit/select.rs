@@ -1,25 +1,26 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Which A64 instructions stand for a BPF instruction.
+//! Which A64 instructions stand for a step.
 //!
 //! | BPF        | A64                                                                          |
 //! |------------|------------------------------------------------------------------------------|
 //! | r0         | any free register, x0 where a call leaves it or the caller takes it          |
 //! | r1 to r5   | any free register, x0 to x4 where a call takes them; at entry x0 is r1       |
-//! | r6 to r9   | x19 to x28 while a call is crossed, any free register otherwise              |
+//! | r6 to r9   | one that the call leaves alone while it is crossed, any free one otherwise   |
 //! | r10        | sp + the frame's size: no register                                           |
 //! | -          | x16, x17 (and x15, x14 for atomics without LSE) are the compiler's own       |
 //! | -          | x18 is the platform's, x29 and x30 make the frame record                     |
 //!
-//! 32-bit operations are the W forms, which zero extend as BPF wants. No flags live from one BPF instruction to the
-//! next.
+//! 32-bit operations are the W forms, which zero extend as BPF wants. No flags live from one step to the next. A step
+//! of several instructions writes its result with the last of them, or after it has read its operands.
 use alloc::vec::Vec;
 
 use a64::{
     Assembler, Gpr, Inst, Reg as A64, RegOrSp, SP, Size as Sf, XZR,
-    imm::{Amount, Imm16, Imm21, ImmError, ShiftKind, UImm4},
+    imm::{Amount, BitRange, ExtendShift, Imm16, Imm21, ImmError, ShiftKind, UImm4},
     inst::{
-        Access, AddShift, AtomicOp as Lse, BarrierOp, Cond as Flags, MemSize, MoveWideOp,
-        MulAddLongOp, OrderedOp, PairMode, Shift, StoreExclusiveOp, TwoSourceOp,
+        Access, AddShift, AddSub, AtomicOp as Lse, BarrierOp, BitfieldOp, Cond as Flags, LogicalOp,
+        MemSize, Mode9, MoveWideOp, MulAddLongOp, OrderedOp, PairMode, PairOp, SelectOp, Shift,
+        StoreExclusiveOp, TwoSourceOp,
     },
     ops,
     reg::{X0, X2, X5, X6, X14, X15, X16, X17, X29, X30},
@@ -29,24 +30,26 @@ use super::{
     Layout,
     alloc::{ARGUMENTS, Homes, argument_home},
     frame::{self, Frame},
-    liveness::RegSet,
+    ir::{Addr, Binary, Callee, End, Field, Name, NameSet, Node, Rhs, Step, Test, Update},
+    lower::truncated,
     moves,
 };
 use crate::{
     interp::MAX_TAIL_CALLS,
-    isa::{AluOp, AtomicOp, Cond, Op, Operand, Reg, Size, Swap, Width},
+    isa::{AtomicOp, Cond, Reg, Size, Swap, Width},
     map::Map,
+    program::ValidatedProgram,
 };
 
 /// What stands for a conditional branch's condition.
 #[derive(Clone, Copy)]
-enum Test {
+enum Jump {
     Zero { nonzero: bool, sf: Sf, reg: A64 },
     Bit { set: bool, reg: A64, bit: u64 },
     Flags(Flags),
 }
 
-impl Test {
+impl Jump {
     fn inverted(self) -> Self {
         match self {
             Self::Zero { nonzero, sf, reg } => Self::Zero {
@@ -94,9 +97,9 @@ impl Test {
 /// A conditional branch that was emitted in its short form, for the check that it reaches.
 #[derive(Clone, Copy)]
 pub(super) struct ShortBranch {
-    /// Index of the BPF instruction in the program.
+    /// Number of its block in the program.
     pub(super) from: usize,
-    /// Index of the one that it leads to.
+    /// Number of the block that it leads to.
     pub(super) to: usize,
     /// Index of its word.
     pub(super) word: usize,
@@ -113,37 +116,15 @@ pub(super) enum Places<'a> {
     Known(&'a Layout),
 }
 
-/// How an instruction's operands and surroundings are placed.
-#[derive(Clone, Copy)]
-pub(super) struct Site<'a> {
-    /// Index of the instruction in the program.
-    pub(super) index: usize,
-    /// Index of the one that it may jump to; of a local call the number of the function.
-    pub(super) target: usize,
-    /// The home of what it defines.
-    pub(super) dst: A64,
-    /// What is read after it.
-    pub(super) live_out: RegSet,
-    /// Argument registers that a call hands over.
-    pub(super) arguments: RegSet,
-    /// The array map of a lookup that is emitted in place, and its key's offset from r10 if r2 does not have it.
-    pub(super) inlined: Option<(&'a Map, Option<i16>)>,
-    /// The address that a helper call leads to, or a map constant is.
-    pub(super) address: u64,
-    /// Of a tail call how many slots the program array has, and where the first lies.
-    pub(super) tail_call: Option<(u32, u64)>,
-    /// Whether the helper that is called wants the attachment.
-    pub(super) attached: bool,
-    /// Whether its conditional branch has to be in the long form.
-    pub(super) far: bool,
-}
-
 /// Emits the code of one function.
 pub(super) struct Selector<'a, 'b> {
     pub(super) asm: &'a mut Assembler<'b>,
+    pub(super) program: &'a ValidatedProgram,
     pub(super) frame: &'a Frame,
     pub(super) lse: bool,
     pub(super) homes: Homes,
+    /// The number of the function's first block in the program.
+    pub(super) first_block: usize,
     pub(super) places: Places<'a>,
     /// What calls helpers by number.
     pub(super) dispatch: u64,
@@ -152,6 +133,8 @@ pub(super) struct Selector<'a, 'b> {
     /// Whether the code may become longer than ADR reaches.
     pub(super) long: bool,
     pub(super) short: &'a mut Vec<ShortBranch>,
+    /// Where tail calls that cannot be made go on, in words from the start.
+    pub(super) failed: &'a mut Vec<u32>,
 }
 
 const fn sf(width: Width) -> Sf {
@@ -199,14 +182,6 @@ const fn store_access(size: Size) -> Access {
     }
 }
 
-/// An immediate as the operation sees it: sign extended to the width, upper half zero in 32 bits.
-const fn value(width: Width, imm: i32) -> u64 {
-    match width {
-        Width::W32 => imm as u32 as u64,
-        Width::W64 => imm as i64 as u64,
-    }
-}
-
 /// A register shifted left by a constant, as the last operand of an addition; `bits` below 64.
 fn shifted(sf: Sf, bits: u32) -> Result<AddShift, ImmError> {
     AddShift::new(Shift {
@@ -226,158 +201,356 @@ fn add_shifted(sf: Sf, rd: A64, rn: A64, rm: A64, bits: u32) -> Result<Inst, Imm
     })
 }
 
+/// The condition that the flags have after a comparison.
+const fn flags(cond: Cond) -> Flags {
+    match cond {
+        Cond::Eq => Flags::Eq,
+        Cond::Ne | Cond::Set => Flags::Ne,
+        Cond::Gt => Flags::Hi,
+        Cond::Ge => Flags::Hs,
+        Cond::Lt => Flags::Lo,
+        Cond::Le => Flags::Ls,
+        Cond::Sgt => Flags::Gt,
+        Cond::Sge => Flags::Ge,
+        Cond::Slt => Flags::Lt,
+        Cond::Sle => Flags::Le,
+    }
+}
+
+/// A value of that width as a signed number.
+const fn signed(width: Width, value: u64) -> i64 {
+    match width {
+        Width::W32 => value as u32 as i32 as i64,
+        Width::W64 => value as i64,
+    }
+}
+
+const fn logical(op: Binary) -> LogicalOp {
+    match op {
+        Binary::And => LogicalOp::And,
+        Binary::Or => LogicalOp::Orr,
+        Binary::Xor => LogicalOp::Eor,
+        Binary::AndNot => LogicalOp::Bic,
+        Binary::OrNot => LogicalOp::Orn,
+        _ => LogicalOp::Eon,
+    }
+}
+
+/// Whether a test is one that a branch makes itself, without flags.
+pub(super) fn needs_no_flags(test: &Test) -> bool {
+    match (test.cond, test.b) {
+        (Cond::Eq | Cond::Ne | Cond::Gt | Cond::Le | Cond::Slt | Cond::Sge, Rhs::Imm(0)) => true,
+        (Cond::Set, Rhs::Imm(mask)) => mask.is_power_of_two(),
+        _ => false,
+    }
+}
+
+/// Whether an immediate fits into the instruction that an operation is.
+pub(super) fn encodes(op: Binary, width: Width, value: u64) -> bool {
+    let (sf, reg) = (sf(width), X0);
+    match op {
+        Binary::Add | Binary::Sub => ops::add_imm(sf, reg, reg, signed(width, value)).is_ok(),
+        Binary::And | Binary::Or => ops::and_imm(sf, reg, reg, value).is_ok(),
+        Binary::Xor => {
+            value == truncated(width, u64::MAX) || ops::eor_imm(sf, reg, reg, value).is_ok()
+        }
+        _ => false,
+    }
+}
+
+/// Whether a comparison with an immediate is one instruction.
+pub(super) fn compares(test: &Test, value: u64) -> bool {
+    let with = Test {
+        b: Rhs::Imm(value),
+        ..*test
+    };
+    needs_no_flags(&with) || compare_imm(test.width, test.cond, X0, value).is_ok()
+}
+
+fn compare_imm(width: Width, cond: Cond, reg: A64, value: u64) -> Result<Inst, ImmError> {
+    let (sf, number) = (sf(width), signed(width, value));
+    match (cond, number) {
+        (Cond::Set, _) => ops::tst_imm(sf, reg, value),
+        (_, ..0) => ops::cmn_imm(sf, reg, number.unsigned_abs()),
+        _ => ops::cmp_imm(sf, reg, value),
+    }
+}
+
 impl Selector<'_, '_> {
-    /// Emits one instruction. Its operands are where `homes` says, its result goes to `site.dst`.
-    pub(super) fn op(&mut self, op: Op, site: Site<'_>) {
-        let dst = site.dst;
-        match op {
-            Op::Alu {
+    /// Emits one step. Its operands are where `homes` of the selector says, its results go to `to`.
+    pub(super) fn step(&mut self, step: &Step, to: [A64; 2], live_out: NameSet, uses: NameSet) {
+        let [dst, also] = to;
+        match step.node {
+            Node::Const(value) => self.asm.mov_imm(dst, value),
+            Node::Function(function) => self.function_address(dst, function as usize),
+            Node::Copy(Name::FP) => {
+                self.read(Name::FP, dst);
+            }
+            Node::Copy(src) => {
+                let src = self.home(src);
+                self.copy(Sf::X, dst, src);
+            }
+            Node::Binary { op, width, a, b } => self.binary(op, width, dst, a, b),
+            Node::MulAdd {
+                subtract,
                 width,
-                op,
-                dst: old,
-                src,
-            } => match src {
-                Operand::Reg(src) => self.alu_reg(width, op, dst, old, src),
-                Operand::Imm(imm) => self.alu_imm(width, op, dst, self.home(old), imm),
-            },
-            Op::Neg { width, dst: old } => {
-                let inst = ops::neg(sf(width), dst, self.home(old));
+                a,
+                b,
+                c,
+            } => {
+                let (a, b, c) = (self.home(a), self.rhs(b, X17), self.rhs(c, X16));
+                self.asm.emit(match subtract {
+                    true => ops::msub(sf(width), dst, a, b, c),
+                    false => ops::madd(sf(width), dst, a, b, c),
+                });
+            }
+            Node::Neg { width, src } => {
+                let inst = ops::neg(sf(width), dst, self.home(src));
                 self.asm.emit(inst);
             }
-            Op::Swap {
-                kind,
-                size,
-                dst: old,
-            } => self.swap(kind, size, dst, self.home(old)),
-            Op::LoadImm { value, .. } => self.asm.mov_imm(dst, value),
-            Op::LoadMap { .. } | Op::LoadMapValue { .. } | Op::LoadVariable { .. } => {
-                self.asm.mov_imm(dst, site.address)
+            Node::Field(field) => {
+                let inst = self.field(field, dst);
+                self.asm.emit(inst);
             }
-            Op::LoadFunction { .. } => self.function_address(dst, site.target),
-            Op::Load {
-                size,
-                signed,
-                base,
-                off,
-                ..
-            } => self.memory(access(size, signed), dst.into(), base, off),
-            Op::Store {
-                size,
-                base,
-                off,
-                src,
+            Node::Extract {
+                width,
+                high,
+                low,
+                lsb,
             } => {
-                let value = match src {
-                    Operand::Reg(src) => self.read(src, X17).into(),
-                    Operand::Imm(0) => XZR,
-                    Operand::Imm(imm) => {
-                        self.asm.mov_imm(X17, value(Width::W64, imm));
-                        X17.into()
-                    }
-                };
-                self.memory(store_access(size), value, base, off);
+                let (rn, rm) = (self.read(high, X16), self.read(low, X17));
+                let (rd, rn, rm) = (dst.into(), rn.into(), rm.into());
+                let lsb = Amount::new(sf(width), lsb.into());
+                self.asm
+                    .emit(lsb.map(|lsb| Inst::Extract { rd, rn, rm, lsb }));
             }
-            Op::Atomic {
+            Node::Swap { kind, size, src } => self.swap(kind, size, dst, self.home(src)),
+            Node::Select { test, yes, no } => self.select(test, dst, yes, no),
+            Node::Load { size, signed, addr } => {
+                self.memory(access(size, signed), dst.into(), addr, also);
+            }
+            Node::Store { size, addr, src } => {
+                let value = self.stored(src);
+                self.memory(store_access(size), value, addr, also);
+            }
+            Node::LoadPair { size, base, off } => self.load_pair(size, base, off, to),
+            Node::StorePair {
+                size,
+                base,
+                off,
+                low,
+                high,
+            } => self.store_pair(size, base, off, [low, high]),
+            Node::Atomic {
                 size,
                 op,
-                base,
-                off,
+                addr,
                 src,
+                compared,
             } => {
                 let src = self.read(src, X17);
-                let at = self.address(base, off);
+                let at = self.address(addr);
+                let compared = compared.map(|name| self.home(name));
                 if self.lse {
-                    self.atomic_lse(op, size, at, src, dst);
+                    self.atomic_lse(op, size, at, src, compared, dst);
                 } else {
-                    self.atomic_exclusive(op, size, at, src, dst);
+                    self.atomic_exclusive(op, size, at, src, compared, dst);
                 }
             }
-            Op::LoadAcquire {
-                size, base, off, ..
-            } => {
-                let rn = self.address(base, off);
+            Node::LoadAcquire { size, addr } => {
+                let rn = self.address(addr);
                 let (size, rt) = (mem_size(size), dst.into());
                 let op = OrderedOp::Ldar;
                 self.asm.emit(Inst::Ordered { op, size, rt, rn });
             }
-            Op::StoreRelease {
-                size,
-                base,
-                off,
-                src,
-            } => {
+            Node::StoreRelease { size, addr, src } => {
                 let rt = self.read(src, X17).into();
-                let rn = self.address(base, off);
+                let rn = self.address(addr);
                 let (op, size) = (OrderedOp::Stlr, mem_size(size));
                 self.asm.emit(Inst::Ordered { op, size, rt, rn });
             }
-            Op::Goto { .. } => {
-                if site.target != site.index + 1 {
-                    self.asm.b_abs(self.place(site.target));
+            Node::Lookup { map, key } => {
+                if let Some(map) = self.program.map(map) {
+                    self.array_lookup(map, key, dst);
                 }
             }
-            Op::If {
-                width,
-                cond,
-                dst,
-                src,
-                ..
+            Node::Call { callee, .. } => {
+                let result = live_out.contains(Name::R0).then_some(dst);
+                self.call(callee, uses, result);
+            }
+        }
+        for (name, home) in [(step.dst, dst), (step.also, also)] {
+            if let Some(slot) = name.and_then(|name| self.homes.get_mut(name.index())) {
+                *slot = home;
+            }
+        }
+    }
+
+    /// Emits the end of block `from`; `next` is the function's block that is emitted next.
+    pub(super) fn end(&mut self, end: End, from: usize, next: Option<usize>, far: bool) {
+        match end {
+            End::Goto { to, .. } => {
+                if next != Some(to) {
+                    self.asm.b_abs(self.place(self.first_block + to));
+                }
+            }
+            End::Branch {
+                test,
+                taken,
+                next: other,
             } => {
-                let test = self.test(width, cond, dst, src);
-                self.branch(test, site);
-            }
-            Op::Call { .. } | Op::CallLocal { .. } | Op::CallKernel { .. } | Op::CallReg { .. } => {
-                match site.inlined {
-                    Some((map, key)) => self.array_lookup(map, key, dst),
-                    None => self.call(op, site),
+                let jump = self.jump(test);
+                if next == Some(taken) {
+                    self.branch(jump.inverted(), from, self.first_block + other, far);
+                    return;
+                }
+                self.branch(jump, from, self.first_block + taken, far);
+                if next != Some(other) {
+                    self.asm.b_abs(self.place(self.first_block + other));
                 }
             }
-            Op::Exit => {
-                let result = self.home(Reg::R0);
+            End::Exit(result) => {
+                let result = self.read(result, X0);
                 self.copy(Sf::X, X0, result);
                 self.epilogue();
             }
         }
     }
 
-    /// The register that holds a BPF register other than r10.
-    fn home(&self, reg: Reg) -> A64 {
-        self.homes.get(reg.index()).copied().unwrap_or(X17)
+    /// The register that holds a name other than r10.
+    fn home(&self, name: Name) -> A64 {
+        self.homes.get(name.index()).copied().unwrap_or(X17)
     }
 
-    /// The register that holds a BPF register; r10 is computed into `scratch`.
-    fn read(&mut self, reg: Reg, scratch: A64) -> A64 {
-        if reg != Reg::FP {
-            return self.home(reg);
+    /// The register that holds a name; r10 is computed into `scratch`.
+    fn read(&mut self, name: Name, scratch: A64) -> A64 {
+        if name != Name::FP {
+            return self.home(name);
         }
         let top = self.frame.bytes.into();
         self.asm.emit(ops::add_imm(Sf::X, scratch, SP, top));
         scratch
     }
 
-    /// Base register and offset of an access; r10 is an offset from sp.
-    fn base(&self, base: Reg, off: i16) -> (RegOrSp, i64) {
-        match base {
-            Reg::FP => (SP, i64::from(self.frame.bytes) + i64::from(off)),
-            base => (self.home(base).into(), off.into()),
-        }
-    }
-
-    /// A load or store, its offset folded where it fits.
-    fn memory(&mut self, op: Access, rt: Gpr, base: Reg, off: i16) {
-        let (rn, off) = self.base(base, off);
-        match ops::mem(op, rt, rn, off) {
-            Ok(inst) => self.asm.emit(inst),
-            Err(_) => {
-                self.asm.mov_imm_anywhere(X16, off.cast_unsigned());
-                self.asm.emit(ops::mem_reg(op, rt, rn, X16));
+    /// The register that holds a plain operand, `scratch` if that has to be made.
+    fn rhs(&mut self, rhs: Rhs, scratch: A64) -> A64 {
+        match rhs {
+            Rhs::Name(name) | Rhs::Shifted(name, ..) | Rhs::Extended(name, ..) => {
+                self.read(name, scratch)
+            }
+            Rhs::Imm(value) => {
+                self.asm.mov_imm(scratch, value);
+                scratch
             }
         }
     }
 
-    /// A register that holds `base + off`: `base` itself, or x16.
-    fn address(&mut self, base: Reg, off: i16) -> RegOrSp {
-        let (rn, off) = self.base(base, off);
+    /// What a store writes.
+    fn stored(&mut self, src: Rhs) -> Gpr {
+        match src {
+            Rhs::Imm(0) => XZR,
+            src => self.rhs(src, X17).into(),
+        }
+    }
+
+    /// Base register and offset of an access; r10 is an offset from sp.
+    fn base(&self, base: Name, off: i32) -> (RegOrSp, i64) {
+        match base {
+            Name::FP => (SP, i64::from(self.frame.bytes) + i64::from(off)),
+            base => (self.home(base).into(), off.into()),
+        }
+    }
+
+    /// A load or store, its offset folded where it fits. `also` is where an updated base goes.
+    fn memory(&mut self, op: Access, rt: Gpr, addr: Addr, also: A64) {
+        let (rn, off) = self.base(addr.base, addr.off);
+        match (addr.update, addr.index) {
+            (Update::None, None) => match ops::mem(op, rt, rn, off) {
+                Ok(inst) => self.asm.emit(inst),
+                Err(_) => {
+                    self.asm.mov_imm_anywhere(X16, off.cast_unsigned());
+                    self.asm.emit(ops::mem_reg(op, rt, rn, X16));
+                }
+            },
+            (Update::None, Some(index)) => {
+                let rm = self.home(index.name).into();
+                self.asm.emit(Inst::LoadStoreReg {
+                    op,
+                    rt,
+                    rn,
+                    rm,
+                    extend: index.extend,
+                    scaled: index.scaled && op.bytes() > 1,
+                });
+            }
+            (Update::Post(by) | Update::Pre(by), _) => {
+                let pre = matches!(addr.update, Update::Pre(_));
+                let by = i64::from(by);
+                let base = self.home(addr.base);
+                if base == also && rt != base {
+                    let mode = if pre { Mode9::Pre } else { Mode9::Post };
+                    self.asm.emit(ops::mem_writeback(op, mode, rt, rn, by));
+                    return;
+                }
+                // Not in one instruction: a load may overwrite the old base, a store read the new one's register.
+                let add = ops::add_imm(Sf::X, also, base, by);
+                if op.is_load() {
+                    self.asm.emit(add);
+                    self.asm
+                        .emit(ops::mem(op, rt, also, if pre { 0 } else { -by }));
+                } else {
+                    self.asm
+                        .emit(ops::mem(op, rt, rn, if pre { by } else { 0 }));
+                    self.asm.emit(add);
+                }
+            }
+        }
+    }
+
+    fn load_pair(&mut self, size: Size, base: Name, off: i32, to: [A64; 2]) {
+        let (rn, at) = self.base(base, off);
+        let op = match size {
+            Size::Dw => PairOp::LdpX,
+            _ => PairOp::LdpW,
+        };
+        let [low, high] = to;
+        if let Ok(inst) = ops::pair(op, PairMode::Offset, low, high, rn, at) {
+            return self.asm.emit(inst);
+        }
+        // What overwrites the base comes last.
+        let step = i64::from(size.bytes());
+        let mut both = [(low, at), (high, at + step)];
+        if rn == low {
+            both.reverse();
+        }
+        for (rt, at) in both {
+            self.asm.emit(ops::mem(access(size, false), rt, rn, at));
+        }
+    }
+
+    fn store_pair(&mut self, size: Size, base: Name, off: i32, src: [Rhs; 2]) {
+        let (rn, at) = self.base(base, off);
+        let op = match size {
+            Size::Dw => PairOp::StpX,
+            _ => PairOp::StpW,
+        };
+        let value = |this: &mut Self, src, scratch| match src {
+            Rhs::Imm(0) => XZR,
+            src => Gpr::from(this.rhs(src, scratch)),
+        };
+        let [low, high] = src;
+        let (low, high) = (value(self, low, X16), value(self, high, X17));
+        if let Ok(inst) = ops::pair(op, PairMode::Offset, low, high, rn, at) {
+            return self.asm.emit(inst);
+        }
+        for (rt, at) in [(low, at), (high, at + i64::from(size.bytes()))] {
+            self.asm.emit(ops::mem(store_access(size), rt, rn, at));
+        }
+    }
+
+    /// A register that holds an address: its base, or x16.
+    fn address(&mut self, addr: Addr) -> RegOrSp {
+        let (rn, off) = self.base(addr.base, addr.off);
         if off == 0 {
             return rn;
         }
@@ -400,112 +573,166 @@ impl Selector<'_, '_> {
         }
     }
 
-    fn alu_reg(&mut self, width: Width, op: AluOp, rd: A64, old: Reg, src: Reg) {
+    fn binary(&mut self, op: Binary, width: Width, rd: A64, a: Name, b: Rhs) {
         let sf = sf(width);
-        if src == Reg::FP && op == AluOp::Mov && width == Width::W64 {
-            self.read(src, rd);
-            return;
+        if let (Binary::Add, Width::W64, Name::FP, Rhs::Imm(value)) = (op, width, a, b) {
+            let off = (value as i64).wrapping_add(self.frame.bytes.into());
+            if let Ok(inst) = ops::add_imm(Sf::X, rd, SP, off) {
+                return self.asm.emit(inst);
+            }
         }
-        let (rn, rm) = (self.home(old), self.read(src, X17));
+        let rn = self.read(a, X16);
+        if let Rhs::Imm(value) = b {
+            let number = signed(width, value);
+            let short = match op {
+                Binary::Add => ops::add_imm(sf, rd, rn, number),
+                Binary::Sub => ops::sub_imm(sf, rd, rn, number),
+                Binary::Xor if number == -1 => Ok(ops::mvn(sf, rd, rn)),
+                Binary::And => ops::and_imm(sf, rd, rn, value),
+                Binary::Or => ops::orr_imm(sf, rd, rn, value),
+                _ => ops::eor_imm(sf, rd, rn, value),
+            };
+            if encodes(op, width, value) {
+                return self.asm.emit(short);
+            }
+        }
+        let rm = self.rhs(b, X17);
+        let (gd, gn, gm) = (Gpr::from(rd), Gpr::from(rn), Gpr::from(rm));
         let two = |op| Inst::TwoSource {
             op,
             size: sf,
-            rd: rd.into(),
-            rn: rn.into(),
-            rm: rm.into(),
+            rd: gd,
+            rn: gn,
+            rm: gm,
+        };
+        let shift = match b {
+            Rhs::Shifted(_, kind, by) => {
+                Amount::new(sf, by.into()).map(|amount| Shift { kind, amount })
+            }
+            _ => Ok(Shift::none(sf)),
         };
         let inst = match op {
-            AluOp::Add => ops::add(sf, rd, rn, rm),
-            AluOp::Sub => ops::sub(sf, rd, rn, rm),
-            AluOp::Mul => ops::mul(sf, rd, rn, rm),
-            AluOp::Or => ops::orr(sf, rd, rn, rm),
-            AluOp::And => ops::and(sf, rd, rn, rm),
-            AluOp::Xor => ops::eor(sf, rd, rn, rm),
+            Binary::Add | Binary::Sub => {
+                let op = if op == Binary::Add {
+                    AddSub::Add
+                } else {
+                    AddSub::Sub
+                };
+                match b {
+                    Rhs::Extended(_, extend, by) => {
+                        ExtendShift::new(by.into()).map(|shift| Inst::AddSubExt {
+                            op,
+                            size: sf,
+                            rd: rd.into(),
+                            rn: rn.into(),
+                            rm: gm,
+                            extend,
+                            shift,
+                        })
+                    }
+                    _ => shift.and_then(AddShift::new).map(|shift| Inst::AddSubReg {
+                        op,
+                        flags: false,
+                        rd: gd,
+                        rn: gn,
+                        rm: gm,
+                        shift,
+                    }),
+                }
+            }
+            Binary::Mul => Ok(ops::mul(sf, rd, rn, rm)),
             // Shift amounts are taken modulo the width (Arm ARM C6.2, LSLV), division by zero gives 0 (UDIV).
-            AluOp::Lsh => two(TwoSourceOp::Lslv),
-            AluOp::Rsh => two(TwoSourceOp::Lsrv),
-            AluOp::Arsh => two(TwoSourceOp::Asrv),
-            AluOp::Div => two(TwoSourceOp::Udiv),
-            AluOp::Sdiv => two(TwoSourceOp::Sdiv),
-            AluOp::Mod | AluOp::Smod => return self.remainder(sf, op, rd, rn, rm),
-            AluOp::Mov => return self.copy(sf, rd, rm),
-            AluOp::Movsx8 => return self.asm.emit(ops::sign_extend(sf, rd, rm, 8)),
-            AluOp::Movsx16 => return self.asm.emit(ops::sign_extend(sf, rd, rm, 16)),
-            AluOp::Movsx32 => return self.asm.emit(ops::sign_extend(sf, rd, rm, 32)),
+            Binary::Lsh => Ok(two(TwoSourceOp::Lslv)),
+            Binary::Rsh => Ok(two(TwoSourceOp::Lsrv)),
+            Binary::Arsh => Ok(two(TwoSourceOp::Asrv)),
+            Binary::Div => Ok(two(TwoSourceOp::Udiv)),
+            Binary::Sdiv => Ok(two(TwoSourceOp::Sdiv)),
+            Binary::Mod | Binary::Smod => return self.remainder(sf, op, rd, rn, rm),
+            op => shift.map(|shift| Inst::LogicalReg {
+                op: logical(op),
+                rd: gd,
+                rn: gn,
+                rm: gm,
+                shift,
+            }),
         };
         self.asm.emit(inst);
     }
 
     /// `rd = rn % rm`: as division by zero gives 0, the remainder of it is `rn`, as RFC 9669 wants.
-    fn remainder(&mut self, sf: Sf, op: AluOp, rd: A64, rn: A64, rm: A64) {
+    fn remainder(&mut self, sf: Sf, op: Binary, rd: A64, rn: A64, rm: A64) {
         self.asm.emit(match op {
-            AluOp::Smod => ops::sdiv(sf, X16, rn, rm),
+            Binary::Smod => ops::sdiv(sf, X16, rn, rm),
             _ => ops::udiv(sf, X16, rn, rm),
         });
         self.asm.emit(ops::msub(sf, rd, X16, rm, rn));
     }
 
-    fn alu_imm(&mut self, width: Width, op: AluOp, rd: A64, rn: A64, imm: i32) {
-        let (sf, value, signed) = (sf(width), value(width, imm), i64::from(imm));
-        let ones = value == self::value(width, -1);
-        let power = value.is_power_of_two().then(|| value.trailing_zeros());
-        let bits = value & u64::from(sf.bits() - 1);
-        let short = match (op, value) {
-            (AluOp::Mov, _) => return self.asm.mov_imm(rd, value),
-            // Operations that leave the value, or that give a constant.
-            (AluOp::Add | AluOp::Sub | AluOp::Or | AluOp::Xor, 0)
-            | (AluOp::Mod | AluOp::Smod, 0)
-            | (AluOp::Mul | AluOp::Div | AluOp::Sdiv, 1) => return self.copy(sf, rd, rn),
-            (AluOp::Lsh | AluOp::Rsh | AluOp::Arsh, _) if bits == 0 => {
-                return self.copy(sf, rd, rn);
-            }
-            (AluOp::And, _) if ones => return self.copy(sf, rd, rn),
-            (AluOp::Or, _) if ones => return self.asm.mov_imm(rd, value),
-            (AluOp::And | AluOp::Mul | AluOp::Div | AluOp::Sdiv, 0)
-            | (AluOp::Mod | AluOp::Smod, 1) => return self.asm.mov_imm(rd, 0),
-            (AluOp::Add, _) => ops::add_imm(sf, rd, rn, signed),
-            (AluOp::Sub, _) => ops::sub_imm(sf, rd, rn, signed),
-            (AluOp::Xor, _) if ones => Ok(ops::mvn(sf, rd, rn)),
-            (AluOp::And, _) => ops::and_imm(sf, rd, rn, value),
-            (AluOp::Or, _) => ops::orr_imm(sf, rd, rn, value),
-            (AluOp::Xor, _) => ops::eor_imm(sf, rd, rn, value),
-            (AluOp::Lsh, _) => ops::lsl_imm(sf, rd, rn, bits),
-            (AluOp::Rsh, _) => ops::lsr_imm(sf, rd, rn, bits),
-            (AluOp::Arsh, _) => ops::asr_imm(sf, rd, rn, bits),
-            (AluOp::Mul | AluOp::Sdiv, _) if ones => Ok(ops::neg(sf, rd, rn)),
-            (AluOp::Smod, _) if ones => return self.asm.mov_imm(rd, 0),
-            (AluOp::Mul | AluOp::Div | AluOp::Mod, _) => match power {
-                Some(power) if op == AluOp::Mul => ops::lsl_imm(sf, rd, rn, power.into()),
-                Some(power) if op == AluOp::Div => ops::lsr_imm(sf, rd, rn, power.into()),
-                Some(_) => ops::and_imm(sf, rd, rn, value - 1),
-                None => return self.alu_constant(width, op, rd, rn, value),
-            },
-            _ => return self.alu_constant(width, op, rd, rn, value),
+    fn field(&mut self, field: Field, rd: A64) -> Result<Inst, ImmError> {
+        let Field {
+            signed,
+            width,
+            src,
+            lsb,
+            len,
+            at,
+        } = field;
+        let rn = self.read(src, X17);
+        let sf = match signed {
+            true => sf(width),
+            // What is zero extended is the same in both widths.
+            false if lsb + len <= 32 && at + len <= 32 => Sf::W,
+            false => Sf::X,
         };
-        match short {
-            Ok(inst) => self.asm.emit(inst),
-            Err(_) => self.alu_constant(width, op, rd, rn, value),
+        if !signed && field == Field::low(src, 32) {
+            return Ok(ops::mov(Sf::W, rd, rn));
         }
+        let size = sf.bits() as u64;
+        let (immr, imms) = match at {
+            0 => (lsb, lsb + len - 1),
+            _ => (((size - u64::from(at)) % size) as u8, len - 1),
+        };
+        Ok(Inst::Bitfield {
+            op: match signed {
+                true => BitfieldOp::Sbfm,
+                false => BitfieldOp::Ubfm,
+            },
+            rd: rd.into(),
+            rn: rn.into(),
+            range: BitRange::new(sf, immr.into(), imms.into())?,
+        })
     }
 
-    /// `rd = rn OP value` by way of x17.
-    fn alu_constant(&mut self, width: Width, op: AluOp, rd: A64, rn: A64, value: u64) {
-        let sf = sf(width);
-        self.asm.mov_imm(X17, value);
-        let inst = match op {
-            AluOp::Add => ops::add(sf, rd, rn, X17),
-            AluOp::Sub => ops::sub(sf, rd, rn, X17),
-            AluOp::Mul => ops::mul(sf, rd, rn, X17),
-            AluOp::Or => ops::orr(sf, rd, rn, X17),
-            AluOp::And => ops::and(sf, rd, rn, X17),
-            AluOp::Xor => ops::eor(sf, rd, rn, X17),
-            AluOp::Div => ops::udiv(sf, rd, rn, X17),
-            AluOp::Sdiv => ops::sdiv(sf, rd, rn, X17),
-            AluOp::Mod | AluOp::Smod => return self.remainder(sf, op, rd, rn, X17),
-            // Shifts and moves always have a short form.
-            _ => ops::mov(sf, rd, X17),
+    fn select(&mut self, test: Test, rd: A64, yes: Rhs, no: Rhs) {
+        let cond = self.compare(test);
+        // What the second operand may be made of the zero register: 0, 1 (CSINC), -1 (CSINV).
+        let made = |rhs| match rhs {
+            Rhs::Imm(0) => Some(SelectOp::Csel),
+            Rhs::Imm(1) => Some(SelectOp::Csinc),
+            Rhs::Imm(_) => Some(SelectOp::Csinv),
+            _ => None,
         };
-        self.asm.emit(inst);
+        let (first, second, cond) = match (made(yes), made(no)) {
+            (Some(op), None) if op != SelectOp::Csel => (no, yes, cond.inverted()),
+            (Some(op), Some(SelectOp::Csel)) if op != SelectOp::Csel => (no, yes, cond.inverted()),
+            _ => (yes, no, cond),
+        };
+        let mut register = |rhs| match rhs {
+            Rhs::Imm(0) => XZR,
+            rhs => Gpr::from(self.rhs(rhs, X17)),
+        };
+        let (op, rn, rm) = match made(second) {
+            Some(op) => (op, register(first), XZR),
+            None => (SelectOp::Csel, register(first), register(second)),
+        };
+        self.asm.emit(Inst::Select {
+            op,
+            size: Sf::X,
+            rd: rd.into(),
+            rn,
+            rm,
+            cond,
+        });
     }
 
     fn swap(&mut self, kind: Swap, size: Size, rd: A64, rn: A64) {
@@ -522,105 +749,110 @@ impl Selector<'_, '_> {
         }
     }
 
-    /// Emits what a branch needs before it, and says how it branches.
-    fn test(&mut self, width: Width, cond: Cond, dst: Reg, src: Operand) -> Test {
+    /// Emits a comparison; the condition that holds after it if the test does.
+    fn compare(&mut self, test: Test) -> Flags {
+        let Test { width, cond, a, b } = test;
         let sf = sf(width);
-        let reg = self.read(dst, X17);
-        let flags = match cond {
-            Cond::Eq => Flags::Eq,
-            Cond::Ne | Cond::Set => Flags::Ne,
-            Cond::Gt => Flags::Hi,
-            Cond::Ge => Flags::Hs,
-            Cond::Lt => Flags::Lo,
-            Cond::Le => Flags::Ls,
-            Cond::Sgt => Flags::Gt,
-            Cond::Sge => Flags::Ge,
-            Cond::Slt => Flags::Lt,
-            Cond::Sle => Flags::Le,
-        };
-        let sign = u64::from(sf.bits() - 1);
-        let compare = match src {
-            Operand::Reg(src) => {
-                let rm = self.read(src, X16);
-                match cond {
-                    Cond::Set => Ok(ops::tst(sf, reg, rm)),
-                    _ => Ok(ops::cmp(sf, reg, rm)),
-                }
+        let reg = self.read(a, X17);
+        if let Rhs::Imm(value) = b
+            && let Ok(inst) = compare_imm(width, cond, reg, value)
+        {
+            self.asm.emit(inst);
+            return flags(cond);
+        }
+        let rm = self.rhs(b, X16);
+        let (rn, rm) = (Gpr::from(reg), Gpr::from(rm));
+        let shift = match b {
+            Rhs::Shifted(_, kind, by) => {
+                Amount::new(sf, by.into()).map(|amount| Shift { kind, amount })
             }
-            Operand::Imm(imm) => {
-                let value = value(width, imm);
-                match (cond, imm) {
-                    (Cond::Eq | Cond::Le, 0) => {
-                        return Test::Zero {
-                            nonzero: false,
-                            sf,
-                            reg,
-                        };
-                    }
-                    (Cond::Ne | Cond::Gt, 0) => {
-                        return Test::Zero {
-                            nonzero: true,
-                            sf,
-                            reg,
-                        };
-                    }
-                    (Cond::Slt | Cond::Sge, 0) => {
-                        return Test::Bit {
-                            set: cond == Cond::Slt,
-                            reg,
-                            bit: sign,
-                        };
-                    }
-                    (Cond::Set, _) if value.is_power_of_two() => {
-                        return Test::Bit {
-                            set: true,
-                            reg,
-                            bit: value.trailing_zeros().into(),
-                        };
-                    }
-                    (Cond::Set, _) => ops::tst_imm(sf, reg, value),
-                    (_, ..0) => ops::cmn_imm(sf, reg, imm.unsigned_abs().into()),
-                    _ => ops::cmp_imm(sf, reg, value),
-                }
-                .or_else(|_| {
-                    self.asm.mov_imm(X16, value);
-                    match cond {
-                        Cond::Set => Ok(ops::tst(sf, reg, X16)),
-                        _ => Ok(ops::cmp(sf, reg, X16)),
-                    }
+            _ => Ok(Shift::none(sf)),
+        };
+        let inst = match (cond, b) {
+            (Cond::Set, _) => shift.map(|shift| Inst::LogicalReg {
+                op: LogicalOp::Ands,
+                rd: XZR,
+                rn,
+                rm,
+                shift,
+            }),
+            (_, Rhs::Extended(_, extend, by)) => {
+                ExtendShift::new(by.into()).map(|shift| Inst::AddSubExtFlags {
+                    op: AddSub::Sub,
+                    size: sf,
+                    rd: XZR,
+                    rn: reg.into(),
+                    rm,
+                    extend,
+                    shift,
                 })
             }
+            _ => shift.and_then(AddShift::new).map(|shift| Inst::AddSubReg {
+                op: AddSub::Sub,
+                flags: true,
+                rd: XZR,
+                rn,
+                rm,
+                shift,
+            }),
         };
-        self.asm.emit(compare);
-        Test::Flags(flags)
+        self.asm.emit(inst);
+        flags(cond)
     }
 
-    fn branch(&mut self, test: Test, site: Site<'_>) {
-        let to = self.place(site.target);
-        if site.far {
-            let over = test
+    /// Emits what a branch needs before it, and says how it branches.
+    fn jump(&mut self, test: Test) -> Jump {
+        let Test { width, cond, a, b } = test;
+        let sf = sf(width);
+        if !needs_no_flags(&test) {
+            return Jump::Flags(self.compare(test));
+        }
+        let reg = self.read(a, X17);
+        match (cond, b) {
+            (Cond::Slt | Cond::Sge, _) => Jump::Bit {
+                set: cond == Cond::Slt,
+                reg,
+                bit: u64::from(sf.bits() - 1),
+            },
+            (Cond::Set, Rhs::Imm(mask)) => Jump::Bit {
+                set: true,
+                reg,
+                bit: mask.trailing_zeros().into(),
+            },
+            _ => Jump::Zero {
+                nonzero: matches!(cond, Cond::Ne | Cond::Gt),
+                sf,
+                reg,
+            },
+        }
+    }
+
+    fn branch(&mut self, jump: Jump, from: usize, to: usize, far: bool) {
+        let place = self.place(to);
+        if far {
+            let over = jump
                 .inverted()
                 .branch()
                 .and_then(|inst| inst.with_offset(8));
             self.asm.emit(over);
-            self.asm.b_abs(to);
+            self.asm.b_abs(place);
             return;
         }
         self.short.push(ShortBranch {
-            from: site.index,
-            to: site.target,
+            from,
+            to,
             word: self.asm.len(),
-            reach: test.reach(),
+            reach: jump.reach(),
         });
-        match test.branch() {
-            Ok(inst) => self.asm.branch_to(inst, to),
+        match jump.branch() {
+            Ok(inst) => self.asm.branch_to(inst, place),
             error => self.asm.emit(error),
         }
     }
 
-    /// The address of an instruction of the program.
-    fn place(&self, index: usize) -> u64 {
-        self.address_of(index, |layout| &layout.starts)
+    /// The address of a block of the program.
+    fn place(&self, block: usize) -> u64 {
+        self.address_of(block, |layout| &layout.blocks)
     }
 
     /// The address of the element of a list of places.
@@ -635,7 +867,15 @@ impl Selector<'_, '_> {
     }
 
     /// Read-modify-write in one instruction (FEAT_LSE). Those that fetch are ordered both ways, as Linux has them.
-    fn atomic_lse(&mut self, op: AtomicOp, size: Size, rn: RegOrSp, src: A64, dst: A64) {
+    fn atomic_lse(
+        &mut self,
+        op: AtomicOp,
+        size: Size,
+        rn: RegOrSp,
+        src: A64,
+        compared: Option<A64>,
+        dst: A64,
+    ) {
         let (order, sf, size) = (op.fetches(), size_sf(size), mem_size(size));
         let lse = match op {
             AtomicOp::Add | AtomicOp::FetchAdd => Lse::Ldadd,
@@ -645,18 +885,18 @@ impl Selector<'_, '_> {
             AtomicOp::Xchg => Lse::Swp,
             AtomicOp::Cmpxchg => {
                 // CAS has the comparand and the old value in one register.
-                let (r0, in_place) = (self.home(Reg::R0), dst != src && rn != dst);
-                let compared = if in_place { dst } else { X17 };
-                self.copy(Sf::X, compared, r0);
+                let in_place = dst != src && rn != dst;
+                let old = if in_place { dst } else { X17 };
+                self.copy(Sf::X, old, compared.unwrap_or(old));
                 self.asm.emit(Inst::Cas {
                     size,
                     acquire: true,
                     release: true,
-                    rs: compared.into(),
+                    rs: old.into(),
                     rt: src.into(),
                     rn,
                 });
-                return self.copy(Sf::X, dst, compared);
+                return self.copy(Sf::X, dst, old);
             }
         };
         let rs = if lse == Lse::Ldclr {
@@ -679,9 +919,16 @@ impl Selector<'_, '_> {
     /// Read-modify-write by load-exclusive and store-exclusive: x17 the old value, x14 the new, x15 the status.
     ///
     /// What fetches is ordered both ways by STLXR and the DMB after it.
-    fn atomic_exclusive(&mut self, op: AtomicOp, size: Size, rn: RegOrSp, src: A64, dst: A64) {
+    fn atomic_exclusive(
+        &mut self,
+        op: AtomicOp,
+        size: Size,
+        rn: RegOrSp,
+        src: A64,
+        compared: Option<A64>,
+        dst: A64,
+    ) {
         let (sf, size) = (size_sf(size), mem_size(size));
-        let r0 = self.home(Reg::R0);
         // r10 as the source would be in x17.
         let src = if src == X17 {
             self.copy(Sf::X, X14, X17);
@@ -703,8 +950,8 @@ impl Selector<'_, '_> {
             rt: X17.into(),
             rn,
         });
-        if op == AtomicOp::Cmpxchg {
-            self.asm.emit(ops::cmp(sf, X17, r0));
+        if let Some(compared) = compared {
+            self.asm.emit(ops::cmp(sf, X17, compared));
             // Over the store and the retry.
             self.asm.emit(ops::b_cond(Flags::Ne).with_offset(12));
         }
@@ -733,22 +980,20 @@ impl Selector<'_, '_> {
         }
     }
 
-    /// A call of a helper or a local function: arguments to x0 to x4, result from x0.
-    fn call(&mut self, op: Op, site: Site<'_>) {
-        let moves = site
-            .arguments
-            .iter()
-            .filter_map(|reg| Some((argument_home(reg)?, self.home(reg))))
+    /// A call: arguments to x0 to x4, the result from x0 to `result` if anybody reads it.
+    fn call(&mut self, callee: Callee, arguments: NameSet, result: Option<A64>) {
+        let moves = Reg::arguments()
+            .map(Name::from)
+            .filter(|name| arguments.contains(*name))
+            .filter_map(|name| Some((argument_home(name)?, self.home(name))))
             .collect();
-        if let Op::CallReg { target } = op {
+        if let Callee::Register(target) = callee {
             self.copy(Sf::X, X17, self.home(target));
         }
         self.shuffle(moves);
-        if let Some((slots, entries)) = site.tail_call {
-            return self.tail_call(slots, entries, site);
-        }
-        match op {
-            Op::CallLocal { .. } => {
+        match callee {
+            Callee::Tail { slots, entries } => return self.tail_call(slots, entries, result),
+            Callee::Local(function) => {
                 if self.frame.handed_on {
                     let both = ops::ldp(
                         PairMode::Offset,
@@ -759,10 +1004,10 @@ impl Selector<'_, '_> {
                     );
                     self.asm.emit(both);
                 }
-                let entry = self.address_of(site.target, |layout| &layout.entries);
+                let entry = self.address_of(function as usize, |layout| &layout.entries);
                 self.asm.bl_abs(entry);
             }
-            Op::CallReg { .. } => {
+            Callee::Register(_) => {
                 // By the dispatcher if it is a number. Functions whose address is taken need no count of tail calls.
                 self.asm.emit(ops::ldr(ATTACHMENT, SP, frame::HANDED_ON_AT));
                 self.copy(Sf::X, NUMBER, X17);
@@ -771,15 +1016,15 @@ impl Selector<'_, '_> {
                 self.asm.emit(ops::csel(Sf::X, X16, X16, X17, Flags::Lo));
                 self.asm.emit(ops::blr(X16));
             }
-            _ => {
-                if site.attached {
+            Callee::Address { address, attached } => {
+                if attached {
                     self.asm.emit(ops::ldr(ATTACHMENT, SP, frame::HANDED_ON_AT));
                 }
-                self.call_address(site.address);
+                self.call_address(address);
             }
         }
-        if site.live_out.contains(Reg::R0) {
-            self.copy(Sf::X, site.dst, X0);
+        if let Some(dst) = result {
+            self.copy(Sf::X, dst, X0);
         }
     }
 
@@ -827,10 +1072,8 @@ impl Selector<'_, '_> {
 
     /// `bpf_tail_call` through a known array: the index and the count checked, the frame taken down, and off. What
     /// cannot be done goes on at the next instruction, r0 being `-ENOENT`.
-    fn tail_call(&mut self, slots: u32, entries: u64, site: Site<'_>) {
-        let read = site.live_out.contains(Reg::R0);
-        let words = if read { 1 } else { 0 };
-        let failed = self.place(site.index + 1).wrapping_sub(4 * words);
+    fn tail_call(&mut self, slots: u32, entries: u64, result: Option<A64>) {
+        let failed = self.address_of(self.failed.len(), |layout| &layout.failed);
         let index = X2;
         match ops::cmp_imm(Sf::W, index, slots.into()) {
             Ok(inst) => self.asm.emit(inst),
@@ -863,8 +1106,9 @@ impl Selector<'_, '_> {
         self.asm.emit(ops::str(X16, TAIL_CALLS, 0));
         self.take_down();
         self.asm.emit(ops::br(X17));
-        if read {
-            self.asm.mov_imm(site.dst, ENOENT);
+        self.failed.push(self.asm.len() as u32);
+        if let Some(dst) = result {
+            self.asm.mov_imm(dst, ENOENT);
         }
     }
 
@@ -876,13 +1120,12 @@ impl Selector<'_, '_> {
     }
 
     /// `bpf_map_lookup_elem` of an array map that is known: the index checked, the address computed.
-    fn array_lookup(&mut self, map: &Map, key: Option<i16>, dst: A64) {
+    fn array_lookup(&mut self, map: &Map, key: Addr, dst: A64) {
         let (Some(base), Some(stride)) = (map.value_address(0), map.value_stride()) else {
             return; // only maps that have both are emitted in place
         };
         let entries = map.definition().max_entries;
-        let (key, off) = key.map_or((Reg::R2, 0), |off| (Reg::FP, off));
-        self.memory(Access::LdrW, X16.into(), key, off);
+        self.memory(Access::LdrW, X16.into(), key, X16);
         // From here on the key's register is free, so `dst` may be it.
         match ops::cmp_imm(Sf::W, X16, entries.into()) {
             Ok(inst) => self.asm.emit(inst),
@@ -909,7 +1152,7 @@ impl Selector<'_, '_> {
     }
 
     /// Builds the frame and brings the arguments home. Registers that are read without having been written hold 0.
-    pub(super) fn prologue(&mut self, live_in: RegSet, arguments: usize) {
+    pub(super) fn prologue(&mut self, live_in: NameSet, arguments: usize) {
         let (frame, bytes) = (self.frame, i64::from(self.frame.bytes));
         if frame.record {
             // One instruction where the offset fits: a multiple of 8 down to -512.
@@ -941,16 +1184,17 @@ impl Selector<'_, '_> {
                 _ => {}
             }
         }
-        let given: Vec<_> = Reg::arguments().zip(ARGUMENTS).take(arguments).collect();
+        let given = Reg::arguments().map(Name::from).zip(ARGUMENTS);
+        let given: Vec<_> = given.take(arguments).collect();
         let moves = given
             .iter()
-            .filter(|(reg, _)| live_in.contains(*reg))
-            .map(|(reg, from)| (self.home(*reg), *from))
+            .filter(|(name, _)| live_in.contains(*name))
+            .map(|(name, from)| (self.home(*name), *from))
             .collect();
         self.shuffle(moves);
-        for reg in live_in.iter() {
-            if !given.iter().any(|(given, _)| *given == reg) {
-                self.asm.mov_imm(self.home(reg), 0);
+        for name in live_in.iter() {
+            if !given.iter().any(|(given, _)| *given == name) {
+                self.asm.mov_imm(self.home(name), 0);
             }
         }
     }

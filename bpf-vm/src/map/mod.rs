@@ -17,7 +17,11 @@
 #![deny(unsafe_code)]
 
 use alloc::{string::String, sync::Arc};
-use core::{fmt, ops::Range, sync::atomic::AtomicU64};
+use core::{
+    fmt,
+    ops::Range,
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+};
 
 mod array;
 mod error;
@@ -726,6 +730,26 @@ impl Map {
             Storage::Hash(hash) => Some(hash.table.usage()),
             _ => None,
         }
+    }
+
+    /// The number, little endian and zero extended, of 1 to 8 bytes at an offset of value 0 of an array, if nobody may
+    /// write it.
+    pub(crate) fn constant(&self, offset: i64, bytes: usize) -> Option<u64> {
+        let Storage::Array(values) = &self.storage else {
+            return None;
+        };
+        if self.program_may_write() || self.definition.kind.is_per_cpu() {
+            return None;
+        }
+        let (start, size) = (usize::try_from(offset).ok()?, self.value_size());
+        let end = start.checked_add(bytes).filter(|&end| end <= size)?;
+        let words = values.at(0, 0)?;
+        let mut number = [0; memory::WORD_BYTES];
+        for (to, at) in number.iter_mut().zip(start..end) {
+            let word = words.get(at / memory::WORD_BYTES)?.load(Relaxed);
+            *to = *word.to_ne_bytes().get(at % memory::WORD_BYTES)?;
+        }
+        Some(u64::from_le_bytes(number))
     }
 
     /// Puts `content` at a byte offset of value 0 of a data section's map, before any program can see it.

@@ -79,6 +79,10 @@ impl Symbol<'_> {
     pub(super) fn is_local(&self) -> bool {
         self.bind == elf::STB_LOCAL
     }
+
+    pub(super) fn is_weak(&self) -> bool {
+        self.bind == elf::STB_WEAK
+    }
 }
 
 /// A relocation: the place `offset` of a section refers to a symbol.

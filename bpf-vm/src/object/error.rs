@@ -6,7 +6,7 @@ use alloc::string::String;
 use core::fmt;
 
 use super::MAX_INSNS;
-use crate::map::MapCreateError;
+use crate::{btf::BtfError, map::MapCreateError};
 
 /// How to compile an object that loads.
 const COMPILE: &str = "compile it with `clang -target bpf -g -O2`";
@@ -58,18 +58,45 @@ pub enum ObjectError {
         /// The field that is wrong.
         field: String,
         /// What is wrong with it, and the way out.
-        problem: &'static str,
+        problem: String,
+    },
+    /// A section of something that is not supported.
+    Unsupported {
+        /// The section.
+        section: String,
+        /// What it holds, and the way out.
+        remedy: &'static str,
     },
     /// A map could not be created.
     CreateMap(MapCreateError),
-    /// A CO-RE relocation, which is not resolved yet.
+    /// A map is pinned under the name of one that is to be shared, and is another one.
+    Pinned {
+        /// The name.
+        map: String,
+        /// The field that differs.
+        field: &'static str,
+        /// What the object says.
+        wanted: u32,
+        /// What the pinned map has.
+        found: u32,
+    },
+    /// A CO-RE relocation that cannot be done.
     CoreRelocation {
         /// The section of the instruction.
         section: String,
         /// The instruction's offset in it.
         offset: u64,
-        /// The type whose layout it asks for.
-        type_name: String,
+        /// What it asks for: `FIELD_EXISTS of struct task::name (0:3)`.
+        relocation: String,
+        /// What is wrong.
+        problem: String,
+    },
+    /// A variable in `.kconfig` that cannot get its value.
+    Kconfig {
+        /// The variable.
+        variable: String,
+        /// What is wrong, and the way out.
+        problem: String,
     },
     /// A symbol that the object uses and nobody defines.
     UnresolvedSymbol {
@@ -100,7 +127,7 @@ pub enum ObjectError {
         /// What is wrong with it.
         problem: &'static str,
     },
-    /// A call that does not go to the start of a function.
+    /// A call or an address that is not the start of a function.
     Call {
         /// The section of the call.
         section: String,
@@ -135,6 +162,12 @@ impl From<MapCreateError> for ObjectError {
     }
 }
 
+impl From<BtfError> for ObjectError {
+    fn from(BtfError { problem, type_id }: BtfError) -> Self {
+        Self::Btf { problem, type_id }
+    }
+}
+
 impl fmt::Display for ObjectError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -165,23 +198,37 @@ impl fmt::Display for ObjectError {
                 "section `.maps`, map `{map}`, field `{field}`: {problem}"
             ),
             Self::CreateMap(error) => error.fmt(f),
+            Self::Unsupported { section, remedy } => write!(f, "section `{section}`: {remedy}"),
+            Self::Pinned {
+                map,
+                field,
+                wanted,
+                found,
+            } => write!(
+                f,
+                "map `{map}` is pinned already and its {field} is {found}, here {wanted}; give it another name, or the same \
+                 definition"
+            ),
             Self::CoreRelocation {
                 section,
                 offset,
-                type_name,
+                relocation,
+                problem,
             } => write!(
                 f,
-                "section `{section}`, offset {offset:#x}: a CO-RE relocation against type `{type_name}`; CO-RE is not \
-                 supported yet, read the field without BPF_CORE_READ and preserve_access_index"
+                "section `{section}`, offset {offset:#x}: CO-RE relocation {relocation}: {problem}"
             ),
+            Self::Kconfig { variable, problem } => {
+                write!(f, "section `.kconfig`, variable `{variable}`: {problem}")
+            }
             Self::UnresolvedSymbol {
                 section,
                 offset,
                 symbol,
             } => write!(
                 f,
-                "section `{section}`, offset {offset:#x}: symbol `{symbol}` is not defined; define it in the object, or \
-                 call a helper by bpf_helpers.h"
+                "section `{section}`, offset {offset:#x}: symbol `{symbol}` is not defined; define it in the object, \
+                 declare it __ksym (with `clang -g`), or call a helper by bpf_helpers.h"
             ),
             Self::Relocation {
                 section,
@@ -204,7 +251,7 @@ impl fmt::Display for ObjectError {
                 target_offset,
             } => write!(
                 f,
-                "section `{section}`, offset {offset:#x}: the call goes to offset {target_offset:#x} of `{target}`, where \
+                "section `{section}`, offset {offset:#x}: it calls, or takes the address of, offset {target_offset:#x} of `{target}`, where \
                  no function starts; {COMPILE}"
             ),
             Self::TooLong { program, found } => write!(

@@ -3,7 +3,7 @@
 #![forbid(unsafe_code)]
 
 use alloc::{
-    collections::{BTreeMap, btree_map::Entry},
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
     format,
     string::String,
     vec::Vec,
@@ -11,15 +11,20 @@ use alloc::{
 
 use super::{
     MAX_INSNS, ObjectError,
+    core_reloc::Records,
     elf::{Elf, Relocation, Symbol},
-    maps::MapTable,
+    externs::{ExternKind, Externs},
+    maps::{MAPS, MapTable, data_section},
+    slots::{op_at, put},
 };
-use crate::isa::{Insn, Op};
+use crate::isa::{Insn, Op, Reg};
 
 /// The section of functions that are no programs but called by them.
 const SUBPROGRAMS: &str = ".text";
-/// A map or variable in an `lddw` (the numbers are the kernel's "llvm_reloc" document's).
+/// A map, variable or function in an `lddw` (the numbers are the kernel's "llvm_reloc" document's).
 const R_BPF_64_64: u32 = 1;
+/// An address in data.
+pub(super) const R_BPF_64_ABS64: u32 = 2;
 /// A function in a `call`.
 const R_BPF_64_32: u32 = 10;
 
@@ -31,6 +36,22 @@ pub(super) struct ProgramTemplate {
     pub(super) insns: Vec<Insn>,
     /// The maps it uses: its instructions' index -> the object's index.
     pub(super) maps: Vec<usize>,
+    /// Instructions that refer to what the kernel defines.
+    pub(super) externs: Vec<ExternUse>,
+    /// Instructions with a CO-RE relocation: the slot, the record.
+    pub(super) core: Vec<(usize, usize)>,
+    /// Where its function starts: the section, the slot.
+    pub(super) place: (usize, usize),
+}
+
+/// An instruction that refers to what the kernel defines.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ExternUse {
+    pub(super) slot: usize,
+    /// The extern's index.
+    pub(super) index: usize,
+    /// What is added to its address.
+    pub(super) addend: i32,
 }
 
 /// A function of the object. Places and lengths in instruction slots.
@@ -46,28 +67,35 @@ struct Function<'a> {
 struct Linker<'a, 'd> {
     elf: &'a Elf<'d>,
     maps: &'a MapTable,
+    externs: &'a mut Externs,
+    core: &'a Records,
     /// Sorted by section and start.
     functions: Vec<Function<'d>>,
     /// By section, sorted by offset.
-    relocations: Vec<Vec<Relocation>>,
+    relocations: &'a [Vec<Relocation>],
+    /// Places of functions that some program has.
+    used: BTreeSet<(usize, usize)>,
     /// Instructions made so far, over all programs.
     made: usize,
 }
 
-/// Links every program of an object.
+/// Links every program of an object, as far as the file alone tells what it refers to.
 pub(super) fn programs(
     elf: &Elf<'_>,
+    relocations: &[Vec<Relocation>],
     maps: &MapTable,
+    externs: &mut Externs,
+    core: &Records,
 ) -> Result<Vec<ProgramTemplate>, ObjectError> {
-    let relocations = elf.relocations()?;
-    for (section, list) in elf.sections.iter().zip(&relocations) {
-        if let (false, Some(relocation)) = (section.is_code(), list.first()) {
+    for (section, list) in elf.sections.iter().zip(relocations) {
+        let is_data = section.name != MAPS && data_section(section).is_some();
+        if let (true, Some(relocation)) = (is_data, list.first()) {
             return Err(ObjectError::Relocation {
                 section: section.name.into(),
                 offset: relocation.offset,
                 symbol: elf.symbols.get(relocation.symbol).map_or("", |s| s.name).into(),
-                problem: "data that holds addresses (pointers, inner maps, program arrays) is not supported yet; set it \
-                          at run time"
+                problem: "a pointer as a global variable's initial value, which no loader of BPF fills in; set it in a \
+                          program, or use an index"
                     .into(),
             });
         }
@@ -75,26 +103,32 @@ pub(super) fn programs(
     let mut linker = Linker {
         elf,
         maps,
+        externs,
+        core,
         functions: functions(elf)?,
         relocations,
+        used: BTreeSet::new(),
         made: 0,
     };
     let mut programs = Vec::new();
     for index in 0..linker.functions.len() {
-        let Some((section, function)) = linker.function(index) else {
-            continue;
-        };
-        if section == SUBPROGRAMS {
-            continue;
+        if let Some((section, function)) = linker.function(index)
+            && section != SUBPROGRAMS
+            && !function.symbol.is_local()
+        {
+            programs.push(linker.link(index)?);
         }
-        if function.symbol.is_local() {
+    }
+    // A static function beside programs is one that they call, or else somebody forgot something.
+    for function in &linker.functions {
+        let section = elf.sections.get(function.section).map_or("", |s| s.name);
+        if section != SUBPROGRAMS && !linker.used.contains(&(function.section, function.start)) {
             return Err(ObjectError::Function {
                 section: section.into(),
                 function: function.symbol.name.into(),
                 problem: "a program has to be global; remove `static`",
             });
         }
-        programs.push(linker.link(index)?);
     }
     if programs.is_empty() {
         return Err(ObjectError::NoPrograms);
@@ -102,7 +136,7 @@ pub(super) fn programs(
     Ok(programs)
 }
 
-/// The functions in sections of code, sorted; each whole and inside its section, none overlapping.
+/// The functions in sections of code, sorted; each whole and inside its section, none overlapping but for aliases.
 fn functions<'d>(elf: &Elf<'d>) -> Result<Vec<Function<'d>>, ObjectError> {
     let mut functions = Vec::new();
     for symbol in elf.symbols.iter().filter(|symbol| symbol.is_function()) {
@@ -144,6 +178,7 @@ fn functions<'d>(elf: &Elf<'d>) -> Result<Vec<Function<'d>>, ObjectError> {
         if let [before, function] = pair
             && before.section == function.section
             && before.start + before.slots > function.start
+            && (before.start, before.slots) != (function.start, function.slots)
         {
             return Err(ObjectError::Function {
                 section: elf
@@ -152,7 +187,7 @@ fn functions<'d>(elf: &Elf<'d>) -> Result<Vec<Function<'d>>, ObjectError> {
                     .map_or("", |s| s.name)
                     .into(),
                 function: function.symbol.name.into(),
-                problem: "it overlaps the function before it; an alias has to be a function of its own",
+                problem: "it overlaps the function before it and is no alias of it",
             });
         }
     }
@@ -167,8 +202,10 @@ struct Image {
     /// Functions in it or to be appended, in order, and where each starts once it is in.
     queue: Vec<usize>,
     starts: BTreeMap<usize, usize>,
-    /// Calls to be filled in: the slot of the call, the function.
-    calls: Vec<(usize, usize)>,
+    /// Calls and addresses to be filled in: the slot, the function, the register of an address.
+    calls: Vec<(usize, usize, Option<Reg>)>,
+    externs: Vec<ExternUse>,
+    core: Vec<(usize, usize)>,
 }
 
 impl Image {
@@ -179,6 +216,12 @@ impl Image {
             self.maps.push(map);
             self.maps.len() - 1
         }) as u32
+    }
+
+    /// Notes that the instruction at a slot calls a function, or puts its address into a register.
+    fn refer(&mut self, slot: usize, function: usize, address: Option<Reg>) {
+        self.need(function);
+        self.calls.push((slot, function, address));
     }
 
     /// Sees to it that a function is in the program.
@@ -207,29 +250,43 @@ impl<'d> Linker<'_, 'd> {
             self.append(&mut image, root, function)?;
             next += 1;
         }
-        for (slot, function) in core::mem::take(&mut image.calls) {
+        for (slot, function, address) in core::mem::take(&mut image.calls) {
             let start = image.starts.get(&function).copied().unwrap_or(slot);
             // An object has at most MAX_INSNS slots, so the distance fits.
             let off = (start as i64 - slot as i64 - 1) as i32;
-            if let Some(insn) = image.insns.get_mut(slot) {
-                (*insn, _) = Op::CallLocal { off }.encode();
-            }
+            put(
+                &mut image.insns,
+                slot,
+                match address {
+                    Some(dst) => Op::LoadFunction { dst, off },
+                    None => Op::CallLocal { off },
+                },
+            );
         }
         self.made += image.insns.len();
+        for function in image.queue {
+            if let Some(function) = self.functions.get(function) {
+                self.used.insert((function.section, function.start));
+            }
+        }
         let (section, function) = self.function(root).ok_or(ObjectError::NoPrograms)?;
         Ok(ProgramTemplate {
             name: function.symbol.name.into(),
             section: section.into(),
             insns: image.insns,
             maps: image.maps,
+            externs: image.externs,
+            core: image.core,
+            place: (function.section, function.start),
         })
     }
 
     /// Appends one function to the program that starts with `root`, its relocations done but for calls.
-    fn append(&self, image: &mut Image, root: usize, index: usize) -> Result<(), ObjectError> {
+    fn append(&mut self, image: &mut Image, root: usize, index: usize) -> Result<(), ObjectError> {
         let Some((section, function)) = self.function(index) else {
             return Ok(());
         };
+        let (home, start) = (function.section, function.start);
         let found = self.made + image.insns.len() + function.slots;
         if found > MAX_INSNS {
             return Err(ObjectError::TooLong {
@@ -257,7 +314,17 @@ impl<'d> Linker<'_, 'd> {
             .map_or(&[][..], Vec::as_slice);
         let first = list.partition_point(|r| r.offset < bytes(function.start));
         let last = list.partition_point(|r| r.offset < end);
-        let mut relocations = list.get(first..last).unwrap_or_default().iter().peekable();
+        let relocations = list.get(first..last).unwrap_or_default();
+        let mut relocations = relocations.iter().copied().peekable();
+        let records = self
+            .core
+            .within(function.section, bytes(function.start), end);
+        let core = self.core;
+        let record_offset = |record: &usize| {
+            core.get(*record)
+                .map_or(0, |record| u64::from(record.offset))
+        };
+        let mut records = records.peekable();
 
         let base = image.insns.len();
         image.starts.insert(index, base);
@@ -266,13 +333,10 @@ impl<'d> Linker<'_, 'd> {
             .extend(slots.iter().map(|&slot| Insn::from_bytes(slot)));
         let mut slot = 0;
         while slot < slots.len() {
-            let offset = bytes(function.start + slot);
+            let offset = bytes(start + slot);
             let at = base + slot;
-            let Some(&insn) = image.insns.get(at) else {
-                break;
-            };
             // What does not decode is for the validator to refuse; here it only cannot have a relocation.
-            let op = Op::decode(insn, image.insns.get(at + 1).copied()).ok();
+            let op = op_at(&image.insns, at);
             let relocation = relocations.next_if(|r| r.offset == offset);
             let place = Place {
                 section,
@@ -280,28 +344,38 @@ impl<'d> Linker<'_, 'd> {
                 slot: at,
             };
             match (relocation, op) {
-                (Some(relocation), op) => self.relocate(image, &place, relocation, op)?,
+                (Some(relocation), op) => self.relocate(image, &place, &relocation, op)?,
                 (None, Some(Op::CallLocal { off })) => {
                     let target = call_target(offset, off);
-                    self.call(image, &place, function.section, target)?;
+                    let function = self.target(&place, home, target)?;
+                    image.refer(at, function, None);
                 }
                 (None, _) => {}
             }
+            if let Some(record) = records.next_if(|record| record_offset(record) == offset) {
+                image.core.push((at, record));
+            }
             slot += op.map_or(1, Op::slots);
-            // One that is left behind lies between instructions, or is the second for one.
-            if let Some(relocation) =
-                relocations.next_if(|r| r.offset < bytes(function.start + slot))
+            if records
+                .next_if(|record| record_offset(record) < bytes(start + slot))
+                .is_some()
             {
+                let problem = "the CO-RE relocation is not at the start of an instruction, or the second there";
+                return Err(place.error("", problem.into()));
+            }
+            // One that is left behind lies between instructions, or is the second for one.
+            if let Some(relocation) = relocations.next_if(|r| r.offset < bytes(start + slot)) {
                 let problem =
                     "the relocation is not at the start of an instruction, or the second there";
-                return Err(place.error(self.symbol(relocation).name, problem.into()));
+                return Err(place.error(self.symbol(&relocation).name, problem.into()));
             }
         }
         Ok(())
     }
+
     /// Does one relocation, of the instruction at `place`.
     fn relocate(
-        &self,
+        &mut self,
         image: &mut Image,
         place: &Place<'_>,
         relocation: &Relocation,
@@ -309,64 +383,109 @@ impl<'d> Linker<'_, 'd> {
     ) -> Result<(), ObjectError> {
         let symbol = self.symbol(relocation);
         let Some(home) = symbol.section else {
+            return self.refer_to_extern(image, place, relocation, op);
+        };
+        match (relocation.kind, op) {
+            (R_BPF_64_32, Some(Op::CallLocal { off })) => {
+                let target = call_target(symbol.value, off);
+                let function = self.target(place, home, target)?;
+                image.refer(place.slot, function, None);
+                Ok(())
+            }
+            (R_BPF_64_64, Some(Op::LoadImm { dst, value })) => {
+                // The addend is the low slot's signed immediate.
+                let target = (symbol.value as i64).saturating_add(i64::from(value as i32));
+                let section = self.elf.sections.get(home);
+                if section.is_some_and(|section| section.is_code()) {
+                    let function = self.target(place, home, target)?;
+                    image.refer(place.slot, function, Some(dst));
+                    return Ok(());
+                }
+                let Some((map, offset)) = self.maps.find(home, target) else {
+                    let problem = format!(
+                        "it refers to offset {target:#x} of section `{}`, where no map and no variable is",
+                        section.map_or("", |home| home.name)
+                    );
+                    return Err(place.error(symbol.name, problem));
+                };
+                let map = image.map(map);
+                put(
+                    &mut image.insns,
+                    place.slot,
+                    match offset {
+                        None => Op::LoadMap { dst, map },
+                        Some(offset) => Op::LoadMapValue { dst, map, offset },
+                    },
+                );
+                Ok(())
+            }
+            (kind, _) => Err(place.misplaced(symbol.name, kind)),
+        }
+    }
+
+    /// Does a relocation against a symbol that is not defined in the object.
+    fn refer_to_extern(
+        &mut self,
+        image: &mut Image,
+        place: &Place<'_>,
+        relocation: &Relocation,
+        op: Option<Op>,
+    ) -> Result<(), ObjectError> {
+        let symbol = self.symbol(relocation);
+        let map = self.externs.map;
+        let index = self.externs.of_symbol(relocation.symbol);
+        let Some((index, found)) =
+            index.and_then(|index| Some((index, self.externs.list.get_mut(index)?)))
+        else {
             return Err(ObjectError::UnresolvedSymbol {
                 section: place.section.into(),
                 offset: place.offset,
                 symbol: symbol.name.into(),
             });
         };
-        match (relocation.kind, op) {
-            (R_BPF_64_32, Some(Op::CallLocal { off })) => {
-                self.call(image, place, home, call_target(symbol.value, off))
-            }
-            (R_BPF_64_64, Some(Op::LoadImm { dst, value })) => {
-                // The addend is the low slot's signed immediate.
-                let target = (symbol.value as i64).saturating_add(i64::from(value as i32));
-                let Some((map, offset)) = self.maps.find(home, target) else {
-                    let home = self.elf.sections.get(home);
-                    let problem = match home {
-                        Some(home) if home.is_code() => {
-                            "the address of a function: callbacks are not supported yet".into()
-                        }
-                        _ => format!(
-                            "it refers to offset {target:#x} of section `{}`, where no map and no variable is",
-                            home.map_or("", |home| home.name)
-                        ),
-                    };
+        found
+            .used
+            .get_or_insert_with(|| (place.section.into(), place.offset));
+        let addend = match (relocation.kind, op, &found.kind) {
+            (
+                R_BPF_64_32,
+                Some(Op::CallLocal { .. } | Op::CallKernel { .. }),
+                ExternKind::Function(_),
+            ) => 0,
+            (R_BPF_64_64, Some(Op::LoadImm { dst, value }), ExternKind::Setting(setting)) => {
+                // A number below the variable's size.
+                let addend = u32::try_from(value).ok().filter(|&a| a < setting.bytes);
+                let (Some(addend), Some(map)) = (addend, map) else {
+                    let problem = format!(
+                        "it refers to offset {value:#x} of a variable of {} bytes",
+                        setting.bytes
+                    );
                     return Err(place.error(symbol.name, problem));
                 };
+                let offset = setting.offset + addend;
                 let map = image.map(map);
-                let op = match offset {
-                    None => Op::LoadMap { dst, map },
-                    Some(offset) => Op::LoadMapValue { dst, map, offset },
-                };
-                let (low, high) = op.encode();
-                let slots = image.insns.iter_mut().skip(place.slot);
-                for (slot, insn) in slots.zip([Some(low), high].into_iter().flatten()) {
-                    *slot = insn;
-                }
-                Ok(())
+                put(
+                    &mut image.insns,
+                    place.slot,
+                    Op::LoadMapValue { dst, map, offset },
+                );
+                return Ok(());
             }
-            (kind, _) => Err(place.error(
-                symbol.name,
-                format!(
-                    "a relocation of type {kind} at an instruction that does not take it (lddw takes \
-                     {R_BPF_64_64}, call {R_BPF_64_32})"
-                ),
-            )),
-        }
+            (R_BPF_64_64, Some(Op::LoadImm { value, .. }), _) => value as i32,
+            (kind, ..) => return Err(place.misplaced(symbol.name, kind)),
+        };
+        image.externs.push(ExternUse {
+            slot: place.slot,
+            index,
+            addend,
+        });
+        Ok(())
     }
 
-    /// Notes the call at `place`, which goes to an offset of a section.
-    fn call(
-        &self,
-        image: &mut Image,
-        place: &Place<'_>,
-        section: usize,
-        target: i64,
-    ) -> Result<(), ObjectError> {
+    /// The function that starts at an offset of a section, which the instruction at `place` refers to.
+    fn target(&self, place: &Place<'_>, section: usize, target: i64) -> Result<usize, ObjectError> {
         let slot = Insn::BYTES as i64;
-        let function = usize::try_from(target / slot)
+        usize::try_from(target / slot)
             .ok()
             .filter(|_| target % slot == 0)
             .and_then(|start| {
@@ -381,10 +500,7 @@ impl<'d> Linker<'_, 'd> {
                 offset: place.offset,
                 target: self.elf.sections.get(section).map_or("", |s| s.name).into(),
                 target_offset: target,
-            })?;
-        image.need(function);
-        image.calls.push((place.slot, function));
-        Ok(())
+            })
     }
 
     /// The symbol of a relocation; its index was checked when it was read.
@@ -411,6 +527,16 @@ impl Place<'_> {
             symbol: symbol.into(),
             problem,
         }
+    }
+
+    fn misplaced(&self, symbol: &str, kind: u32) -> ObjectError {
+        self.error(
+            symbol,
+            format!(
+                "a relocation of type {kind} at an instruction that does not take it (lddw takes {R_BPF_64_64}, call \
+                 {R_BPF_64_32})"
+            ),
+        )
     }
 }
 

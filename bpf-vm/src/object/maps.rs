@@ -1,18 +1,47 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! An object's maps: those that C defines in `.maps` by BTF, and its data sections.
+//! An object's maps: those that C defines in `.maps` by BTF, with what they hold at first, and its data sections.
 #![forbid(unsafe_code)]
 
-use alloc::{collections::BTreeMap, string::String, vec::Vec};
+use alloc::{collections::BTreeMap, format, string::String, vec::Vec};
 
 use super::{
     ObjectError,
-    btf::{Btf, Kind, Named},
-    elf::{Elf, Section},
+    elf::{Elf, Relocation, Section},
+    link::R_BPF_64_ABS64,
 };
-use crate::map::{MapDefinition, MapKind};
+use crate::{
+    btf::{Btf, Kind, Type, Variable as BtfVariable},
+    map::{MapDefinition, MapKind},
+};
 
 /// The section of BTF-defined maps.
-const MAPS: &str = ".maps";
+pub(super) const MAPS: &str = ".maps";
+/// Sections of what other kinds of loaders take, and what to do instead.
+const FOREIGN: [(&str, &str); 4] = [
+    (
+        "maps",
+        "legacy map definitions (struct bpf_map_def); define maps with SEC(\".maps\"), __uint and __type",
+    ),
+    (
+        ".struct_ops",
+        "struct_ops are not supported; attach programs to functions by their sections' names",
+    ),
+    (
+        ".struct_ops.link",
+        "struct_ops are not supported; attach programs to functions by their sections' names",
+    ),
+    (
+        ".addr_space.1",
+        "arenas are not supported; use an array map",
+    ),
+];
+/// Bytes of a pointer in a map's variable.
+const POINTER_BYTES: u64 = 8;
+/// Bytes of the key and of the value of what holds maps or programs.
+const REFERENCE_BYTES: u32 = 4;
+/// `LIBBPF_PIN_NONE` and `LIBBPF_PIN_BY_NAME` of libbpf's `bpf_helpers.h`.
+const PIN_NONE: u32 = 0;
+const PIN_BY_NAME: u32 = 1;
 /// Sections of global variables, also with a suffix (`.data.NAME`), and whether programs may write them.
 const DATA_SECTIONS: [(&str, bool); 3] = [(".data", true), (".bss", true), (".rodata", false)];
 
@@ -25,6 +54,23 @@ pub(super) struct MapTemplate {
     pub(super) definition: MapDefinition,
     /// For a data section, what it holds at first.
     pub(super) content: Option<Content>,
+    /// For a map of maps, what its maps are like.
+    pub(super) inner: Option<MapDefinition>,
+    /// Whether it is shared with other objects by its name.
+    pub(super) pinned: bool,
+    /// Where in its variable `values` is, in bytes.
+    values_at: Option<u64>,
+    /// What is in `values`: by slot.
+    pub(super) values: Vec<(u32, Initial)>,
+}
+
+/// What a map of maps or a program array holds at first.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Initial {
+    /// The object's map of an index.
+    Map(usize),
+    /// The object's program of an index.
+    Program(usize),
 }
 
 /// What a data section holds at first.
@@ -57,6 +103,17 @@ impl MapTable {
     /// Reads the definitions; `btf` may be missing if there is no `.maps`.
     pub(super) fn read(elf: &Elf<'_>, btf: Option<&Btf<'_>>) -> Result<Self, ObjectError> {
         let mut maps = Vec::new();
+        for (name, remedy) in FOREIGN {
+            if elf
+                .section(name)
+                .is_some_and(|(_, section)| section.size > 0)
+            {
+                return Err(ObjectError::Unsupported {
+                    section: name.into(),
+                    remedy,
+                });
+            }
+        }
         for (section, header) in elf.sections.iter().enumerate() {
             if let Some(writable) = data_section(header) {
                 maps.push(data_map(section, header, writable)?);
@@ -80,8 +137,7 @@ impl MapTable {
                     offset: offset.ok_or_else(|| {
                         field_error(variable.name, "name", "the symbol table has no such map")
                     })?,
-                    definition: definition(btf, variable)?,
-                    content: None,
+                    ..definition(btf, &variable)?
                 });
             }
         }
@@ -107,6 +163,105 @@ impl MapTable {
         index.ok().map(|index| (index, None))
     }
 
+    /// Adds a read-only data section that is not in the file, all zeros, as the last map; its index.
+    pub(super) fn add_data(&mut self, name: &str, bytes: u32) -> usize {
+        // Sections' indices are smaller, so the order stays.
+        self.0
+            .push(data_template(usize::MAX, name, bytes, false, Vec::new()));
+        self.0.len() - 1
+    }
+
+    /// Reads what maps in `.maps` hold at first from the relocations of that section; `program` finds the program at
+    /// an offset of a section.
+    pub(super) fn read_values(
+        &mut self,
+        elf: &Elf<'_>,
+        relocations: &[Relocation],
+        program: impl Fn(usize, i64) -> Option<usize>,
+    ) -> Result<(), ObjectError> {
+        let Some((section, header)) = elf.section(MAPS) else {
+            return Ok(());
+        };
+        for relocation in relocations {
+            let symbol = elf
+                .symbols
+                .get(relocation.symbol)
+                .copied()
+                .unwrap_or_default();
+            let error = |problem: &str| ObjectError::Relocation {
+                section: MAPS.into(),
+                offset: relocation.offset,
+                symbol: symbol.name.into(),
+                problem: problem.into(),
+            };
+            if relocation.kind != R_BPF_64_ABS64 {
+                return Err(error(
+                    "a map's variable takes relocations of type R_BPF_64_ABS64 (2) only",
+                ));
+            }
+            // The last map that starts no later.
+            let after = self
+                .0
+                .partition_point(|map| (map.section, map.offset) <= (section, relocation.offset));
+            let owner = after
+                .checked_sub(1)
+                .filter(|&index| self.0.get(index).is_some_and(|map| map.section == section));
+            let template = owner.and_then(|index| self.0.get(index));
+            let slot = template.and_then(|map| {
+                let inside = relocation.offset - map.offset;
+                let values = inside.checked_sub(map.values_at?)?;
+                values
+                    .is_multiple_of(POINTER_BYTES)
+                    .then_some(values / POINTER_BYTES)
+            });
+            let (Some(owner), Some(template), Some(slot)) = (owner, template, slot) else {
+                return Err(error(
+                    "of a map's variable only `values` may hold addresses",
+                ));
+            };
+            let entries = template.definition.max_entries;
+            let slot = u32::try_from(slot).ok().filter(|&slot| slot < entries);
+            let slot = slot.ok_or_else(|| {
+                field_error(
+                    &template.definition.name,
+                    "values",
+                    format!("it has more elements than max_entries, which is {entries}"),
+                )
+            })?;
+            let home = symbol
+                .section
+                .ok_or_else(|| ObjectError::UnresolvedSymbol {
+                    section: MAPS.into(),
+                    offset: relocation.offset,
+                    symbol: symbol.name.into(),
+                })?;
+            // What is in the place is added to the symbol's value.
+            let addend = usize::try_from(relocation.offset)
+                .ok()
+                .and_then(|at| header.data.get(at..)?.first_chunk());
+            let addend = addend.map_or(0, |bytes| i64::from_le_bytes(*bytes));
+            let target = symbol.value.cast_signed().wrapping_add(addend);
+            let initial = if template.definition.kind.holds_maps() {
+                let map = self
+                    .find(home, target)
+                    .filter(|(_, offset)| offset.is_none());
+                Initial::Map(
+                    map.ok_or_else(|| error("a map of maps takes maps of `.maps` only"))?
+                        .0,
+                )
+            } else {
+                let index = program(home, target);
+                Initial::Program(index.ok_or_else(|| {
+                    error("a program array takes programs only: functions in sections that say what they attach to")
+                })?)
+            };
+            if let Some(template) = self.0.get_mut(owner) {
+                template.values.push((slot, initial));
+            }
+        }
+        Ok(())
+    }
+
     /// The global variables of the data sections.
     pub(super) fn variables(&self, elf: &Elf<'_>) -> Vec<Variable> {
         elf.symbols
@@ -127,7 +282,7 @@ impl MapTable {
 }
 
 /// Whether a section holds global variables, and then whether programs may write them.
-fn data_section(section: &Section<'_>) -> Option<bool> {
+pub(super) fn data_section(section: &Section<'_>) -> Option<bool> {
     let (_, writable) = DATA_SECTIONS.iter().find(|(name, _)| {
         let suffix = section.name.strip_prefix(name);
         suffix.is_some_and(|suffix| suffix.is_empty() || suffix.starts_with('.'))
@@ -141,58 +296,112 @@ fn data_map(
     header: &Section<'_>,
     writable: bool,
 ) -> Result<MapTemplate, ObjectError> {
+    let bytes = u32::try_from(header.size)
+        .map_err(|_| field_error(header.name, "value_size", "the section has 4 GiB or more"))?;
+    let content = if header.is_zeroed() {
+        Vec::new()
+    } else {
+        header.data.into()
+    };
+    Ok(data_template(
+        section,
+        header.name,
+        bytes,
+        writable,
+        content,
+    ))
+}
+
+fn data_template(
+    section: usize,
+    name: &str,
+    bytes: u32,
+    writable: bool,
+    content: Vec<u8>,
+) -> MapTemplate {
     let read_only = if writable {
         0
     } else {
         MapDefinition::RDONLY_PROG
     };
-    Ok(MapTemplate {
+    MapTemplate {
         section,
         offset: 0,
         definition: MapDefinition {
-            name: header.name.into(),
+            name: name.into(),
             kind: MapKind::ARRAY,
-            key_size: size_of::<u32>() as u32,
-            value_size: u32::try_from(header.size).map_err(|_| {
-                field_error(header.name, "value_size", "the section has 4 GiB or more")
-            })?,
+            key_size: REFERENCE_BYTES,
+            value_size: bytes,
             max_entries: 1,
             flags: read_only | MapDefinition::MMAPABLE,
         },
         content: Some(Content {
-            bytes: if header.is_zeroed() {
-                Vec::new()
-            } else {
-                header.data.into()
-            },
+            bytes: content,
             overrides: BTreeMap::new(),
         }),
-    })
+        inner: None,
+        pinned: false,
+        values_at: None,
+        values: Vec::new(),
+    }
 }
 
-/// Reads the definition of a map from the type of its variable: a struct whose members are pointers.
-///
-/// `__uint(name, N)` of bpf_helpers.h is a pointer to an array of N elements, `__type(name, T)` one to T.
-fn definition(btf: &Btf<'_>, variable: Named<'_>) -> Result<MapDefinition, ObjectError> {
-    let error = |field: &str, problem| field_error(variable.name, field, problem);
+/// Reads the definition of a map from the type of its variable; its place is the caller's to fill in.
+fn definition(btf: &Btf<'_>, variable: &BtfVariable<'_>) -> Result<MapTemplate, ObjectError> {
     let (_, found) = btf.resolve(variable.type_id)?;
     if found.kind() != Kind::STRUCT {
-        return Err(error(
+        return Err(field_error(
+            variable.name,
             "type",
             "the variable is no struct; define the map with __uint and __type",
         ));
     }
+    fields(btf, variable.name, found, false)
+}
+
+/// Reads a map's fields: members that are pointers.
+///
+/// `__uint(name, N)` of bpf_helpers.h is a pointer to an array of N elements, `__type(name, T)` one to T,
+/// `__array(name, T)` an array of pointers to T.
+fn fields(btf: &Btf<'_>, name: &str, found: Type, inner: bool) -> Result<MapTemplate, ObjectError> {
+    let error = |field: &str, problem| field_error(name, field, problem);
     let mut kind = None;
-    let mut definition = MapDefinition {
-        name: variable.name.into(),
-        kind: MapKind(0),
-        key_size: 0,
-        value_size: 0,
-        max_entries: 0,
-        flags: 0,
+    let mut template = MapTemplate {
+        section: 0,
+        offset: 0,
+        definition: MapDefinition {
+            name: name.into(),
+            kind: MapKind(0),
+            key_size: 0,
+            value_size: 0,
+            max_entries: 0,
+            flags: 0,
+        },
+        content: None,
+        inner: None,
+        pinned: false,
+        values_at: None,
+        values: Vec::new(),
     };
+    let definition = &mut template.definition;
+    let mut values = None;
     for member in btf.members(found) {
         let member = member?;
+        if member.name == "values" {
+            let pointer = btf
+                .array(member.type_id)?
+                .map(|(element, _)| btf.pointee(element));
+            let pointee = pointer.transpose()?.flatten();
+            values = Some(pointee.ok_or_else(|| {
+                error(
+                    "values",
+                    "it is no array of pointers; write it with __array",
+                )
+            })?);
+            template.values_at = Some(u64::from(member.bit_offset / 8));
+            definition.value_size = REFERENCE_BYTES;
+            continue;
+        }
         let pointee = btf.pointee(member.type_id)?.ok_or_else(|| {
             error(
                 member.name,
@@ -219,23 +428,34 @@ fn definition(btf: &Btf<'_>, variable: Named<'_>) -> Result<MapDefinition, Objec
             "map_flags" => definition.flags = number()?,
             // There is one memory for all nodes.
             "numa_node" => {}
-            "pinning" | "map_extra" if number()? == 0 => {}
-            "pinning" => {
+            "pinning" => match number()? {
+                PIN_NONE => {}
+                PIN_BY_NAME if !inner => template.pinned = true,
+                PIN_BY_NAME => {
+                    return Err(error(
+                        "pinning",
+                        "a map inside of another is not pinned; leave it out",
+                    ));
+                }
+                _ => {
+                    return Err(error(
+                        "pinning",
+                        "neither LIBBPF_PIN_NONE (0) nor LIBBPF_PIN_BY_NAME (1)",
+                    ));
+                }
+            },
+            "map_extra" if number()? == 0 => {}
+            "map_extra" => {
                 return Err(error(
-                    "pinning",
-                    "pinned maps are not supported; leave it out",
-                ));
-            }
-            "values" => {
-                return Err(error(
-                    "values",
-                    "maps of maps and program arrays are not supported yet",
+                    "map_extra",
+                    "it is for bloom filters and arenas, which are not supported; leave it out",
                 ));
             }
             other => {
                 return Err(error(
                     other,
-                    "not a field of a map: type, key, value, key_size, value_size, max_entries, map_flags",
+                    "not a field of a map: type, key, value, key_size, value_size, max_entries, map_flags, values, \
+                     pinning, numa_node, map_extra",
                 ));
             }
         }
@@ -246,13 +466,33 @@ fn definition(btf: &Btf<'_>, variable: Named<'_>) -> Result<MapDefinition, Objec
             "it is missing; write __uint(type, BPF_MAP_TYPE_ARRAY)",
         )
     })?;
-    Ok(definition)
+    if let Some(type_id) = values {
+        let (_, of) = btf.resolve(type_id)?;
+        if definition.value_size != REFERENCE_BYTES {
+            return Err(error("value_size", "with `values` it is 4; leave it out"));
+        }
+        match (definition.kind, of.kind()) {
+            (kind, Kind::STRUCT) if kind.holds_maps() && !inner => {
+                let inner = fields(btf, &format!("{name}.inner"), of, true)?;
+                template.inner = Some(inner.definition);
+            }
+            (MapKind::PROG_ARRAY, Kind::FUNC_PROTO) if !inner => {}
+            _ => {
+                return Err(error(
+                    "values",
+                    "a map of maps takes __array(values, struct { ... }), a program array __array(values, int (void *)), \
+                     and no other map, or map inside of another, takes any",
+                ));
+            }
+        }
+    }
+    Ok(template)
 }
 
-fn field_error(map: &str, field: &str, problem: &'static str) -> ObjectError {
+pub(super) fn field_error(map: &str, field: &str, problem: impl Into<String>) -> ObjectError {
     ObjectError::Map {
         map: map.into(),
         field: field.into(),
-        problem,
+        problem: problem.into(),
     }
 }

@@ -1,34 +1,46 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! ELF objects of `clang -target bpf -g -O2` against libbpf's headers: programs, maps, global data, licence.
 //!
-//! [`Object::parse`] checks everything that the file alone can tell: every relocation is done, every map's definition
-//! read. [`Object::instantiate`] then creates the maps, each time anew. Whatever the file holds, parsing ends with an
-//! object or an error, in memory proportional to the file's length.
+//! [`Object::parse`] checks everything that the file alone can tell: functions are put together, every map's definition
+//! is read. [`Object::instantiate_in`] then asks an [`Environment`] for what the kernel defines (its types for CO-RE, its
+//! functions and variables, its configuration, pinned maps) and creates the other maps, each time anew. Whatever the
+//! file holds, both end with a result or an error, parsing in memory proportional to the file's length.
 #![forbid(unsafe_code)]
 
 use alloc::{
+    collections::BTreeMap,
     string::{String, ToString},
     sync::Arc,
     vec::Vec,
 };
 
 mod attach;
-mod btf;
 mod core_reloc;
 mod elf;
+mod environment;
 mod error;
+mod externs;
+mod instantiate;
+mod kconfig;
 mod link;
 mod maps;
+mod reach;
+mod slots;
 
 pub use self::{
     attach::{AttachKind, AttachPoint, UnknownSection},
+    environment::Environment,
     error::ObjectError,
+    instantiate::{LoadedObject, ProgramSlot},
     maps::Variable,
 };
-use self::{btf::Btf, elf::Elf, link::ProgramTemplate, maps::MapTable};
+use self::{
+    core_reloc::Records, elf::Elf, externs::Externs, link::ProgramTemplate, maps::MapTable,
+};
 use crate::{
-    map::{Map, MapDefinition, MapMemory},
-    program::UncheckedProgram,
+    btf::Btf,
+    isa::Insn,
+    map::{MapDefinition, MapMemory},
 };
 
 /// Instruction slots that an object's programs may have together, with what they call (Linux's limit for one program,
@@ -42,15 +54,11 @@ pub struct Object {
     programs: Vec<ProgramTemplate>,
     maps: MapTable,
     variables: Vec<Variable>,
-}
-
-/// An object's maps, created, and its programs, which hold those that they use.
-#[derive(Clone, Debug)]
-pub struct LoadedObject {
-    /// All maps, in the order of [`Object::maps`].
-    pub maps: Vec<Arc<Map>>,
-    /// All programs, in the order of [`Object::programs`].
-    pub programs: Vec<UncheckedProgram>,
+    externs: Externs,
+    core: Records,
+    /// Section `.BTF`, if `externs` or `core` need it later, and the names of sections.
+    types: Vec<u8>,
+    sections: Arc<[String]>,
 }
 
 impl Object {
@@ -59,23 +67,45 @@ impl Object {
     /// Errors name section, offset and symbol; see [`ObjectError`].
     pub fn parse(file: &[u8]) -> Result<Self, ObjectError> {
         let elf = Elf::parse(file)?;
-        let btf = match elf.section(".BTF") {
-            Some((_, section)) => Some(Btf::parse(section.data)?),
-            None => None,
+        let section = elf.section(".BTF").map(|(_, section)| section.data);
+        let btf = section.map(Btf::parse).transpose()?;
+        let core = match (&btf, elf.section(".BTF.ext")) {
+            (Some(btf), Some((_, section))) => Records::read(section.data, &elf, btf)?,
+            _ => Records::default(),
         };
-        if let (Some(btf), Some((_, section))) = (&btf, elf.section(".BTF.ext")) {
-            core_reloc::refuse(section.data, btf)?;
-        }
-        let maps = MapTable::read(&elf, btf.as_ref())?;
+        let mut maps = MapTable::read(&elf, btf.as_ref())?;
+        let mut externs = Externs::read(&elf, btf.as_ref(), &mut maps)?;
         let license = elf.section("license").map(|(_, section)| {
             let text = section.data.split(|&byte| byte == 0).next();
             String::from_utf8_lossy(text.unwrap_or_default()).to_string()
         });
+        let relocations = elf.relocations()?;
+        let programs = link::programs(&elf, &relocations, &maps, &mut externs, &core)?;
+        if let Some((index, _)) = elf.section(maps::MAPS) {
+            let places: BTreeMap<_, _> = programs.iter().map(|p| p.place).zip(0..).collect();
+            let list = relocations.get(index).map_or(&[][..], Vec::as_slice);
+            maps.read_values(&elf, list, |section, offset| {
+                let slot = Insn::BYTES as u64;
+                let offset = u64::try_from(offset)
+                    .ok()
+                    .filter(|o| o.is_multiple_of(slot))?;
+                let start = usize::try_from(offset / slot).ok()?;
+                places.get(&(section, start)).copied()
+            })?;
+        }
+        let needs_types = !core.is_empty() || !externs.list.is_empty();
         Ok(Self {
             license,
-            programs: link::programs(&elf, &maps)?,
+            programs,
             variables: maps.variables(&elf),
             maps,
+            types: section.filter(|_| needs_types).unwrap_or_default().into(),
+            sections: match core.is_empty() {
+                true => Arc::default(),
+                false => elf.sections.iter().map(|s| s.name.into()).collect(),
+            },
+            externs,
+            core,
         })
     }
 
@@ -122,35 +152,8 @@ impl Object {
         Ok(())
     }
 
-    /// Creates the maps in the host's memory and gives each program those that it uses.
-    ///
-    /// Errors: `CreateMap`, if a map's kind or size is not supported or memory is short; nothing is left behind then.
+    /// As [`instantiate_in`](Self::instantiate_in), for a host without anything that objects refer to by name.
     pub fn instantiate(&self, memory: &dyn MapMemory) -> Result<LoadedObject, ObjectError> {
-        let mut maps = Vec::with_capacity(self.maps.0.len());
-        for template in &self.maps.0 {
-            let map = Map::create(template.definition.clone(), memory)?;
-            if let Some(content) = &template.content {
-                map.initialise(0, &content.bytes);
-                for (&offset, bytes) in &content.overrides {
-                    map.initialise(offset as usize, bytes);
-                }
-            }
-            maps.push(map);
-        }
-        let programs = self.programs.iter().map(|program| UncheckedProgram {
-            name: program.name.clone(),
-            section: program.section.clone(),
-            insns: program.insns.clone(),
-            maps: program
-                .maps
-                .iter()
-                .filter_map(|&index| maps.get(index).cloned())
-                .collect(),
-            ..UncheckedProgram::default()
-        });
-        Ok(LoadedObject {
-            programs: programs.collect(),
-            maps,
-        })
+        self.instantiate_in(&(), memory)
     }
 }

@@ -1,5 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Compiles programs in C for tests, as a user would.
+#![allow(
+    dead_code,
+    reason = "each test binary uses the part of this that it needs"
+)]
 use std::{
     io::Write,
     path::{Path, PathBuf},

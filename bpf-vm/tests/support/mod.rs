@@ -5,6 +5,8 @@
     reason = "each test binary uses the part of this that it needs"
 )]
 
+pub(crate) mod host;
+
 use std::sync::{
     Arc,
     atomic::{AtomicU64, Ordering::Relaxed},
@@ -12,6 +14,7 @@ use std::sync::{
 
 use bpf_vm::{
     asm::assemble,
+    attachment::Attachment,
     interp::{Fault, Interpreter, Outcome, Region},
     isa::Insn,
     jit::{self, Code, Features, RegisterSet, Target},
@@ -98,7 +101,16 @@ pub(crate) fn interpret(
     program: &Arc<ValidatedProgram>,
     memory: &Buffer,
 ) -> Result<Outcome, Fault> {
-    Interpreter::new(program.clone()).run(&memory.arguments(), &[memory.region()], BUDGET)
+    interpret_for(&Attachment::NONE, program, memory)
+}
+
+pub(crate) fn interpret_for(
+    attachment: &Attachment,
+    program: &Arc<ValidatedProgram>,
+    memory: &Buffer,
+) -> Result<Outcome, Fault> {
+    let (arguments, regions) = (memory.arguments(), [memory.region()]);
+    Interpreter::new(program.clone()).run_for(attachment, &arguments, &regions, BUDGET)
 }
 
 /// Few registers: x0 to x2 and x19 to x26, so that callee-saved ones have to do for everything.
@@ -199,10 +211,11 @@ pub(crate) mod native {
         ///
         /// # Safety
         /// It is compiled from a program that only touches memory that it may.
-        pub(crate) unsafe fn run(&self, [a, b]: [u64; 2]) -> u64 {
+        pub(crate) unsafe fn run(&self, attachment: &Attachment, [a, b]: [u64; 2]) -> u64 {
             // SAFETY: the pages hold compiled code, whose entry is its first word and has this type.
-            let entry: extern "C" fn(u64, u64) -> u64 = unsafe { std::mem::transmute(self.start) };
-            entry(a, b)
+            let entry: extern "C" fn(u64, u64, u64) -> u64 =
+                unsafe { std::mem::transmute(self.start) };
+            entry(a, b, attachment.address())
         }
     }
 
@@ -222,12 +235,24 @@ pub(crate) fn run_all(
     before: impl Fn(),
     state: impl Fn() -> Vec<u8>,
 ) -> Result<(Outcome, Vec<u8>), String> {
-    run_all_with(program, bytes, before, state, |_| ())
+    run_all_for(&Attachment::NONE, program, bytes, before, state)
 }
 
-/// As [`run_all`]; `enter` is told where a tail call enters the program, before each engine runs it (0 for the
+/// As [`run_all`], for an attachment.
+pub(crate) fn run_all_for(
+    attachment: &Attachment,
+    program: &Arc<ValidatedProgram>,
+    bytes: &[u8],
+    before: impl Fn(),
+    state: impl Fn() -> Vec<u8>,
+) -> Result<(Outcome, Vec<u8>), String> {
+    run_all_entering(attachment, program, bytes, before, state, |_| ())
+}
+
+/// As [`run_all_for`]; `enter` is told where a tail call enters the program, before each engine runs it (0 for the
 /// interpreter).
-pub(crate) fn run_all_with(
+pub(crate) fn run_all_entering(
+    attachment: &Attachment,
     program: &Arc<ValidatedProgram>,
     bytes: &[u8],
     before: impl Fn(),
@@ -237,7 +262,8 @@ pub(crate) fn run_all_with(
     let (fresh, memory) = (Buffer::new(bytes), Buffer::new(bytes));
     before();
     enter(0);
-    let outcome = interpret(program, &memory).map_err(|fault| format!("interpreter: {fault}"))?;
+    let outcome = interpret_for(attachment, program, &memory);
+    let outcome = outcome.map_err(|fault| format!("interpreter: {fault}"))?;
     let (after, values) = (memory.bytes(), state());
     #[cfg(not(target_arch = "aarch64"))]
     for variant in VARIANTS {
@@ -253,7 +279,7 @@ pub(crate) fn run_all_with(
             before();
             enter(code.base + u64::from(code.tail_entry));
             // SAFETY: the interpreter has just run it with the same memory, and checked each access.
-            let r0 = unsafe { pages.run(memory.arguments()) };
+            let r0 = unsafe { pages.run(attachment, memory.arguments()) };
             let listing = || bpf_vm::jit::listing(program, &code);
             if r0 != outcome.r0 {
                 let (want, text) = (outcome.r0, listing());

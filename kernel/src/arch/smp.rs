@@ -20,6 +20,8 @@ pub(crate) enum Ipi {
     Sync = 1,
     /// Sleep until the measurement is over.
     Park = 2,
+    /// What a test installed.
+    Test = 3,
 }
 
 /// The machine's interrupt controller, in a form that [`Late`] can hold.

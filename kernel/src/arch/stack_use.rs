@@ -9,13 +9,13 @@ const PAINT: u64 = 0xa5c3_96e1_0f5a_3c78;
 /// What is left for this function's own frame when there is to be room below it.
 const OWN: usize = 512;
 
-/// Calls `entry`, which must be callable now; its result, and how many bytes of stack it used (the lowest word that it
+/// Calls `entry`, which must be callable now and may take a third argument; its result, and how many bytes of stack it used (the lowest word that it
 /// wrote counts), if that is below `room`. Normal interrupts are masked meanwhile, since they would use the same stack.
 ///
 /// `None`, and no call, if this task's stack has no `room` bytes left.
 pub(crate) fn call(
     entry: extern "C" fn(u64, u64) -> u64,
-    [a, b]: [u64; 2],
+    [a, b, c]: [u64; 3],
     room: usize,
 ) -> Option<(u64, usize)> {
     let room = room.next_multiple_of(16);
@@ -51,6 +51,7 @@ pub(crate) fn call(
             in("x22") entry,
             inout("x0") a => r0,
             in("x1") b,
+            in("x2") c,
             clobber_abi("C"),
         )
     };

@@ -4,7 +4,7 @@
 use super::cpu::{self, this_cpu};
 use super::smp::{self, Ipi};
 use super::{irq, switch, timer, unwind};
-use crate::{console, context, println, sched};
+use crate::{console, context, hooked, println, sched};
 use boards::irq::{Interrupt, InterruptController, Token};
 use core::sync::atomic::{AtomicUsize, Ordering};
 
@@ -66,6 +66,7 @@ extern "C" fn trap_irq(frame: &mut Frame) {
                 Interrupt::Ipi(n) if n == Ipi::Reschedule as u8 => {
                     block.need_resched.store(true, Ordering::Relaxed)
                 }
+                Interrupt::Ipi(n) if n == Ipi::Test as u8 => context::TEST_HARDIRQ.call(),
                 Interrupt::Ipi(_) => {}
                 Interrupt::Device(n) => println!("interrupt {n} has no handler"),
                 Interrupt::Nmi | Interrupt::Spurious => {}
@@ -156,7 +157,7 @@ fn leave(frame: &Frame) {
     if block.need_resched.load(Ordering::Relaxed) && switch::current().preemptible() {
         irq::disable();
         irq::open_exceptions();
-        sched::preempt(frame.elr as usize);
+        sched::preempt(frame.elr as usize, frame.word);
         irq::mask_all();
     }
     // The interrupted code had normal interrupts on, or this one could not have come.
@@ -246,6 +247,11 @@ fn die(what: &dyn core::fmt::Display, frame: &Frame) -> ! {
         let end = if i % 4 == 3 || i == 30 { "\n" } else { "" };
         crate::print!("    x{i:<2} {value:#018x}{end}");
     }
+    for (i, value) in frame.x.iter().enumerate() {
+        if hooked::of(*value).is_some() {
+            println!("    x{i} lies in {}", crate::symbols::Name(*value as usize));
+        }
+    }
     if let Some((bottom, _)) = crate::mm::stack::bounds(frame.sp as usize)
         && (frame.sp as usize) < bottom + 320
     {
@@ -257,7 +263,20 @@ fn die(what: &dyn core::fmt::Display, frame: &Frame) -> ! {
         frame.x[30] as usize,
         frame.x[29] as usize,
     );
+    print_hooked();
     super::exit::exit(101);
+}
+
+/// Prints what is hooked, whether it stands in the trace or not: a hook's work outlives its frame.
+pub(crate) fn print_hooked() {
+    const SHOWN: usize = 16;
+    let count = hooked::all().count();
+    for (name, mark) in hooked::all().take(SHOWN) {
+        println!("    hooked: {name} [{mark}]");
+    }
+    if count > SHOWN {
+        println!("    hooked: {} functions more", count - SHOWN);
+    }
 }
 
 /// Core, context and task.

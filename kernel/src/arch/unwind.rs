@@ -1,16 +1,48 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Stack traces by frame records (AAPCS64 6.4.6): x29 points to { caller's x29, return address }.
 //!
-//! An exception writes such a record too, so a trace goes on through it.
+//! An exception writes such a record too, so a trace goes on through it. A return address that an exit hook has replaced is
+//! looked up on the task's shadow stack, so a trace shows the real caller.
 
 use crate::mm::{stack, table};
 use crate::println;
 use crate::symbols::Name;
+use crate::task::{ShadowEntry, Task};
+use core::sync::atomic::Ordering;
 
 const MOST: usize = 48;
 
-/// The return addresses from the frame record at `fp` on.
-fn walk(mut fp: usize, mut visit: impl FnMut(usize)) {
+/// A stack trace: where it begins, then return addresses.
+pub(crate) type Trace = heapless::Vec<usize, MOST>;
+
+/// The real caller behind a return address. `entries` are the task's replaced ones, the latest first, without those that frames
+/// nearer to the top of the stack have used up; `above` is an address that the function's sp at entry was above.
+fn real<'a>(
+    mut entries: impl Iterator<Item = &'a ShadowEntry>,
+    lr: usize,
+    above: Option<usize>,
+) -> usize {
+    let mut lr = lr;
+    // A return address may have been replaced by several hooks: the next one's landing is then what this one saved.
+    while may_be_landing(lr)
+        && let Some(entry) = entries.find(|entry| {
+            entry.landing.load(Ordering::Relaxed) as usize == lr
+                && above.is_none_or(|fp| entry.frame.load(Ordering::Relaxed) as usize > fp)
+        })
+    {
+        lr = entry.return_address.load(Ordering::Relaxed) as usize;
+    }
+    lr
+}
+
+/// Whether a landing can be there: no trace through compiled code alone looks at the shadow stack.
+fn may_be_landing(address: usize) -> bool {
+    crate::symbols::blob().is_none_or(|b| b.lookup(address as u64).is_none())
+}
+
+/// The return addresses from the frame record at `fp` on. `task` is the current one, or one that runs nowhere.
+pub(crate) fn walk(task: &Task, mut fp: usize, mut visit: impl FnMut(usize)) {
+    let mut entries = task.shadow();
     for _ in 0..MOST {
         if fp == 0
             || !fp.is_multiple_of(8)
@@ -26,7 +58,7 @@ fn walk(mut fp: usize, mut visit: impl FnMut(usize)) {
         if lr == 0 {
             return;
         }
-        visit(lr);
+        visit(real(&mut entries, lr, Some(fp)));
         // Records lie at ever higher addresses of one stack; a change of stack ends the walk unless it is to a stack.
         if next <= fp && stack::bounds(next).is_none() {
             return;
@@ -35,12 +67,34 @@ fn walk(mut fp: usize, mut visit: impl FnMut(usize)) {
     }
 }
 
+/// The trace of what an exception interrupted at `pc` in the current task, or of a switch's record with its `lr` as `pc`.
+pub(crate) fn trace(task: &Task, pc: usize, fp: usize) -> Trace {
+    let mut trace = Trace::new();
+    let _ = trace.push(pc);
+    walk(task, fp, |address| {
+        let _ = trace.push(address);
+    });
+    trace
+}
+
+/// The trace of a task that runs nowhere, from what `switch_stacks` saved: a frame record lies at its sp.
+pub(crate) fn trace_of_sleeping(task: &Task) -> Trace {
+    let mut trace = Trace::new();
+    walk(task, task.sp.load(Ordering::Relaxed), |address| {
+        let _ = trace.push(address);
+    });
+    trace
+}
+
 /// Prints a trace that begins at `pc`; `lr` is shown if the frame record does not hold it yet.
 pub(crate) fn print(pc: usize, lr: usize, fp: usize) {
+    let task = super::switch::current();
     println!("      {pc:#018x}  {}", Name(pc));
     let mut first = true;
-    walk(fp, |address| {
-        if first && address != lr && lr != 0 && table::translate(lr).is_some_and(|t| t.execute) {
+    let held = lr;
+    let lr = real(task.shadow(), lr, None);
+    walk(task, fp, |address| {
+        if first && address != lr && held != 0 && table::translate(lr).is_some_and(|t| t.execute) {
             println!("      {lr:#018x}  {} (x30)", Name(lr.wrapping_sub(4)));
         }
         first = false;
@@ -54,7 +108,7 @@ pub(crate) fn print_here() {
     let fp: usize;
     // SAFETY: reads x29, which is the frame pointer throughout (-Cforce-frame-pointers).
     unsafe { core::arch::asm!("mov {}, x29", out(reg) fp, options(nomem, nostack)) };
-    walk(fp, |address| {
+    walk(super::switch::current(), fp, |address| {
         println!("      {address:#018x}  {}", Name(address.wrapping_sub(4)))
     });
 }

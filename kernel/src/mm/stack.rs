@@ -6,6 +6,10 @@ use super::{Access, frames, table};
 use crate::arch::lock::SpinLock;
 use alloc::vec::Vec;
 
+/// The last bytes of every stack, a quarter: only hooks use them. That the kernel stays above is measured by paint; an attach
+/// is refused when the worst case of what it adds is more.
+pub(crate) const HOOK_RESERVE: usize = STACK_SIZE / 4;
+
 /// What an untouched stack byte holds; painted at allocation, read by [`Stack::high_water`].
 const PAINT: u8 = 0xa5;
 

@@ -8,7 +8,7 @@ use crate::bpf::Engine;
 use crate::hook::{self, Function, HookId, Native};
 use crate::ksyms::Flags;
 use crate::workload::{TARGETS, TRANSFER_BYTES, Transfer};
-use crate::{bench, bpf, println, sched, symbols, system};
+use crate::{arch, bench, bpf, println, sched, symbols, system};
 use alloc::borrow::ToOwned;
 use alloc::format;
 use alloc::string::String;
@@ -82,6 +82,8 @@ pub(super) static COMMANDS: &[Command] = commands![
     "call", "[N] [FUNCTION]", [Argument::None, Argument::Target], call, "calls a function N times
     FUNCTION is workload_call, workload_nested, workload_struct or workload_six, the first if not said; N is 1000 if not said";
     "tcp", "[BYTES]", [], tcp, "moves BYTES over TCP on a loopback, 65536 if not said";
+    "crash", "KIND", [], crash, "goes wrong on purpose, to see the report
+    KIND is null, text, data, undefined, vector, pool, stack or panic";
     "bench", "", [], bench, "measures what hooks cost and prints the table; nothing may be hooked";
     "cpus", "", [], inspect::cpus, "the cores that run";
     "tasks", "", [], inspect::tasks, "the kernel's threads";
@@ -358,6 +360,10 @@ fn bench(_: &mut Shell, command: &'static Command, arguments: &str) -> Outcome {
         bench::run(&system.options); // says itself what failed
     }
     Ok(())
+}
+
+fn crash(_: &mut Shell, command: &'static Command, arguments: &str) -> Outcome {
+    arch::crash::crash(arguments).ok_or(ShellError::Usage(command))
 }
 
 fn poweroff(shell: &mut Shell, _: &'static Command, arguments: &str) -> Outcome {

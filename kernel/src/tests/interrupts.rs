@@ -39,6 +39,11 @@ pub(super) const TESTS: &[Test] = &[
         run: words,
     },
     Test {
+        name: "interrupts.contexts_nest_on_purpose",
+        seconds: 10,
+        run: nested,
+    },
+    Test {
         name: "interrupts.sync_reaches_every_core",
         seconds: 20,
         run: sync,
@@ -204,6 +209,74 @@ fn words() -> Outcome {
         after == 0xbeef,
         "the task's word is {after:#x} after sleeping"
     );
+    Ok(())
+}
+
+/// Per context, task first: the word found at entry, and the one found when the contexts above were over.
+static AT_ENTRY: [AtomicU64; 4] = [const { AtomicU64::new(1) }; 4];
+static AT_EXIT: [AtomicU64; 4] = [const { AtomicU64::new(0) }; 4];
+
+/// What each context does in [`nested`]: leaves its mark in the word, interrupts itself, and looks at the mark.
+fn interrupt_myself(me: Context, next: impl FnOnce()) {
+    let word = &switch::current().word;
+    if context::current() == me {
+        AT_ENTRY[me as usize].store(word.load(Ordering::Relaxed), Ordering::Relaxed);
+    }
+    word.store(0xc0 + me as u64, Ordering::Relaxed);
+    next();
+    AT_EXIT[me as usize].store(word.load(Ordering::Relaxed), Ordering::Relaxed);
+}
+
+fn nested() -> Outcome {
+    fn exited(context: Context) -> bool {
+        AT_EXIT[context as usize].load(Ordering::Relaxed) != 0
+    }
+    fn softirq() {
+        interrupt_myself(Context::Softirq, || {
+            smp::send(cpu::index(), smp::Ipi::Test);
+            soon(|| exited(Context::Hardirq));
+        });
+    }
+    fn hardirq() {
+        interrupt_myself(Context::Hardirq, || {
+            smp::send_nmi(cpu::index());
+            soon(|| exited(Context::Nmi));
+        });
+    }
+    fn nmi() {
+        interrupt_myself(Context::Nmi, || ());
+    }
+    AT_ENTRY.iter().for_each(|w| w.store(1, Ordering::Relaxed));
+    AT_EXIT.iter().for_each(|w| w.store(0, Ordering::Relaxed));
+    context::TEST_SOFTIRQ.set(Some(&(softirq as fn())));
+    context::TEST_HARDIRQ.set(Some(&(hardirq as fn())));
+    context::TEST_NMI.set(Some(&(nmi as fn())));
+    interrupt_myself(Context::Task, || context::raise(Softirq::Test));
+    switch::current().word.store(0, Ordering::Relaxed);
+    for slot in [
+        &context::TEST_SOFTIRQ,
+        &context::TEST_HARDIRQ,
+        &context::TEST_NMI,
+    ] {
+        slot.set(None);
+    }
+    for context in [
+        Context::Task,
+        Context::Softirq,
+        Context::Hardirq,
+        Context::Nmi,
+    ] {
+        let entry = AT_ENTRY[context as usize].load(Ordering::Relaxed);
+        let exit = AT_EXIT[context as usize].load(Ordering::Relaxed);
+        check!(
+            entry == 0,
+            "{context:?} context began with the word {entry:#x}"
+        );
+        check!(
+            exit == 0xc0 + context as u64,
+            "{context:?} context's word was {exit:#x} after those above it"
+        );
+    }
     Ok(())
 }
 

@@ -7,6 +7,7 @@
 
 mod bpf;
 mod hooks;
+mod integrity;
 mod interrupts;
 mod memory;
 mod suite;
@@ -45,6 +46,7 @@ const TESTS: &[&[Test]] = &[
     interrupts::TESTS,
     tasks::TESTS,
     hooks::TESTS,
+    integrity::TESTS,
     bpf::TESTS,
     suite::TESTS,
 ];

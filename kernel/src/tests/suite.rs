@@ -13,6 +13,7 @@ use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec;
 use alloc::vec::Vec;
+use bpf_vm::attachment::Attachment;
 use bpf_vm::interp::{Interpreter, Region};
 use bpf_vm::isa::Op;
 use bpf_vm::jit::Features;
@@ -27,6 +28,8 @@ const BUDGET: u64 = 1_000_000;
 const MAPS: usize = 1 << 20;
 /// Bytes of stack that are watched: more than any program of the suite uses with the helpers that it calls.
 const WATCHED: usize = 12 << 10;
+/// What the programs run for: nothing.
+static ATTACHMENT: Attachment = Attachment::NONE;
 /// How many of the failures of one text are told.
 const TOLD: usize = 8;
 
@@ -60,7 +63,7 @@ macro_rules! texts {
     };
 }
 texts! {
-    "base32", "base64", "divmul32", "divmul64", "atomic32", "atomic64", "memory", "jumps", "calls", "tail_calls",
+    "base32", "base64", "divmul32", "divmul64", "atomic32", "atomic64", "memory", "jumps", "calls", "tail_calls", "helpers",
 }
 
 fn failed(e: &dyn core::fmt::Display) -> Failure {
@@ -151,7 +154,8 @@ fn run(case: &Case<'_>, maps: &Maps) -> Result<Vec<String>, Failure> {
     let mut wrong = Vec::new();
     maps.begin(&program, 0)?;
     let regions = [Region::words(&memory.0)];
-    let outcome = Interpreter::new(program.clone()).run(&memory.arguments(), &regions, BUDGET);
+    let interpreter = Interpreter::new(program.clone());
+    let outcome = interpreter.run_for(&ATTACHMENT, &memory.arguments(), &regions, BUDGET);
     let outcome = match outcome {
         Ok(outcome) => outcome,
         Err(fault) => return Ok(vec![format!("interpreted: {fault}")]),
@@ -177,7 +181,9 @@ fn run(case: &Case<'_>, maps: &Maps) -> Result<Vec<String>, Failure> {
             jit_bench::place(case.name, &program, features).map_err(|e| failed(&e))?;
         memory.reset(&case.memory);
         maps.begin(&program, placed.address() + u64::from(code.tail_entry))?;
-        let called = stack_use::call(callee::entry(&placed), memory.arguments(), WATCHED);
+        let [address, bytes] = memory.arguments();
+        let arguments = [address, bytes, ATTACHMENT.address()];
+        let called = stack_use::call(callee::entry(&placed), arguments, WATCHED);
         let Some((r0, used)) = called else {
             return Err(Failure::Failed(format!(
                 "no {WATCHED} bytes of stack are left"
@@ -247,7 +253,7 @@ fn stack_is_measured() -> Outcome {
         let features = Features { lse: false };
         let (placed, code) =
             jit_bench::place(case.name, &program, features).map_err(|e| failed(&e))?;
-        let called = stack_use::call(callee::entry(&placed), [0; 2], WATCHED);
+        let called = stack_use::call(callee::entry(&placed), [0; 3], WATCHED);
         let used = called.map(|(_, used)| used);
         check!(
             used.is_some_and(|used| used == code.stack_bytes as usize && used >= least),
@@ -255,7 +261,7 @@ fn stack_is_measured() -> Outcome {
             code.stack_bytes
         );
     }
-    let sp = stack_use::call(nothing, [0; 2], 1 << 20);
+    let sp = stack_use::call(nothing, [0; 3], 1 << 20);
     check!(sp.is_none(), "more stack than there is was watched");
     Ok(())
 }

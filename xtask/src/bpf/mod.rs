@@ -1,0 +1,445 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! `cargo xtask bpf`: what an object file holds, and what its programs do, without a kernel.
+
+mod info;
+#[path = "../../../bpf-vm/examples/run/memory.rs"]
+mod memory;
+#[path = "../../../bpf-vm/examples/run/session.rs"]
+mod session;
+mod text;
+
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use bpf_vm::object::Object;
+use clap::{Args, Subcommand};
+
+use crate::Outcome;
+use crate::files;
+use crate::setup;
+use crate::workspace::{USER_TARGET, Workspace};
+
+/// The example of bpf-vm that runs compiled code.
+const EXAMPLE: &str = "run";
+/// What runs it where the machine is not arm64.
+const EMULATOR: &str = "qemu-aarch64";
+
+/// The highest address that code is compiled for: 4 GiB before the end.
+const HIGHEST: u64 = !0xffff_ffff;
+
+/// Why nothing came of an object.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BpfError {
+    /// It is no object that loads.
+    #[error("{}: {error}", file.display())]
+    Object {
+        file: PathBuf,
+        error: bpf_vm::object::ObjectError,
+    },
+    /// It loads, and then something is wrong.
+    #[error("{}: {error}", file.display())]
+    Program { file: PathBuf, error: String },
+    /// The memory is no hex.
+    #[error("{0}")]
+    Memory(String),
+    /// The example does not build.
+    #[error("bpf-vm's example `{EXAMPLE}` does not build; the messages above say why")]
+    Build,
+    /// qemu-aarch64 does not start.
+    #[error("cannot start {0}: {1}; `cargo xtask setup` installs it")]
+    Start(String, io::Error),
+}
+
+/// The object, and which of its programs.
+#[derive(Debug, Args)]
+pub(crate) struct Selection {
+    /// Object file of `clang -target bpf -g -O2`
+    file: PathBuf,
+    /// Only the program of this name or section
+    #[arg(long, value_name = "NAME")]
+    program: Option<String>,
+}
+
+/// What to do with an object file.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Action {
+    /// Run a program by the interpreter and print what it left
+    Run {
+        #[command(flatten)]
+        selection: Selection,
+        /// Bytes that r1 points to, as hex digits; r2 is their number, and both are 0 without
+        #[arg(long, value_name = "HEX")]
+        memory: Option<String>,
+        /// Also run it as compiled code, under qemu-aarch64, and fail if that leaves something else
+        #[arg(long)]
+        jit: bool,
+    },
+    /// Print the instructions, with what they call and refer to
+    Disasm {
+        #[command(flatten)]
+        selection: Selection,
+    },
+    /// Print the arm64 code, each instruction before what it is compiled to
+    ///
+    /// Addresses of helpers are the same in every listing; those of maps are this run's.
+    Jit {
+        #[command(flatten)]
+        selection: Selection,
+        /// Compile for a core with FEAT_LSE: atomics in one instruction
+        #[arg(long)]
+        lse: bool,
+        /// Address to compile for, in hex
+        #[arg(long, value_name = "ADDRESS", value_parser = address, default_value = "0x100000")]
+        base: u64,
+    },
+    /// Print programs, maps, variables, licence
+    Info {
+        #[command(flatten)]
+        selection: Selection,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// A hexadecimal address of an instruction.
+fn address(text: &str) -> Result<u64, String> {
+    let digits = text.strip_prefix("0x").unwrap_or(text);
+    let address = u64::from_str_radix(digits, 16).map_err(|error| error.to_string())?;
+    if !address.is_multiple_of(4) {
+        return Err("an instruction's address is a multiple of 4".into());
+    }
+    match address <= HIGHEST {
+        true => Ok(address),
+        false => Err(format!(
+            "the highest is {HIGHEST:#x}, so that the code ends before addresses do"
+        )),
+    }
+}
+
+/// An object file, read.
+struct File {
+    path: PathBuf,
+    object: Object,
+}
+
+impl File {
+    fn read(path: &Path) -> Outcome<Self> {
+        let object = Object::parse(&files::read(path)?).map_err(|error| BpfError::Object {
+            file: path.to_owned(),
+            error,
+        })?;
+        Ok(Self {
+            path: path.to_owned(),
+            object,
+        })
+    }
+
+    fn error(&self, error: String) -> BpfError {
+        BpfError::Program {
+            file: self.path.clone(),
+            error,
+        }
+    }
+
+    /// The program of that name or section, all of them without one, by index.
+    fn programs(&self, wanted: Option<&str>) -> Result<Vec<usize>, BpfError> {
+        match wanted {
+            Some(wanted) => session::choose(&self.object, Some(wanted))
+                .map(|index| vec![index])
+                .map_err(|error| self.error(error)),
+            None => Ok((0..self.object.programs().len()).collect()),
+        }
+    }
+}
+
+/// Prints a text; whoever reads it may stop before its end.
+fn show(text: &str) -> Outcome<()> {
+    match io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error.into()),
+        _ => Ok(()),
+    }
+}
+
+/// Carries out an action; the exit status of this program.
+pub(crate) fn act(workspace: &Workspace, action: Action) -> Outcome<i32> {
+    match action {
+        Action::Run {
+            selection,
+            memory,
+            jit,
+        } => {
+            // As elsewhere, `-` stands for nothing.
+            let memory = memory.filter(|memory| memory != "-").unwrap_or_default();
+            let bytes = memory::hex("memory", &memory).map_err(BpfError::Memory)?;
+            let file = File::read(&selection.file)?;
+            let index = session::choose(&file.object, selection.program.as_deref());
+            let index = index.map_err(|error| file.error(error))?;
+            if jit {
+                return run_compiled(workspace, &selection, &memory);
+            }
+            let report = session::run(&file.object, index, &bytes, None);
+            show(&report.map_err(|error| file.error(error))?.to_string())?;
+        }
+        Action::Disasm { selection } => {
+            let file = File::read(&selection.file)?;
+            show(&text::disassembly(&file, selection.program.as_deref())?)?;
+        }
+        Action::Jit {
+            selection,
+            lse,
+            base,
+        } => {
+            let file = File::read(&selection.file)?;
+            show(&text::code(&file, selection.program.as_deref(), lse, base)?)?;
+        }
+        Action::Info { selection, json } => {
+            let file = File::read(&selection.file)?;
+            let info = info::Info::of(&file, selection.program.as_deref())?;
+            show(&match json {
+                true => format!("{:#}\n", info.json()),
+                false => info.to_string(),
+            })?;
+        }
+    }
+    Ok(0)
+}
+
+/// Builds the example that runs compiled code, and runs it with the same words; its status.
+fn run_compiled(workspace: &Workspace, selection: &Selection, memory: &str) -> Outcome<i32> {
+    setup::ensure(workspace)?;
+    let built = workspace
+        .cargo()
+        .args(["build", "--quiet", "--package", "bpf-vm"])
+        .args(["--example", EXAMPLE, "--target", USER_TARGET])
+        .stdin(Stdio::null())
+        .status()?;
+    if !built.success() {
+        return Err(BpfError::Build.into());
+    }
+    let example = workspace.target.join(USER_TARGET).join("debug/examples");
+    let example = example.join(EXAMPLE);
+    let native = cfg!(all(target_arch = "aarch64", target_os = "linux"));
+    let mut command = match native {
+        true => Command::new(&example),
+        false => Command::new(EMULATOR),
+    };
+    if !native {
+        command.arg(&example);
+    }
+    command
+        .arg(&selection.file)
+        .args(["--jit", "--memory", memory]);
+    if let Some(program) = &selection.program {
+        command.args(["--program", program]);
+    }
+    let status = command.stdin(Stdio::null()).status();
+    let status = status.map_err(|error| BpfError::Start(EMULATOR.into(), error))?;
+    // By a signal: no status of its own.
+    Ok(status.code().unwrap_or(1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::programs;
+
+    /// Two programs, one of them with a function of its own, that use a map, variables and helpers.
+    const SOURCE: &str = r#"
+#include <linux/bpf.h>
+#include <bpf/bpf_helpers.h>
+
+char LICENSE[] SEC("license") = "GPL";
+const volatile __u32 step = 3;
+__u64 total;
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 4);
+	__type(key, __u32);
+	__type(value, __u64);
+} seen SEC(".maps");
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 4096);
+} events SEC(".maps");
+
+static __attribute__((noinline)) __u64 twice(__u64 x)
+{
+	return x * 2 + step;
+}
+
+SEC("fentry.s/f")
+int first(__u64 *ctx)
+{
+	__u32 key = 7;
+	__u64 value = twice(ctx[0]);
+
+	total += value;
+	ctx[1] = value;
+	bpf_map_update_elem(&seen, &key, &value, BPF_ANY);
+	bpf_ringbuf_output(&events, &key, sizeof(key), 0);
+	bpf_printk("value %lu", value);
+	return 5;
+}
+
+SEC("kprobe")
+int second(void *ctx)
+{
+	return bpf_get_smp_processor_id();
+}
+"#;
+
+    /// The object of [`SOURCE`]; `None`, said aloud, without clang.
+    fn object(name: &str) -> Option<File> {
+        let Some(clang) = crate::setup::clang() else {
+            eprintln!("skipped: no clang here compiles for BPF");
+            return None;
+        };
+        let name = format!("springboard-{}-{name}", std::process::id());
+        let folder = std::env::temp_dir().join(name);
+        std::fs::create_dir_all(&folder).expect("folder");
+        let (source, out) = (folder.join("test.bpf.c"), folder.join("test.o"));
+        std::fs::write(&source, SOURCE).expect("source");
+        let include = Path::new(env!("CARGO_MANIFEST_DIR")).join("../programs/include");
+        let options = programs::options(&include, None, &source, &out);
+        let output = Command::new(clang).args(options).output().expect("clang");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{said}");
+        let file = File::read(&out).expect("object");
+        std::fs::remove_dir_all(folder).expect("folder");
+        Some(file)
+    }
+
+    #[track_caller]
+    fn contains(text: &str, parts: &[&str]) {
+        for part in parts {
+            assert!(text.contains(part), "{part:?} is not in\n{text}");
+        }
+    }
+
+    #[test]
+    fn info_names_what_there_is() {
+        let Some(file) = object("info") else {
+            return;
+        };
+        let info = info::Info::of(&file, None).expect("info");
+        contains(
+            &info.to_string(),
+            &[
+                "licence   GPL\n",
+                "program   first (fentry.s/f)\n          attaches: fentry of f, sleepable\n",
+                "2 functions\n",
+                "words of A64",
+                "bpf_map_update_elem (2)\n",
+                "bpf_trace_printk (6, GPL only)\n",
+                "program   second (kprobe)\n          attaches: kprobe, of what the loader says\n",
+                "map       seen: BPF_MAP_TYPE_HASH (1)\n          key 4 bytes, value 8 bytes, 4 entries, flags 0x0\n",
+                "variable  total: 8 bytes at .bss+0x0\n",
+                "variable  step: 4 bytes at .rodata+0x",
+            ],
+        );
+        let json = info.json();
+        let pointer = |path: &str| json.pointer(path).cloned().unwrap_or_default();
+        assert_eq!(pointer("/programs/0/name"), "first");
+        assert_eq!(pointer("/programs/1/calls/0/number"), 8);
+        assert_eq!(pointer("/programs/0/functions"), 2);
+        let one = info::Info::of(&file, Some("kprobe")).expect("info");
+        assert_eq!(one.json()["programs"].as_array().map(Vec::len), Some(1));
+        let error = info::Info::of(&file, Some("third"))
+            .err()
+            .expect("no third");
+        contains(
+            &error.to_string(),
+            &["test.o: ", "\"third\"", "    second  (kprobe)"],
+        );
+    }
+
+    #[test]
+    fn instructions_come_with_what_they_name() {
+        let Some(file) = object("text") else {
+            return;
+        };
+        let text = text::disassembly(&file, None).expect("text");
+        contains(
+            &text,
+            &[
+                "first (fentry.s/f):\n    0      0  ",
+                "; function at ",
+                "\n  function at ",
+                " = map[",
+                "; seen\n",
+                "; .rodata+",
+                "; bpf_map_update_elem\n",
+                "85 00 00 00 08 00 00 00  call 8 ",
+                "95 00 00 00 00 00 00 00  exit\n",
+                "\n\nsecond (kprobe):\n",
+            ],
+        );
+        let second = text::disassembly(&file, Some("second")).expect("text");
+        assert!(text.ends_with(&second) && !second.contains("first"));
+        let code = text::code(&file, Some("second"), false, 0x4000).expect("code");
+        contains(
+            &code,
+            &[
+                "; bpf_get_smp_processor_id\n",
+                "    4000: ",
+                "bl 0x1004080\n",
+                "ret\n",
+                " words, which use ",
+            ],
+        );
+        let all = text::code(&file, None, true, HIGHEST).expect("code");
+        contains(
+            &all,
+            &["first (fentry.s/f):\n; prologue\nffffffff00000000: "],
+        );
+    }
+
+    #[test]
+    fn a_run_says_what_it_left() {
+        let Some(file) = object("run") else {
+            return;
+        };
+        let error = session::choose(&file.object, None).expect_err("two programs");
+        contains(
+            &error,
+            &["2 programs", "--program:\n    first  (fentry.s/f)\n"],
+        );
+        let index = session::choose(&file.object, Some("fentry.s/f")).expect("first");
+        let report = session::run(&file.object, index, &[1; 16], None).expect("run");
+        contains(
+            &report.to_string(),
+            &[
+                // 0x0101010101010101 * 2 + 3.
+                "r0            0x5 (5)\ninstructions  ",
+                "printed       value 144680345676153349\n",
+                "variable      total: 0 -> 144680345676153349 (0x202020202020205)\n",
+                "map           seen[7] = 144680345676153349",
+                "record        events: 07 00 00 00\n",
+                "memory        01 01 01 01 01 01 01 01 05 02 02 02 02 02 02 02\n",
+            ],
+        );
+        let error = session::run(&file.object, index, &[], None).expect_err("no memory");
+        contains(
+            &error,
+            &["program `first`: instruction ", "--memory HEX gives r1"],
+        );
+    }
+
+    #[test]
+    fn addresses_are_those_of_instructions() {
+        assert_eq!(address("0x100000"), Ok(0x10_0000));
+        assert_eq!(address("4"), Ok(4));
+        for wrong in [
+            "2",
+            "x",
+            "",
+            "ffffffffffffff00",
+            "-4",
+            "0x10000000000000000",
+        ] {
+            assert!(address(wrong).is_err(), "{wrong}");
+        }
+    }
+}
