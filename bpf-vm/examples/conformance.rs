@@ -23,6 +23,7 @@ use bpf_vm::{
 };
 
 #[path = "run/compiled.rs"]
+#[expect(dead_code, reason = "without maps there are no tail calls")]
 mod compiled;
 #[path = "run/memory.rs"]
 #[expect(

@@ -253,6 +253,16 @@ impl<'a> Btf<'a> {
         matches!(found.kind(), Kind(2 | 8..=12 | 14 | 18)).then_some(found.size_or_type)
     }
 
+    /// How many parameters the function (or prototype) of an id has; `None` if it is neither.
+    pub fn parameters(&self, type_id: u32) -> Option<u32> {
+        let found = self.get(type_id).ok()?;
+        let proto = match found.kind() {
+            Kind::FUNC => self.get(found.size_or_type).ok()?,
+            _ => found,
+        };
+        (proto.kind() == Kind::FUNC_PROTO).then(|| proto.entries())
+    }
+
     /// All types' ids but that of `void`, which is 0.
     pub fn ids(&self) -> impl Iterator<Item = u32> + use<> {
         1..u32::try_from(self.types.len()).unwrap_or(u32::MAX)

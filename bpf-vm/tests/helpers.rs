@@ -19,14 +19,21 @@ use bpf_vm::{
 use support::{
     Buffer, array,
     host::{self, CPUS, PER_CPU},
-    interpret, interpret_for, program, run_all, run_all_for, unchecked,
+    interpret, interpret_for, program, run_all, run_all_with, unchecked,
 };
 
 /// Runs by every engine; r0 and the memory afterwards.
 fn run(attachment: &Attachment, text: &str, memory: &[u64]) -> (i64, Vec<u64>) {
     host::register();
     let bytes: Vec<u8> = memory.iter().flat_map(|word| word.to_le_bytes()).collect();
-    let done = run_all_for(attachment, &program(text, &[]), &bytes, || {}, Vec::new);
+    let done = run_all_with(
+        attachment,
+        &program(text, &[]),
+        &bytes,
+        || {},
+        Vec::new,
+        |_| (),
+    );
     let (outcome, after) = done.unwrap_or_else(|error| panic!("{error}\n{text}"));
     let words = after.as_chunks().0.iter();
     (

@@ -3,95 +3,25 @@
 //! others. The kernel is an object as well, compiled by the same clang: its `.BTF` is the kernel's.
 mod common;
 
-use std::{
-    collections::BTreeMap,
-    path::Path,
-    sync::{Arc, Mutex, atomic::AtomicU64},
-};
+use std::sync::{Arc, Mutex, atomic::AtomicU64};
 
 use bpf_vm::{
     btf::{Btf, Kind},
     helpers::{Argument, Function, HELPERS, Helper, Returns},
     interp::{Fault, Interpreter, Region},
     map::{HeapMemory, Map, TailTarget, UpdateFlags},
-    object::{Environment, LoadedObject, Object, ProgramSlot},
-    program::{KernelVariable, UncheckedProgram, ValidatedProgram},
+    object::{Environment as _, LoadedObject, Object, ProgramSlot},
+    program::{UncheckedProgram, ValidatedProgram},
 };
-use common::compile;
+use common::kernel::{CLOCK, Kernel, PROBE, extern_kernel, kernel_add, own, section};
 
 /// Instructions that a program of these tests may take.
 const BUDGET: u64 = 10_000;
 /// Words of the memory that programs of core.bpf.c read.
 const WORDS: usize = 256;
 
-/// The object of `tests/objects/NAME.bpf.c`.
-fn own(name: &str) -> Option<Vec<u8>> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/objects");
-    compile(&folder.join(format!("{name}.bpf.c")))
-}
-
-/// A section of an object.
-fn section<'d>(file: &'d [u8], name: &str) -> &'d [u8] {
-    use object::{Object as _, ObjectSection as _};
-    let elf = object::File::parse(file).unwrap();
-    elf.section_by_name(name).unwrap().data().unwrap()
-}
-
 fn memory() -> HeapMemory {
     HeapMemory::with_limit(1 << 20)
-}
-
-/// A kernel that a test makes.
-#[derive(Default)]
-struct Kernel<'a> {
-    btf: Option<Btf<'a>>,
-    functions: Vec<&'static Helper>,
-    variables: Vec<KernelVariable>,
-    settings: BTreeMap<&'static str, &'static str>,
-    pins: Mutex<Vec<Arc<Map>>>,
-}
-
-impl Environment for Kernel<'_> {
-    fn btf(&self) -> Option<&Btf<'_>> {
-        self.btf.as_ref()
-    }
-
-    fn kfunc(&self, name: &str) -> Option<&'static Helper> {
-        self.functions.iter().find(|f| f.name == name).copied()
-    }
-
-    fn variable(&self, name: &str) -> Option<KernelVariable> {
-        self.variables.iter().find(|v| v.name == name).cloned()
-    }
-
-    fn kconfig(&self, name: &str) -> Option<String> {
-        self.settings.get(name).map(|&text| text.into())
-    }
-
-    fn pinned(&self, name: &str) -> Option<Arc<Map>> {
-        let pins = self.pins.lock().unwrap();
-        pins.iter().find(|m| m.definition().name == name).cloned()
-    }
-
-    fn pin(&self, map: &Arc<Map>) {
-        self.pins.lock().unwrap().push(map.clone());
-    }
-}
-
-/// `bpf_probe_read_kernel` without faults, whoever else has it.
-static PROBE: &[Helper] = &[Helper::new(
-    113,
-    "bpf_probe_read_kernel",
-    &[Argument::MemoryOut, Argument::SizeOrZero, Argument::Any],
-    Returns::Scalar,
-    Function::Plain(probe_read_kernel),
-)];
-
-unsafe extern "C" fn probe_read_kernel(to: u64, bytes: u64, from: u64, _: u64, _: u64) -> u64 {
-    let [to, from] = [to, from].map(|a| std::ptr::with_exposed_provenance_mut::<u8>(a as usize));
-    // SAFETY: the engine checked `to`; `from` is in the test's memory; they do not overlap.
-    unsafe { std::ptr::copy_nonoverlapping(from, to, bytes as usize) };
-    0
 }
 
 fn program<'a>(loaded: &'a LoadedObject, name: &str) -> &'a UncheckedProgram {
@@ -306,6 +236,51 @@ fn core_does_not_guess() {
     }
 }
 
+/// `bpf_core_type_matches`, which clang has since version 16: made of questions whether types exist.
+#[test]
+fn types_match_member_by_member() {
+    /// Where the records are, and their numbers, in `.BTF.ext` (`struct btf_ext_header`, `struct bpf_core_relo`).
+    const CORE_OFFSET_AT: usize = 24;
+    const TYPE_EXISTS: u32 = 8;
+    const TYPE_MATCHES: u32 = 12;
+    let (Some(mut file), Some(kernel)) = (own("core_matches"), own("core_kernel")) else {
+        return;
+    };
+    let kernel = Kernel {
+        btf: Some(Btf::parse(section(&kernel, ".BTF")).unwrap()),
+        ..Kernel::default()
+    };
+    let ask = |file: &[u8]| {
+        let object = Object::parse(file).unwrap();
+        let loaded = object.instantiate_in(&kernel, &memory()).unwrap();
+        let programs = object.programs().map(|(name, _)| name);
+        programs
+            .map(|name| (name.to_owned(), call(&loaded, name, &[])))
+            .collect::<Vec<_>>()
+    };
+    let existing = ask(&file);
+    assert!(
+        existing.iter().all(|(_, exists)| *exists == 1),
+        "{existing:?}"
+    );
+    let data = section(&file, ".BTF.ext").to_vec();
+    let at = file.windows(data.len()).position(|w| w == data).unwrap();
+    let word = |at: usize| u32::from_le_bytes(data[at..at + 4].try_into().unwrap()) as usize;
+    let start = at + word(4) + word(CORE_OFFSET_AT);
+    let end = start + word(CORE_OFFSET_AT + 4);
+    let mut changed = 0;
+    for place in (start..end).step_by(4) {
+        if file[place..place + 4] == TYPE_EXISTS.to_le_bytes() && (place - start) % 16 == 8 {
+            file[place..place + 4].copy_from_slice(&TYPE_MATCHES.to_le_bytes());
+            changed += 1;
+        }
+    }
+    assert_eq!(changed, existing.len());
+    for (name, matches) in ask(&file) {
+        assert_eq!(matches == 1, name.starts_with("same"), "{name}: {matches}");
+    }
+}
+
 #[test]
 fn functions_by_address_and_name() {
     let Some(object) = own("functions") else {
@@ -320,17 +295,6 @@ fn functions_by_address_and_name() {
     assert_eq!(call(&loaded, "calls", &[7]), 14 + 2100 + 210_000 + 8 + 17);
 }
 
-unsafe extern "C" fn kernel_add(a: u64, b: u64, _: u64, _: u64, _: u64) -> u64 {
-    a + b
-}
-
-static KERNEL_ADD: Helper = Helper::new(
-    0,
-    "kernel_add",
-    &[Argument::Scalar, Argument::Scalar],
-    Returns::Scalar,
-    Function::Plain(kernel_add),
-);
 static KERNEL_ADD_ONE: Helper = Helper::new(
     0,
     "kernel_add",
@@ -338,44 +302,6 @@ static KERNEL_ADD_ONE: Helper = Helper::new(
     Returns::Scalar,
     Function::Plain(kernel_add),
 );
-
-/// `struct clock` of externs_kernel.bpf.c: padding 1, ticks 2; base 3.
-static CLOCK: [AtomicU64; 2] = [AtomicU64::new(2 << 32 | 1), AtomicU64::new(3)];
-
-fn settings() -> BTreeMap<&'static str, &'static str> {
-    BTreeMap::from([
-        ("LINUX_KERNEL_VERSION", "0x6000c"),
-        ("CONFIG_BOOL", "y"),
-        ("CONFIG_TRISTATE", "m"),
-        ("CONFIG_CHAR", "n"),
-        ("CONFIG_LARGE", "18446744073709551615"),
-        ("CONFIG_STRING", "\"abcdefghij\""),
-    ])
-}
-
-/// The kernel that externs.bpf.c needs; its types are of externs_kernel.bpf.c.
-fn extern_kernel(file: &[u8]) -> Kernel<'_> {
-    let btf = Btf::parse(section(file, ".BTF")).unwrap();
-    let variable = btf.find(Kind::VAR, "kernel_clock").unwrap();
-    let type_id = btf.referent(variable).unwrap();
-    let address = CLOCK.as_ptr().expose_provenance() as u64;
-    let variable = |name: &str, type_id| KernelVariable {
-        name: name.into(),
-        address,
-        bytes: 16,
-        type_id,
-    };
-    Kernel {
-        functions: vec![&KERNEL_ADD],
-        variables: vec![
-            variable("kernel_clock", type_id),
-            variable("kernel_start", 0),
-        ],
-        settings: settings(),
-        btf: Some(btf),
-        ..Kernel::default()
-    }
-}
 
 #[test]
 fn externs_are_found() {

@@ -9,7 +9,7 @@ use bpf_vm::{
     map::{HeapMemory, TailTarget, UpdateFlags},
     suite,
 };
-use support::{VARIANTS, compile, run_all_entering};
+use support::{VARIANTS, compile, run_all_with};
 
 fn check(text: &str) {
     let mut wrong = Vec::new();
@@ -43,7 +43,7 @@ fn check(text: &str) {
             };
             drop(programs.set_program(0, Some(Arc::new(target))));
         };
-        let ran = run_all_entering(
+        let ran = run_all_with(
             &Attachment::NONE,
             &program,
             &case.memory,

@@ -73,6 +73,33 @@ fn samples_leave_what_they_should_by_every_engine() {
 }
 
 #[test]
+fn tail_calls_lead_where_the_object_says() {
+    let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/objects");
+    let Some(object) = common::compile(&sources.join("tail_call.bpf.c")) else {
+        return;
+    };
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let file = folder.join(format!("run-{}-tail_call.o", std::process::id()));
+    std::fs::write(&file, object).unwrap();
+    for engine in ENGINES {
+        let options = ["--memory", MEMORY, "--program", "first"];
+        let text = run(&file, &[&options, *engine].concat()).unwrap();
+        for part in [
+            "r0            0x2b (43)\n",
+            "variable      calls: 0 -> 11 (0xb)\n",
+        ] {
+            assert!(
+                text.contains(part),
+                "{engine:?}: {part:?} is not in\n{text}"
+            );
+        }
+    }
+    let error = run(&file, &["--memory", MEMORY]).unwrap_err();
+    assert!(error.contains("2 programs"), "{error}");
+    std::fs::remove_file(file).unwrap();
+}
+
+#[test]
 fn what_is_wrong_is_said() {
     let missing = Path::new("no/such/file.o");
     for (options, expected) in [

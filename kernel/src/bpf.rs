@@ -4,22 +4,25 @@
 //! An object is loaded when it is first asked for; its maps then live as long as it does, and all its programs share them.
 //! A hook holds its program, and the program its maps, until the grace period after its trampoline was taken off.
 
-use crate::arch::callee::{self, Context, NativeHook};
-use crate::arch::{barrier, cpu, irq, switch, timer};
+use crate::arch::callee::{self, ARGUMENTS, Context, NativeHook};
+use crate::arch::{barrier, cpu, irq, probe, switch, timer, unwind};
 use crate::hook::{self, Function, HookId};
 use crate::initrd::{self, InitrdError};
-use crate::mm::layout::POOL;
 use crate::mm::near::NearMemory;
+use crate::offered::{self, Offered};
 use crate::sched::Mutex;
-use crate::trace;
+use crate::{symbols, trace};
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use bpf_vm::attachment::Attachment;
+use bpf_vm::btf::{Btf, Kind};
+use bpf_vm::host::Symbol;
 use bpf_vm::interp::{Interpreter, Region};
 use bpf_vm::jit;
-use bpf_vm::map::{Map, MapMemory, MapRegion};
+use bpf_vm::map::{Map, MapMemory, MapRegion, TailTarget};
 use bpf_vm::object::{AttachKind, AttachPoint, Object};
 use bpf_vm::program::ValidatedProgram;
 use core::fmt;
@@ -146,6 +149,45 @@ impl bpf_vm::host::Host for Host {
         id << 32 | id & 0xffff_ffff
     }
 
+    fn current_task(&self) -> u64 {
+        core::ptr::from_ref(switch::current()).addr() as u64
+    }
+
+    // Tasks are used again, and programs come by the address of the current one only.
+    fn task_id(&self, task: u64) -> u64 {
+        if task == self.current_task() {
+            switch::current().id()
+        } else {
+            0
+        }
+    }
+
+    fn current_comm(&self) -> [u8; 16] {
+        switch::current().short_name()
+    }
+
+    fn probe_read(&self, into: &mut [u8], from: u64) -> usize {
+        probe::read(into, from)
+    }
+
+    fn per_cpu(&self, variable: u64, cpu: u32) -> Option<u64> {
+        cpu::copy_of(variable as usize, cpu as usize).map(|address| address as u64)
+    }
+
+    // A program's context is that of the hook that it runs in.
+    fn stack_trace(&self, _: u64, skip: usize, into: &mut [u64]) -> usize {
+        unwind::hook_trace(skip, into)
+    }
+
+    fn symbol(&self, address: u64) -> Option<Symbol<'_>> {
+        let (symbol, offset) = symbols::blob()?.lookup(address)?;
+        Some(Symbol {
+            name: symbol.name,
+            offset,
+            size: symbol.size.into(),
+        })
+    }
+
     fn print(&self, text: fmt::Arguments<'_>) {
         trace::write(text);
     }
@@ -165,6 +207,8 @@ struct Loaded {
     name: String,
     maps: Vec<Arc<Map>>,
     programs: Vec<Arc<ValidatedProgram>>,
+    /// Slots of program arrays that hold its programs from the start.
+    filled: Vec<(Arc<Map>, u32)>,
 }
 
 static OBJECTS: Mutex<Vec<Arc<Loaded>>> = Mutex::empty();
@@ -174,6 +218,7 @@ pub(crate) fn init() {
     // A second call would change nothing.
     let _ = bpf_vm::host::register(&Host);
     OBJECTS.put(Box::new(Vec::new()));
+    offered::init();
 }
 
 /// An object's name: its file's, without folders and endings.
@@ -191,17 +236,69 @@ fn load(name: &str, bytes: &[u8]) -> Result<Loaded, BpfError> {
         why: why.to_string(),
     };
     let object = Object::parse(bytes).map_err(|e| refused(&e))?;
-    let loaded = object.instantiate(&Near).map_err(|e| refused(&e))?;
-    let programs = loaded
+    let offered = Offered::new().map_err(|e| refused(&e))?;
+    let object = object
+        .instantiate_in(&offered, &Near)
+        .map_err(|e| refused(&e))?;
+    let programs = object
         .programs
         .into_iter()
         .map(|p| p.validate().map(Arc::new).map_err(|e| refused(&e)))
         .collect::<Result<Vec<_>, _>>()?;
-    Ok(Loaded {
+    let mut loaded = Loaded {
         name: name.into(),
-        maps: loaded.maps,
+        maps: object.maps,
         programs,
-    })
+        filled: Vec::new(),
+    };
+    for slot in object.program_slots {
+        if let (Some(map), Some(program)) =
+            (loaded.maps.get(slot.map), loaded.programs.get(slot.program))
+        {
+            let (code, compiled) = compile(name, program)?;
+            let target = TailTarget {
+                program: program.clone(),
+                entry: AtomicU64::new(code.address() as u64 + u64::from(compiled.tail_entry)),
+                keep: Some(Arc::new(code)),
+            };
+            map.set_program(slot.slot, Some(Arc::new(target)))
+                .map_err(|e| refused(&e))?;
+            loaded.filled.push((map.clone(), slot.slot));
+        }
+    }
+    Ok(loaded)
+}
+
+impl Drop for Loaded {
+    fn drop(&mut self) {
+        // A program holds its program arrays, and these hold programs. No object that has hooks is ever dropped.
+        for (map, slot) in self.filled.drain(..) {
+            // The slot was there when it was filled.
+            let _ = map.set_program(slot, None);
+        }
+    }
+}
+
+/// Compiles a program into the pool; what is said of it is for where it lies.
+fn compile(
+    name: &str,
+    program: &ValidatedProgram,
+) -> Result<(hook::ProgramCode, jit::Code), BpfError> {
+    let at = |base| {
+        let target = jit::Target {
+            features: jit::Features {
+                lse: cpu::has_lse(),
+            },
+            ..jit::Target::new(base)
+        };
+        jit::compile(program, &target).map_err(|e| e.to_string())
+    };
+    let code = hook::place(name, |base| at(base).map(|c| c.words)).map_err(BpfError::Hook)?;
+    let compiled = at(code.address() as u64).map_err(|why| BpfError::Refused {
+        object: name.into(),
+        why,
+    })?;
+    Ok((code, compiled))
 }
 
 /// The object of that name, loaded if it was not.
@@ -255,13 +352,15 @@ fn program(spec: &str) -> Result<(Arc<Loaded>, Arc<ValidatedProgram>), BpfError>
 /// A program run by the interpreter.
 struct Interpreted {
     interpreter: Interpreter,
+    attachment: Attachment,
     faults: AtomicU64,
 }
 
 impl NativeHook for Interpreted {
     fn hit(&self, context: &Context) -> u64 {
         let words = context.words();
-        match self.interpreter.run(
+        match self.interpreter.run_for(
+            &self.attachment,
             &[words.as_ptr().expose_provenance() as u64],
             &[Region::constant(words)],
             BUDGET,
@@ -276,8 +375,29 @@ impl NativeHook for Interpreted {
     }
 }
 
+/// How many argument words of its context belong to a function: as many as its type in the kernel's BTF says, all of them if it
+/// has none there.
+fn arguments(function: &Function) -> u32 {
+    let all = ARGUMENTS as u32;
+    let known = symbols::btf().and_then(|bytes| {
+        let btf = Btf::parse(bytes).ok()?;
+        btf.parameters(btf.find(Kind::FUNC, function.name)?)
+    });
+    known.map_or(all, |count| count.min(all))
+}
+
 /// Hooks a program onto a function's entry.
 pub(crate) fn attach(spec: &str, function: &Function, engine: Engine) -> Result<HookId, BpfError> {
+    attach_with(spec, function, engine, 0)
+}
+
+/// As [`attach`], with a cookie for `bpf_get_attach_cookie`.
+pub(crate) fn attach_with(
+    spec: &str,
+    function: &Function,
+    engine: Engine,
+    cookie: u64,
+) -> Result<HookId, BpfError> {
     let (_, program) = program(spec)?;
     match AttachPoint::parse(program.section()) {
         Ok(point) if point.kind == AttachKind::Fentry => {}
@@ -288,43 +408,45 @@ pub(crate) fn attach(spec: &str, function: &Function, engine: Engine) -> Result<
         }
     }
     let label = spec.to_string();
+    let attachment = Attachment {
+        function: function.address as u64,
+        cookie,
+        arguments: arguments(function),
+        has_result: 0,
+    };
     match engine {
         Engine::Interpreter => {
             let hook = Arc::new(Interpreted {
                 interpreter: Interpreter::new(program),
+                attachment,
                 faults: AtomicU64::new(0),
             });
             hook::attach(function, label, engine.name(), callee::callee(hook))
                 .map_err(BpfError::Hook)
         }
         Engine::Jit => {
-            let target = |base| jit::Target {
-                features: jit::Features {
-                    lse: cpu::has_lse(),
-                },
-                ..jit::Target::new(base)
-            };
-            let compile = |base| jit::compile(&program, &target(base)).map_err(|e| e.to_string());
-            let stack_bytes = compile(POOL as u64).map_or(0, |c| c.stack_bytes);
-            let code =
-                hook::place(spec, |base| compile(base).map(|c| c.words)).map_err(BpfError::Hook)?;
+            let (code, made) = compile(spec, &program)?;
+            let asks = program.needs_attachment();
+            let compiled = Arc::new(Compiled {
+                attachment,
+                code,
+                _program: program,
+            });
             let callee = callee::Callee {
-                address: code.address(),
-                data: None,
-                stack_bytes,
-                keep: Arc::new(Compiled {
-                    _code: code,
-                    _program: program,
-                }),
+                address: compiled.code.address(),
+                data: asks.then(|| compiled.attachment.address()),
+                stack_bytes: made.stack_bytes,
+                keep: compiled,
             };
             hook::attach(function, label, engine.name(), callee).map_err(BpfError::Hook)
         }
     }
 }
 
-/// A compiled program: its code, and the program that holds the maps the code names.
+/// A compiled program: its code, what the code is told of its place, and the program that holds the maps that the code names.
 struct Compiled {
-    _code: hook::ProgramCode,
+    attachment: Attachment,
+    code: hook::ProgramCode,
     _program: Arc<ValidatedProgram>,
 }
 

@@ -10,6 +10,8 @@ pub enum Job {
     Shell,
     /// The tests in the kernel.
     Test,
+    /// The text against what was linked.
+    Integrity,
     /// A fault on purpose, named by `crash=`.
     Crash,
 }
@@ -17,7 +19,7 @@ pub enum Job {
 /// The command line, taken apart.
 #[derive(Debug)]
 pub struct Options<'a> {
-    /// `job=bench|shell|test`, or the bare word; bench without it.
+    /// `job=bench|shell|test|integrity`, or the bare word; bench without it.
     pub job: Job,
     /// `semihosting`: an emulator listens.
     pub semihosting: bool,
@@ -78,6 +80,7 @@ impl<'a> Options<'a> {
                 ("job", Some("bench")) | ("bench", None) => options.job = Job::Bench,
                 ("job", Some("shell")) | ("shell", None) => options.job = Job::Shell,
                 ("job", Some("test")) | ("test", None) => options.job = Job::Test,
+                ("job", Some("integrity")) | ("integrity", None) => options.job = Job::Integrity,
                 ("semihosting", None) => options.semihosting = true,
                 ("rows", None) => options.rows = true,
                 ("list", None) => options.list = true,

@@ -21,7 +21,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use trampoline::attach::{DetachError, Reason};
 use trampoline::platform::{Platform, PlatformError, Retired};
 use trampoline::pool::{Label, Owner, Pool, PoolError, Reserved};
-use trampoline::site::{Site, SiteTable};
+use trampoline::site::{Site, SiteState, SiteTable};
 use trampoline::{ArgSpec, Engine};
 
 /// A function that can be named.
@@ -258,7 +258,7 @@ impl Platform for Kernel {
     }
 
     fn defer(&self, retired: Retired) {
-        rcu::defer(move || retired.free());
+        rcu::defer(rcu::Flavour::Tasks, move || retired.free());
     }
 }
 
@@ -504,6 +504,67 @@ pub(crate) fn describe(function: usize) -> Vec<CodeLine> {
         ingredient: l.ingredient.name(),
     };
     engine.describe(function as u64).map(line).collect()
+}
+
+/// The function whose trampoline an address lies in. Any context: no lock.
+pub(crate) fn trampoline_of(address: usize) -> Option<u64> {
+    match MEMORY.get()?.find(address as u64)?.label.owner {
+        Owner::Trampoline { function } => Some(function),
+        Owner::Program { .. } => None,
+    }
+}
+
+/// A word of the kernel's text that a hook changed.
+pub(crate) struct Change {
+    /// Its address.
+    pub address: u64,
+    /// What the hook put there.
+    pub word: u32,
+}
+
+/// Hands out every change of the text, by address; nothing is attached or detached until `look` is done.
+pub(crate) fn with_changes<T>(look: impl FnOnce(&[Change]) -> T) -> T {
+    let engine = ENGINE.lock();
+    let mut changes: Vec<Change> = Vec::new();
+    for hook in engine.attached() {
+        let Some(SiteState::Branch(image)) = engine.state(hook.function) else {
+            continue;
+        };
+        let offset = image.wrapping_sub(hook.function) as i64;
+        let branch = a64::imm::Imm26::new(offset).map(|offset| a64::Inst::Branch {
+            link: false,
+            offset,
+        });
+        if let Ok(branch) = branch {
+            changes.push(Change {
+                address: hook.function,
+                word: branch.encode(),
+            });
+        }
+    }
+    changes.sort_unstable_by_key(|change| change.address);
+    changes.dedup_by_key(|change| change.address);
+    look(&changes)
+}
+
+/// Looks at every word of the pool that is free; returns how many there are, and those that are not filled.
+pub(crate) fn free_words(most: usize) -> (usize, Vec<Change>) {
+    let Some(memory) = MEMORY.get() else {
+        return (0, Vec::new());
+    };
+    let (mut count, mut other) = (0, Vec::new());
+    for address in memory.free().flat_map(|run| run.step_by(4)) {
+        count += 1;
+        let word = code::read(address as usize).unwrap_or_default();
+        // It may have been handed out since.
+        if word != trampoline::pool::FILL
+            && other.len() < most
+            && memory.free().any(|run| run.contains(&address))
+        {
+            other.push(Change { address, word });
+        }
+    }
+    (count, other)
 }
 
 /// Says what an address outside of the image is; for reports, so it takes no lock.

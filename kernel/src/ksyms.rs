@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Names and sites of the linked image: the reader of the blob behind it.
+//! Names, sites, stacks and code of the linked image: the reader of the blob behind it.
 //!
 //! `cargo xtask` appends the blob to the Image at `_image_end`, after linking. All numbers are little endian:
 //!
@@ -14,23 +14,28 @@
 //! | 44..48 | zero |
 //! | 48..56 | link address of the image's first byte |
 //! | 56..64 | BTF (`linux/btf.h`, from its magic number on): length in bytes, offset in the blob, a multiple of 8 |
+//! | 64..72 | worst cases of stack: count, offset in the blob |
+//! | 72..80 | the code as linked, from the image's first byte on: length in bytes, offset in the blob |
 //!
 //! A symbol is four words: offset in the image, size in bytes, offset of the name, flags (low half) and length of the name
 //! (high half). A site is one word: the offset in the image of a function's *entry*, the first of its two NOPs. Symbols are
-//! sorted by address, the best name of an address first; sites are sorted. Names are demangled, without the crate hash.
+//! sorted by address, the best name of an address first; sites are sorted. A worst case is two words: the offset in the image of a
+//! function of the hook path, and the most bytes of stack that a call of it takes, with all that it calls; sorted. Names are demangled, without the crate hash.
 //!
 //! Pure `core`, nothing of the kernel: `xtask` includes this file to test what it writes.
 
 use core::fmt;
 
 /// The blob's first bytes.
-pub(crate) const MAGIC: [u8; 8] = *b"SPRBLOB1";
+pub(crate) const MAGIC: [u8; 8] = *b"SPRBLOB2";
 /// Length of the header, bytes.
-pub(crate) const HEADER: usize = 64;
+pub(crate) const HEADER: usize = 80;
 /// Length of a symbol record, bytes.
 pub(crate) const SYMBOL: usize = 16;
 /// Length of a site record, bytes.
 pub(crate) const SITE: usize = 4;
+/// Length of a worst case's record, bytes.
+pub(crate) const STACK: usize = 8;
 
 /// Why bytes are not a blob.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,7 +65,7 @@ impl fmt::Display for BlobError {
             Self::Magic(found) => {
                 write!(
                     f,
-                    "symbol blob: starts with {found:02x?}, not with SPRBLOB1; {REMEDY}"
+                    "symbol blob: starts with {found:02x?}, not with SPRBLOB2; {REMEDY}"
                 )
             }
             Self::Section(name) => {
@@ -134,6 +139,8 @@ pub(crate) struct Blob<'a> {
     names: &'a str,
     sites: &'a [[u8; SITE]],
     btf: &'a [u8],
+    stacks: &'a [[u8; STACK]],
+    text: &'a [u8],
 }
 
 fn word(bytes: &[u8], at: usize) -> u32 {
@@ -191,6 +198,8 @@ impl<'a> Blob<'a> {
             sites: section(bytes, 28, SITE, "sites")?.as_chunks().0,
             version: utf8(section(bytes, 36, 1, "version")?)?,
             btf: section(bytes, 56, 1, "types")?,
+            stacks: section(bytes, 64, STACK, "stacks")?.as_chunks().0,
+            text: section(bytes, 72, 1, "code")?,
         };
         for (index, record) in blob.symbols.iter().enumerate() {
             let next = blob.symbols.get(index + 1);
@@ -199,6 +208,9 @@ impl<'a> Blob<'a> {
             {
                 return Err(BlobError::Record("symbol", index));
             }
+        }
+        if !blob.stacks.is_sorted_by_key(|record| word(record, 0)) {
+            return Err(BlobError::Record("stack", 0));
         }
         match blob
             .sites
@@ -237,6 +249,21 @@ impl<'a> Blob<'a> {
     /// The types of what the kernel exports, as BTF; empty if the image has none.
     pub(crate) fn btf(&self) -> &'a [u8] {
         self.btf
+    }
+
+    /// The most bytes of stack that a call of the function at exactly this address takes, with all that it calls: of
+    /// functions of the hook path for which `cargo xtask audit` knows it.
+    pub(crate) fn stack_of(&self, address: u64) -> Option<u32> {
+        let offset = u32::try_from(address.checked_sub(self.base)?).ok()?;
+        let found = self
+            .stacks
+            .binary_search_by_key(&offset, |record| word(record, 0));
+        Some(word(self.stacks.get(found.ok()?)?, 4))
+    }
+
+    /// The code as it was linked, from the image's first byte on.
+    pub(crate) fn text(&self) -> &'a [u8] {
+        self.text
     }
 
     /// All functions, by address.
@@ -465,10 +492,10 @@ mod tests {
         assert_eq!(Blob::parse(&[0; 100]).err(), Some(BlobError::Magic([0; 8])));
         let mut bytes = [0_u8; HEADER];
         bytes[..8].copy_from_slice(&MAGIC);
-        bytes[8] = 64;
+        bytes[8] = HEADER as u8;
         assert_eq!(Blob::parse(&bytes).map(|b| b.symbols().count()), Ok(0));
         bytes[12] = 1;
-        bytes[16] = 60;
+        bytes[16] = 76;
         assert_eq!(
             Blob::parse(&bytes).err(),
             Some(BlobError::Section("symbols"))

@@ -6,7 +6,7 @@
 //! 2. [`springboard_main`]: reads the device tree; finds the console, memory, interrupt controller and cores.
 //! 3. [`mm::init`]: linear map, executable pool, heap, page frames.
 //! 4. [`on_idle_stack`]: the boot core becomes a core like the others, on a stack with a guard; starts the other cores.
-//! 5. [`main_task`]: a kernel thread that does what the command line asks for: `job=bench`, `shell` or `test`.
+//! 5. [`main_task`]: a kernel thread that does what the command line asks for: `job=bench`, `shell`, `test` or `integrity`.
 #![no_std]
 #![no_main]
 #![deny(unsafe_code)]
@@ -26,6 +26,7 @@ mod context;
 mod hook;
 mod hooked;
 mod initrd;
+mod integrity;
 mod jit_bench;
 #[expect(
     dead_code,
@@ -37,6 +38,7 @@ mod ksyms;
     reason = "the memory's room (STYLE.md: where unsafe may live)"
 )]
 mod mm;
+mod offered;
 mod rcu;
 mod sched;
 mod shell;
@@ -222,6 +224,7 @@ fn main_task() {
         },
         command_line::Job::Shell => shell::run(),
         command_line::Job::Test => tests::run(&system.options),
+        command_line::Job::Integrity => integrity::run(),
         command_line::Job::Crash => crash(system.options.crash.unwrap_or_default()),
     };
     exit::exit(code)

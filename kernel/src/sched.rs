@@ -13,13 +13,13 @@ use crate::arch::switch::{self, HandoffLock, current};
 use crate::arch::{barrier, irq, timer};
 use crate::mm::layout;
 use crate::mm::stack::Stack;
-use crate::task::Job;
+use crate::task::{End, Job};
 pub(crate) use crate::task::{State, Task};
 use alloc::boxed::Box;
 use alloc::collections::VecDeque;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::sync::atomic::Ordering;
+use core::sync::atomic::{AtomicBool, Ordering};
 
 struct Queue {
     runnable: VecDeque<&'static Task>,
@@ -50,7 +50,9 @@ fn new_task(name: &str, job: Option<Job>, idle_on: Option<usize>) -> Option<&'st
         Some(task) => task,
         None => {
             let task: &'static Task = Box::leak(Box::new(Task::boot()));
-            *task.stack.lock() = Some(Stack::new()?);
+            let stack = Stack::new()?;
+            task.stack_top.store(stack.top(), Ordering::Relaxed);
+            *task.stack.lock() = Some(stack);
             task.state.store(State::New as u32, Ordering::Relaxed);
             QUEUE.with(|q| {
                 q.all.push(task);
@@ -66,7 +68,7 @@ fn new_task(name: &str, job: Option<Job>, idle_on: Option<usize>) -> Option<&'st
             break;
         }
     }
-    *task.name.lock() = short;
+    task.set_name(short);
     *task.job.lock() = job;
     task.begin_life();
     task.affinity.store(
@@ -75,6 +77,11 @@ fn new_task(name: &str, job: Option<Job>, idle_on: Option<usize>) -> Option<&'st
     );
     task.core.store(idle_on.unwrap_or(0), Ordering::Relaxed);
     task.idle.store(idle_on.is_some(), Ordering::Relaxed);
+    if task.broken.swap(false, Ordering::Relaxed)
+        && let Some(stack) = task.stack.lock().as_ref()
+    {
+        stack.paint();
+    }
     let sp = task.stack.lock().as_ref().map(switch::prepare)?;
     task.sp.store(sp, Ordering::Relaxed);
     let id = QUEUE.with(|q| {
@@ -100,22 +107,59 @@ pub(crate) struct JoinHandle<T> {
     cell: Arc<Completion<T>>,
 }
 
+/// A task ended before its job was done: its stack was used up, and the report says where.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Died;
+
 struct Completion<T> {
     value: SpinLock<Option<T>>,
+    died: AtomicBool,
+    awaited: AtomicBool,
     waiter: WaitQueue,
 }
 
+impl<T: Send> End for Completion<T> {
+    fn is_awaited(&self) -> bool {
+        self.awaited.load(Ordering::Relaxed)
+    }
+
+    fn died(&self) {
+        self.died.store(true, Ordering::Release);
+        self.waiter.wake_all();
+    }
+}
+
 impl<T> JoinHandle<T> {
-    /// Blocks until the task is over.
+    /// Blocks until the task is over. A panic if it died; a task that may is waited for by [`JoinHandle::try_join`].
     pub(crate) fn join(self) -> T {
-        loop {
-            if let Some(value) = self.cell.value.lock().take() {
-                return value;
-            }
-            self.cell
-                .waiter
-                .wait_until(|| self.cell.value.lock().is_some());
+        match self.try_join() {
+            Ok(value) => value,
+            Err(Died) => panic!("a task died that another one waits for; its report is above"),
         }
+    }
+
+    /// Blocks until the task is over.
+    ///
+    /// # Errors
+    /// It died.
+    pub(crate) fn try_join(self) -> Result<T, Died> {
+        let cell = &self.cell;
+        loop {
+            if let Some(value) = cell.value.lock().take() {
+                return Ok(value);
+            }
+            if cell.died.load(Ordering::Acquire) {
+                return Err(Died);
+            }
+            cell.waiter
+                .wait_until(|| cell.died.load(Ordering::Acquire) || cell.value.lock().is_some());
+        }
+    }
+}
+
+impl<T> Drop for JoinHandle<T> {
+    fn drop(&mut self) {
+        self.cell.awaited.store(false, Ordering::Relaxed);
     }
 }
 
@@ -135,6 +179,8 @@ pub(crate) fn spawn_on<T: Send + 'static>(
 ) -> Option<JoinHandle<T>> {
     let cell = Arc::new(Completion {
         value: SpinLock::new(None),
+        died: AtomicBool::new(false),
+        awaited: AtomicBool::new(true),
         waiter: WaitQueue::new(),
     });
     let done = cell.clone();
@@ -144,6 +190,8 @@ pub(crate) fn spawn_on<T: Send + 'static>(
         done.waiter.wake_all();
     });
     let task = new_task(name, Some(job), None)?;
+    let end: Arc<dyn End> = cell.clone();
+    *task.end.lock() = Some(end);
     task.affinity.store(cores, Ordering::Relaxed);
     task.core.store(cpu::index(), Ordering::Relaxed);
     task.state.store(State::Blocked as u32, Ordering::Release);
@@ -161,7 +209,25 @@ extern "C" fn task_main() -> ! {
     if let Some(job) = job {
         job();
     }
+    let end = current().end.lock().take();
+    drop(end);
     irq::disable();
+    leave_for_good()
+}
+
+/// The current task ends where it is, its job undone; from its core's overflow stack. Interrupts are masked, the NMI is not.
+pub(crate) fn abandon() -> ! {
+    let me = current();
+    me.wake_at.store(0, Ordering::Relaxed);
+    me.broken.store(true, Ordering::Relaxed);
+    let end = me.end.lock().take();
+    if let Some(end) = end {
+        end.died();
+    }
+    leave_for_good()
+}
+
+fn leave_for_good() -> ! {
     schedule(Leave::Exit);
     loop {
         barrier::wfi();
@@ -396,6 +462,22 @@ pub(crate) fn for_each(mut visit: impl FnMut(&'static Task)) {
     }
 }
 
+/// Calls `f` with a task's lowest stack address in use while it runs nowhere and can be started nowhere; with 0 when it is over
+/// or not begun. If a core runs it, `f` is not called and the core is returned. `f` runs under the queue's lock.
+pub(crate) fn while_off_core(task: &'static Task, f: impl FnOnce(usize)) -> Option<usize> {
+    QUEUE.with(|_| {
+        if task.running.load(Ordering::Relaxed) {
+            return Some(task.core());
+        }
+        let sp = match task.state() {
+            State::Dead | State::New => 0,
+            State::Runnable | State::Blocked => task.sp.load(Ordering::Relaxed),
+        };
+        f(sp);
+        None
+    })
+}
+
 /// The idle task's life: runs whatever wants to run, else sleeps. Interrupts are masked on entry.
 pub(crate) fn run_idle() -> ! {
     smp::now_online();
@@ -452,13 +534,17 @@ impl<T> Mutex<T> {
 
     /// Blocks until no one else holds it.
     pub(crate) fn lock(&self) -> MutexGuard<'_, T> {
+        let locks = &current().locks;
         loop {
+            // Counted before it is taken: a task that dies in between must not seem to hold nothing.
+            locks.fetch_add(1, Ordering::Relaxed);
             if let Some(value) = self.value.lock().take() {
                 return MutexGuard {
                     mutex: self,
                     value: Some(value),
                 };
             }
+            locks.fetch_sub(1, Ordering::Relaxed);
             self.waiters.wait_until(|| self.value.lock().is_some());
         }
     }
@@ -493,6 +579,7 @@ impl<T> Drop for MutexGuard<'_, T> {
     fn drop(&mut self) {
         if let Some(value) = self.value.take() {
             self.mutex.put(value);
+            current().locks.fetch_sub(1, Ordering::Relaxed);
         }
     }
 }

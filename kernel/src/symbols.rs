@@ -26,6 +26,12 @@ pub(crate) fn btf() -> Option<&'static [u8]> {
     blob().map(Blob::btf).filter(|btf| !btf.is_empty())
 }
 
+/// The most bytes of stack that a call of the function at `address` takes, with all that it calls: of helpers, native hooks and
+/// what else is on the hook path, as far as `cargo xtask audit` knows it.
+pub(crate) fn stack_of(address: u64) -> Option<u32> {
+    blob()?.stack_of(address)
+}
+
 /// An address, printed as `name+offset`, or as what else it is known to be, with what hooks the function, if anything does:
 /// `workload_call+0x8 [hooked: fentry count]`. For reports: no lock, no allocation.
 pub(crate) struct Name(pub usize);

@@ -8,6 +8,7 @@
 use crate::arch::lock::SpinLock;
 use crate::mm::stack::Stack;
 use alloc::boxed::Box;
+use alloc::sync::Arc;
 use core::mem::offset_of;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering, compiler_fence};
 
@@ -27,6 +28,14 @@ pub(crate) enum State {
 
 /// What a task was started for.
 pub(crate) type Job = Box<dyn FnOnce() + Send>;
+
+/// Who waits for a task's end.
+pub(crate) trait End: Send + Sync {
+    /// Someone still does.
+    fn is_awaited(&self) -> bool;
+    /// The task ended before its job was done.
+    fn died(&self);
+}
 
 /// A return address that an exit hook has replaced.
 ///
@@ -69,7 +78,8 @@ pub(crate) const SHADOW_ENTRIES: usize = 64;
 pub(crate) struct Task {
     /// Heads the list of programs active in the present context (DESIGN 6); vectors.s reads it at offset 0.
     pub word: AtomicU64,
-    /// How many tasks-trace RCU readers, which may block, this task is in.
+    /// Tasks-trace RCU readers, which may block. [`layout::TRACE_NESTING_MASK`]: how many this task is in;
+    /// above: how often it has left the outermost.
     pub trace_nesting: AtomicU32,
     /// It stays on its core while this is not 0.
     pub migrate: AtomicU32,
@@ -82,6 +92,8 @@ pub(crate) struct Task {
     /// Saved stack pointer while it does not run.
     pub sp: AtomicUsize,
     pub(crate) state: AtomicU32,
+    /// Locks that block which it holds.
+    pub(crate) locks: AtomicU32,
     /// A wake-up came while it was still deciding to block.
     pub(crate) woken: AtomicBool,
     pub(crate) idle: AtomicBool,
@@ -93,6 +105,10 @@ pub(crate) struct Task {
     pub voluntary: AtomicU64,
     /// Core it runs or last ran on.
     pub(crate) core: AtomicUsize,
+    /// The last tasks-trace RCU grace period that it no longer holds up.
+    pub(crate) trace_quiescent: AtomicU64,
+    /// A tasks-trace RCU grace period's number, low half, and how often it had left when first seen in that.
+    pub(crate) trace_first: AtomicU64,
     /// Cores it may run on, a bit each.
     pub(crate) affinity: AtomicU64,
     /// It left its core inside the executable pool or with programs active, and has to go on there.
@@ -100,9 +116,17 @@ pub(crate) struct Task {
     /// Wake-up time in counter ticks, 0 for none.
     pub(crate) wake_at: AtomicU64,
     pub(crate) id: AtomicU64,
+    /// One past its stack, 0 before it has one.
+    pub(crate) stack_top: AtomicUsize,
     pub(crate) stack: SpinLock<Option<Stack>>,
     pub(crate) job: SpinLock<Option<Job>>,
+    /// Its stack was used up, paint and all.
+    pub(crate) broken: AtomicBool,
+    /// Who waits for its end.
+    pub(crate) end: SpinLock<Option<Arc<dyn End>>>,
     pub(crate) name: SpinLock<heapless::String<32>>,
+    /// The name's first bytes, for those who may not take a lock; written before the task runs.
+    short_name: [AtomicU64; 2],
 }
 
 /// What trampolines use of the current task: byte offsets from SP_EL0. All fit the immediates of LDR, STR and ADD.
@@ -111,8 +135,14 @@ pub(crate) mod layout {
 
     /// The recursion word, 64 bits. A task whose own word is not 0 stays on its core, as if migration were disabled.
     pub(crate) const WORD: usize = offset_of!(Task, word);
-    /// Nesting of tasks-trace RCU readers, 32 bits.
+    /// Tasks-trace RCU readers, 32 bits. To enter, add 1. To leave, subtract 1, and if then the bits of [`TRACE_NESTING_MASK`]
+    /// are 0, add [`TRACE_LEFT`] (LDR, SUB, TST, ADD, CSEL, STR): a task that is asleep in one reader after the other
+    /// is never seen outside of one, and would hold up a grace period for good.
     pub(crate) const TRACE_NESTING: usize = offset_of!(Task, trace_nesting);
+    /// The bits that count how many readers the task is in.
+    pub(crate) const TRACE_NESTING_MASK: u32 = 0xffff;
+    /// What leaving the outermost reader adds; it wraps.
+    pub(crate) const TRACE_LEFT: u32 = 0x1_0000;
     /// Nesting of migrate_disable, 32 bits.
     pub(crate) const MIGRATE: usize = offset_of!(Task, migrate);
     /// Nesting of preempt_disable, 32 bits.
@@ -147,6 +177,19 @@ pub(crate) mod layout {
     };
 }
 
+impl ShadowEntry {
+    /// All of it, for the search for addresses.
+    pub(crate) fn words(&self) -> [u64; 4] {
+        [
+            &self.return_address,
+            &self.frame,
+            &self.landing,
+            &self.cookie,
+        ]
+        .map(|word| word.load(Ordering::Relaxed))
+    }
+}
+
 impl Task {
     /// The task that boot code runs in.
     pub(crate) const fn boot() -> Task {
@@ -159,19 +202,29 @@ impl Task {
             shadow: [const { ShadowEntry::new() }; SHADOW_ENTRIES],
             sp: AtomicUsize::new(0),
             state: AtomicU32::new(State::Runnable as u32),
+            locks: AtomicU32::new(0),
             woken: AtomicBool::new(false),
             idle: AtomicBool::new(false),
             resting: AtomicBool::new(false),
             running: AtomicBool::new(false),
             voluntary: AtomicU64::new(0),
             core: AtomicUsize::new(0),
+            trace_quiescent: AtomicU64::new(0),
+            trace_first: AtomicU64::new(0),
             affinity: AtomicU64::new(u64::MAX),
             bound: AtomicBool::new(false),
             wake_at: AtomicU64::new(0),
             id: AtomicU64::new(0),
+            stack_top: AtomicUsize::new(0),
             stack: SpinLock::new(None),
             job: SpinLock::new(None),
+            broken: AtomicBool::new(false),
+            end: SpinLock::new(None),
             name: SpinLock::new(heapless::String::new()),
+            short_name: [
+                AtomicU64::new(u64::from_le_bytes(*b"boot\0\0\0\0")),
+                AtomicU64::new(0),
+            ],
         }
     }
 
@@ -183,6 +236,7 @@ impl Task {
         self.preempt.store(0, Ordering::Relaxed);
         self.shadow_top
             .store(layout::SHADOW_START as u32, Ordering::Relaxed);
+        self.locks.store(0, Ordering::Relaxed);
         self.woken.store(false, Ordering::Relaxed);
         self.running.store(false, Ordering::Relaxed);
         self.bound.store(false, Ordering::Relaxed);
@@ -195,6 +249,28 @@ impl Task {
             Some(name) if !name.is_empty() => name.clone(),
             _ => heapless::String::try_from("boot").unwrap_or_default(),
         }
+    }
+
+    /// The first 15 bytes of its name, and zeros. Any context: no lock.
+    pub(crate) fn short_name(&self) -> [u8; 16] {
+        let [low, high] = self
+            .short_name
+            .each_ref()
+            .map(|word| word.load(Ordering::Relaxed));
+        (u128::from(low) | u128::from(high) << 64).to_le_bytes()
+    }
+
+    /// Names it, before it runs.
+    pub(crate) fn set_name(&self, name: heapless::String<32>) {
+        let mut bytes = [0; 16];
+        let last = bytes.len() - 1;
+        for (to, from) in bytes.iter_mut().take(last).zip(name.bytes()) {
+            *to = from;
+        }
+        for (word, bytes) in self.short_name.iter().zip(bytes.as_chunks::<8>().0) {
+            word.store(u64::from_le_bytes(*bytes), Ordering::Relaxed);
+        }
+        *self.name.lock() = name;
     }
 
     /// Number of this life.
@@ -222,14 +298,20 @@ impl Task {
         self.idle.load(Ordering::Relaxed)
     }
 
+    /// Whether someone waits for its end.
+    pub(crate) fn is_awaited(&self) -> bool {
+        self.end.lock().as_ref().is_some_and(|end| end.is_awaited())
+    }
+
     /// Whether another task may take its core now.
     pub(crate) fn preemptible(&self) -> bool {
         self.preempt.load(Ordering::Relaxed) == 0
     }
 
-    /// One past its stack.
-    pub(crate) fn stack_top(&self) -> Option<usize> {
-        self.stack.lock().as_ref().map(Stack::top)
+    /// The addresses of its stack; none before it has one. Takes no lock: a task keeps its stack for good.
+    pub(crate) fn stack_range(&self) -> core::ops::Range<usize> {
+        let top = self.stack_top.load(Ordering::Relaxed);
+        top.saturating_sub(crate::mm::layout::STACK_SIZE)..top
     }
 
     /// Most bytes of stack it ever used.
@@ -238,10 +320,28 @@ impl Task {
     }
 
     /// The replaced return addresses, the latest first. Of the current task, or of one that runs nowhere.
-    pub(crate) fn shadow(&self) -> impl Iterator<Item = &ShadowEntry> {
+    pub(crate) fn shadow(&self) -> impl Iterator<Item = &ShadowEntry> + Clone {
         let bytes = self.shadow_top.load(Ordering::Relaxed) as usize - layout::SHADOW_START;
         let used = (bytes / layout::SHADOW_ENTRY).min(SHADOW_ENTRIES);
         self.shadow.iter().take(used).rev()
+    }
+
+    /// Begins a tasks-trace RCU reader, as a trampoline does. Of the current task.
+    pub(crate) fn trace_enter(&self) {
+        let word = self.trace_nesting.load(Ordering::Relaxed);
+        self.trace_nesting
+            .store(word.wrapping_add(1), Ordering::Relaxed);
+        compiler_fence(Ordering::SeqCst);
+    }
+
+    /// Ends a tasks-trace RCU reader, as a trampoline does. Of the current task.
+    pub(crate) fn trace_leave(&self) {
+        compiler_fence(Ordering::SeqCst);
+        let word = self.trace_nesting.load(Ordering::Relaxed).wrapping_sub(1);
+        let outermost = word & layout::TRACE_NESTING_MASK == 0;
+        let left = if outermost { layout::TRACE_LEFT } else { 0 };
+        self.trace_nesting
+            .store(word.wrapping_add(left), Ordering::Relaxed);
     }
 
     /// Pushes a replaced return address, for hooks in Rust; false when no entry is left, which the hook counts as a miss.
@@ -266,13 +366,7 @@ impl Task {
     /// Pops the latest replaced return address: what was pushed. Of the current task.
     pub(crate) fn shadow_pop(&self) -> Option<[u64; 4]> {
         let entry = self.shadow().next()?;
-        let words = [
-            &entry.return_address,
-            &entry.frame,
-            &entry.landing,
-            &entry.cookie,
-        ]
-        .map(|word| word.load(Ordering::Relaxed));
+        let words = entry.words();
         compiler_fence(Ordering::SeqCst); // read before it is given up: see ShadowEntry
         let top = self.shadow_top.load(Ordering::Relaxed);
         self.shadow_top

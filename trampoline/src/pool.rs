@@ -213,6 +213,12 @@ impl<P: Platform> Pool<P> {
         })
     }
 
+    /// The addresses of free memory, ascending; all of it holds [`FILL`].
+    pub fn free(&self) -> impl Iterator<Item = Range<u64>> + '_ {
+        self.free_runs()
+            .map(|run| self.address(run.start)..self.address(run.end))
+    }
+
     /// Bytes that are free.
     pub fn free_bytes(&self) -> u64 {
         self.free_runs().map(|run| run.len() as u64 * UNIT).sum()

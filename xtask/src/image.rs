@@ -8,10 +8,12 @@ use std::fs;
 use std::path::Path;
 
 use crate::Outcome;
+use crate::audit;
 use crate::btf;
 use crate::files;
 use crate::linked::Linked;
 use crate::notrace::{self, Notrace};
+use crate::rules::{self, Rules};
 use crate::symbols;
 use crate::workspace::{KERNEL, Workspace};
 
@@ -66,30 +68,49 @@ pub(crate) fn assemble(mut bytes: Vec<u8>, blob: &[u8]) -> Result<Vec<u8>, Image
     Ok(bytes)
 }
 
-/// The linked kernel of an ELF file and its notrace set.
-pub(crate) fn examine(workspace: &Workspace, elf: &Path) -> Outcome<(Linked, Notrace)> {
-    let linked = Linked::read(&files::read(elf)?)?;
-    let roots = files::read_text(&workspace.root.join(notrace::ROOTS))?;
-    let set = Notrace::compute(&linked, &notrace::parse_roots(&roots)?)?;
-    Ok((linked, set))
+/// The linked kernel of an ELF file, its notrace set, and the rules that hold in it.
+pub(crate) fn examine(workspace: &Workspace, elf: &Path) -> Outcome<(Linked, Notrace, Rules)> {
+    examine_under(workspace, elf, "")
 }
 
-/// Makes the Image of an ELF file. One that is newer than the ELF file, the roots and this program is left alone.
+/// The same under further rules.
+pub(crate) fn examine_under(
+    workspace: &Workspace,
+    elf: &Path,
+    further: &str,
+) -> Outcome<(Linked, Notrace, Rules)> {
+    let linked = Linked::read(&files::read(elf)?)?;
+    let roots = files::read_text(&workspace.root.join(notrace::ROOTS))?;
+    let rules = files::read_text(&workspace.root.join(rules::RULES))? + further;
+    let rules = Rules::parse(&rules)?;
+    rules.check(&linked)?;
+    let set = Notrace::compute(&linked, &notrace::parse_roots(&roots)?, &rules)?;
+    Ok((linked, set, rules))
+}
+
+/// Makes the Image of an ELF file, and springboard.h, which has its types for programs in C. Where both are newer than the
+/// ELF file, the roots and this program, they are left alone.
 pub(crate) fn make(workspace: &Workspace, elf: &Path, image: &Path) -> Outcome<()> {
     let changed = |path: &Path| fs::metadata(path).and_then(|m| m.modified()).ok();
     let sources = [
         changed(elf),
         changed(&workspace.root.join(notrace::ROOTS)),
+        changed(&workspace.root.join(rules::RULES)),
         std::env::current_exe().ok().and_then(|path| changed(&path)),
     ];
-    let made = changed(image);
+    let header = workspace.include().join(btf::header::NAME);
+    let made = changed(image).min(changed(&header));
     if made.is_some() && sources.iter().all(|s| s.is_some() && *s < made) {
         return Ok(());
     }
-    let (linked, set) = examine(workspace, elf)?;
+    let (linked, set, rules) = examine(workspace, elf)?;
     let version = format!("{KERNEL} {}", env!("CARGO_PKG_VERSION"));
-    let btf = btf::write::write(&btf::of_elf(&files::read(elf)?)?)?;
-    let blob = symbols::blob(&linked, |index| set.contains(index), &version, &btf)?;
+    let graph = btf::of_elf(&files::read(elf)?)?;
+    files::write(&header, btf::header::header(&graph).as_bytes())?;
+    let btf = btf::write::write(&graph)?;
+    let stacks = audit::stack_table(&linked, &set, &rules);
+    let notrace = |index| set.contains(index);
+    let blob = symbols::blob(&linked, notrace, &stacks, &version, &btf)?;
     Ok(files::write(image, &assemble(linked.bytes, &blob)?)?)
 }
 

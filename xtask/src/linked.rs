@@ -89,6 +89,8 @@ pub(crate) struct Linked {
     pub(crate) base: u64,
     /// Everything from `_image_start` to `_image_end`, .bss included.
     pub(crate) bytes: Vec<u8>,
+    /// The address behind the code (`_text_end`).
+    pub(crate) text_end: u64,
     /// Functions and labels by address, the best name of an address first.
     pub(crate) functions: Vec<Function>,
     /// Entries with two NOPs, sorted.
@@ -126,6 +128,7 @@ impl Linked {
         let mut linked = Self {
             base: image.start,
             bytes: flat(&elf, file, &image)?,
+            text_end: address("_text_end")?,
             ..Self::default()
         };
         linked.read_symbols(&elf)?;
@@ -261,6 +264,41 @@ impl Linked {
         function.range().contains(&address).then_some(first)
     }
 
+    /// The index of the first function or label that starts at `address`.
+    pub(crate) fn starting(&self, address: u64) -> Option<usize> {
+        let first = self.functions.partition_point(|f| f.address < address);
+        let starts = self.functions.get(first)?.address == address;
+        starts.then_some(first)
+    }
+
+    /// The indices of all functions that share the address of function `index`.
+    pub(crate) fn same(&self, index: usize) -> Range<usize> {
+        let Some(address) = self.functions.get(index).map(|f| f.address) else {
+            return index..index;
+        };
+        let first = self.functions.partition_point(|f| f.address < address);
+        first..self.functions.partition_point(|f| f.address <= address)
+    }
+
+    /// The names of function `index`: several if the compiler or the linker found the same body twice.
+    pub(crate) fn names(&self, index: usize) -> impl Iterator<Item = &str> {
+        let all = self.functions.get(self.same(index)).unwrap_or_default();
+        all.iter().map(|f| f.name.as_str())
+    }
+
+    /// The best name of function `index`.
+    pub(crate) fn name(&self, index: usize) -> &str {
+        self.names(index).next().unwrap_or("?")
+    }
+
+    /// The bytes of the code, from the image's first on.
+    pub(crate) fn text(&self) -> &[u8] {
+        let length = usize::try_from(self.text_end.saturating_sub(self.base)).ok();
+        length
+            .and_then(|length| self.bytes.get(..length))
+            .unwrap_or_default()
+    }
+
     /// The word at `address`.
     pub(crate) fn word(&self, address: u64) -> Option<u32> {
         let at = usize::try_from(address.checked_sub(self.base)?).ok()?;
@@ -342,6 +380,7 @@ pub(crate) mod tests {
                 synthetic: SYNTHETIC.iter().any(|prefix| name.starts_with(prefix)),
             });
         }
+        linked.text_end = base + linked.bytes.len() as u64;
         linked
     }
 

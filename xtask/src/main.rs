@@ -2,13 +2,14 @@
 //! The host side of Springboard: sets up, builds, boots, tests, measures. `cargo xtask help` lists the commands.
 //!
 //! A run, numbered:
-//! 1. [`setup`]: what the machine lacks is installed, or named.
+//! 1. [`setup`], [`extras`]: what the machine lacks is installed, or named.
 //! 2. [`kernel`], [`linked`]: cargo builds the kernel; its ELF file is read and its sites checked.
-//! 3. [`notrace`], [`symbols`], [`btf`], [`image`]: the functions that no hook may touch, the names, the types, the bootable
+//! 3. [`callgraph`], [`notrace`], [`symbols`], [`btf`], [`image`]: the functions that no hook may touch, the names, the types, the bootable
 //!    Image.
 //! 4. [`programs`], [`initrd`]: clang compiles the BPF programs; they travel as a cpio archive.
 //! 5. [`machine`], [`qemu`], [`console`]: the board, its emulator, its console, its last line.
-//! 6. [`bench`], [`jit_suite`], [`interpreter_suite`], [`test`], [`kernel_tests`], [`report`]: what is made of the console's lines.
+//! 6. [`bench`], [`jit_suite`], [`interpreter_suite`], [`test`], [`kernel_tests`], [`interop`], [`report`]: what is made of the
+//!    console's lines.
 //!
 //! [`bpf`] runs, shows and compiles BPF objects without any of that.
 #![forbid(unsafe_code)]
@@ -20,14 +21,19 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 
+mod audit;
 mod bench;
 mod bpf;
 mod btf;
+mod callgraph;
 mod console;
+mod extras;
 mod files;
+mod frames;
 mod fuzz;
 mod image;
 mod initrd;
+mod interop;
 mod interpreter_suite;
 mod interrupt;
 mod jit_suite;
@@ -46,6 +52,7 @@ mod programs;
 mod progress;
 mod qemu;
 mod report;
+mod rules;
 mod sdcard;
 mod setup;
 mod symbols;
@@ -144,6 +151,12 @@ enum Task {
     },
     /// Print the functions that hooks may not touch, and why
     Notrace,
+    /// Prove that hooks reach no allocator, no lock and no site, and how much stack they take
+    Audit {
+        /// Where to write what was found
+        #[arg(long, value_name = "FILE")]
+        json: Option<PathBuf>,
+    },
     /// Count the functions that hooks may touch
     Sites {
         /// Print each one
@@ -309,6 +322,10 @@ fn execute(command: Task) -> Outcome<i32> {
             Ok(0)
         }
         Task::Notrace => print_notrace(&workspace),
+        Task::Audit { json } => Ok(match audit::run(&workspace, json.as_deref())? {
+            true => 0,
+            false => 1,
+        }),
         Task::Sites { list } => print_sites(&workspace, list),
         Task::Btf { raw, header, dump } => {
             write_btf(&workspace, raw.as_deref(), header.as_deref(), dump).map(|()| 0)
@@ -341,11 +358,11 @@ fn bench_interpreter(workspace: &Workspace, json: Option<&Path>) -> Outcome<i32>
     Ok(0)
 }
 
-/// The words with the job in front; a bare `bench`, `shell` or `test` names it, otherwise it is `default`.
+/// The words with the job in front; a bare `bench`, `shell`, `test` or `integrity` names it, otherwise it is `default`.
 fn job(mut words: Vec<String>, default: &str) -> Vec<String> {
     let named = words
         .iter()
-        .position(|word| ["bench", "shell", "test"].contains(&word.as_str()));
+        .position(|word| ["bench", "shell", "test", "integrity"].contains(&word.as_str()));
     let job = match named {
         Some(at) => words.remove(at),
         None => default.to_owned(),
@@ -357,7 +374,7 @@ fn job(mut words: Vec<String>, default: &str) -> Vec<String> {
 }
 
 fn print_notrace(workspace: &Workspace) -> Outcome<i32> {
-    let (linked, set) = image::examine(workspace, &kernel::build(workspace)?)?;
+    let (linked, set, _) = image::examine(workspace, &kernel::build(workspace)?)?;
     let name = |index: usize| linked.functions.get(index).map_or("?", |f| f.name.as_str());
     for (index, why) in &set.members {
         match why {
@@ -366,18 +383,19 @@ fn print_notrace(workspace: &Workspace) -> Outcome<i32> {
         }
     }
     println!(
-        "\n{} functions; branches through a register, not followed:",
-        set.members.len()
+        "\n{} functions; branches through a register that {} does not resolve:",
+        set.members.len(),
+        rules::RULES
     );
-    for (index, address) in &set.not_followed {
-        let start = linked.functions.get(*index).map_or(0, |f| f.address);
-        println!("{address:#x}  {}+{:#x}", name(*index), address - start);
+    for (index, address) in set.not_followed() {
+        let start = linked.functions.get(index).map_or(0, |f| f.address);
+        println!("{address:#x}  {}+{:#x}", name(index), address - start);
     }
     Ok(0)
 }
 
 fn print_sites(workspace: &Workspace, list: bool) -> Outcome<i32> {
-    let (linked, set) = image::examine(workspace, &kernel::build(workspace)?)?;
+    let (linked, set, _) = image::examine(workspace, &kernel::build(workspace)?)?;
     let sites = symbols::sites(&linked, |index| set.contains(index));
     for index in sites.iter().filter(|_| list) {
         if let Some(function) = linked.functions.get(*index) {
@@ -474,6 +492,7 @@ mod tests {
         for (given, expected) in [
             ("", "job=bench"),
             ("shell", "job=shell"),
+            ("integrity", "job=integrity"),
             ("counter=none shell", "job=shell counter=none"),
             ("job=test from=x", "job=test from=x"),
         ] {

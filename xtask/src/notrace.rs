@@ -3,13 +3,15 @@
 //!
 //! A function that runs as part of a hook must not be hooked itself. The file lists roots, one a line: a pattern over
 //! demangled names (`*` for any characters), `#`, and the reason. `?` before a pattern: it may match nothing. `!` before it: what
-//! it names is not followed, for example the panic entries, which end the run. The rest follows from the linked image: BL, B, B.cond, CBZ, CBNZ, TBZ, TBNZ from one function to another. Branches through a register are
-//! not followed; `cargo xtask notrace` lists them.
+//! it names is not followed, for example the panic entries, which end the run. The helpers of BPF programs are roots without a
+//! line. The rest follows from the linked image ([`crate::callgraph`]).
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 
+use crate::callgraph::{self, Graph, Pointers};
 use crate::ksyms::glob;
-use crate::linked::{Function, Linked};
+use crate::linked::Linked;
+use crate::rules::Rules;
 
 /// Where the roots are listed, in the workspace.
 pub(crate) const ROOTS: &str = "linker/notrace.roots";
@@ -77,15 +79,18 @@ pub(crate) enum Why {
     Caller(usize),
 }
 
+/// Why helpers are in the set.
+const HELPER: &str = "programs call helpers";
+
 /// The notrace set of a kernel, by index into [`Linked::functions`].
 #[derive(Debug, Default)]
 pub(crate) struct Notrace {
     /// The members and why they are.
     pub(crate) members: BTreeMap<usize, Why>,
-    /// Where the walk ends: these are followed no further.
-    stops: BTreeSet<usize>,
-    /// Branches through a register in members: the function and the instruction's address.
-    pub(crate) not_followed: Vec<(usize, u64)>,
+    /// Those that the walk began with, each the first function at its address.
+    pub(crate) starts: BTreeSet<usize>,
+    /// Who calls whom among them.
+    pub(crate) graph: Graph,
 }
 
 impl Notrace {
@@ -94,89 +99,56 @@ impl Notrace {
         self.members.contains_key(&index)
     }
 
-    /// Follows direct branches from the roots until nothing new turns up.
-    pub(crate) fn compute(linked: &Linked, roots: &[Root]) -> Result<Self, RootsError> {
-        let mut set = Self::default();
-        let mut queue = VecDeque::new();
-        // Those that end the walk first, so that no order of lines matters.
-        let (stops, starts): (Vec<_>, Vec<_>) = roots.iter().partition(|root| root.stop);
-        for root in stops.into_iter().chain(starts) {
-            let matches = linked.functions.iter().enumerate();
-            let mut matches = matches
+    /// Follows branches from the roots until nothing new turns up.
+    pub(crate) fn compute(
+        linked: &Linked,
+        roots: &[Root],
+        rules: &Rules,
+    ) -> Result<Self, RootsError> {
+        let mut stops = BTreeSet::new();
+        let mut starts = BTreeMap::new();
+        for root in roots {
+            let functions = linked.functions.iter().enumerate();
+            let mut matches = functions
                 .filter(|(_, f)| glob(&root.pattern, &f.name))
+                .map(|(index, _)| linked.same(index).start)
                 .peekable();
             if matches.peek().is_none() && !root.optional {
                 let (line, pattern) = (root.line, root.pattern.clone());
                 return Err(RootsError::NoMatch { line, pattern });
             }
-            for (index, _) in matches {
-                if root.stop {
-                    set.stops.insert(index);
-                    continue;
-                }
-                set.add(linked, index, Why::Root(root.reason.clone()), &mut queue);
+            match root.stop {
+                true => stops.extend(matches),
+                false => starts.extend(matches.map(|index| (index, root.reason.clone()))),
             }
         }
-        while let Some(index) = queue.pop_front() {
-            let Some(function) = linked.functions.get(index) else {
-                continue;
+        for helper in callgraph::helpers(linked, &Pointers::of(linked)) {
+            starts.entry(helper).or_insert_with(|| HELPER.to_owned());
+        }
+        let graph = Graph::reach(linked, rules, starts.keys().copied(), &stops);
+        let mut members = BTreeMap::new();
+        for (index, node) in &graph.nodes {
+            let why = match (starts.get(index), node.from) {
+                (None, Some(caller)) => Why::Caller(caller),
+                (reason, _) => Why::Root(reason.cloned().unwrap_or_default()),
             };
-            for target in branches_out(linked, function) {
-                if let Some(callee) = linked.containing(target) {
-                    set.add(linked, callee, Why::Caller(index), &mut queue);
-                }
-            }
-            let indirect = indirect_branches(linked, function);
-            set.not_followed.extend(indirect.map(|at| (index, at)));
+            // With all others that the linker put at its address.
+            members.extend(linked.same(*index).map(|index| (index, why.clone())));
         }
-        Ok(set)
+        Ok(Self {
+            members,
+            starts: starts.into_keys().collect(),
+            graph,
+        })
     }
 
-    /// Adds a function, and all others that the linker put at its address.
-    fn add(&mut self, linked: &Linked, index: usize, why: Why, queue: &mut VecDeque<usize>) {
-        let Some(address) = linked.functions.get(index).map(|f| f.address) else {
-            return;
-        };
-        let first = linked.functions.partition_point(|f| f.address < address);
-        let after = linked.functions.partition_point(|f| f.address <= address);
-        for index in first..after {
-            if !self.contains(index) && !self.stops.contains(&index) {
-                self.members.insert(index, why.clone());
-                queue.push_back(index);
-            }
-        }
+    /// Branches through a register that no rule resolves: the function and the instruction's address.
+    pub(crate) fn not_followed(&self) -> impl Iterator<Item = (usize, u64)> {
+        self.graph
+            .nodes
+            .iter()
+            .flat_map(|(index, node)| node.unresolved.iter().map(|at| (*index, *at)))
     }
-}
-
-/// Where a function's direct branches lead, outside the function itself.
-fn branches_out(linked: &Linked, function: &Function) -> impl Iterator<Item = u64> {
-    let own = function.range();
-    linked
-        .instructions(function)
-        .filter_map(|(pc, word)| branch_target(word, pc))
-        .filter(move |target| !own.contains(target))
-}
-
-/// Where a direct branch leads.
-fn branch_target(word: u32, pc: u64) -> Option<u64> {
-    a64::relocate::branch_target(word, pc)
-}
-
-/// How many instructions before a BR its jump table's ADR or ADRP may be.
-const TABLE_DISTANCE: usize = 8;
-
-/// The addresses of branches through a register, without those of switch tables (an ADR close before a BR).
-fn indirect_branches(linked: &Linked, function: &Function) -> impl Iterator<Item = u64> {
-    let code: Vec<_> = linked.instructions(function).collect();
-    (0..code.len()).filter_map(move |i| {
-        let (pc, word) = *code.get(i)?;
-        let before = code.get(i.saturating_sub(TABLE_DISTANCE)..i)?;
-        // Arm ARM C4.1.66: BLR is 1101011000111111000000nnnnn00000, BR the same with bit 21 clear; ADR has bits 28:24 10000.
-        let call = word & 0xffff_fc1f == 0xd63f_0000;
-        let jump = word & 0xffff_fc1f == 0xd61f_0000;
-        let table = before.iter().any(|(_, w)| w & 0x9f00_0000 == 0x1000_0000);
-        (call || jump && !table).then_some(pc)
-    })
 }
 
 #[cfg(test)]
@@ -185,17 +157,11 @@ mod tests {
     use crate::linked::NOP;
     use crate::linked::tests::made_up;
 
-    const RET: u32 = 0xd65f_03c0;
-    const BLR_X8: u32 = 0xd63f_0100;
-    const BR_X9: u32 = 0xd61f_0120;
-    const ADR_X9: u32 = 0x1000_0009;
+    use crate::callgraph::tests::{BLR_X8, BR_X9, RET, b, bl};
 
-    /// BL or B by a number of words.
-    fn bl(words: i32) -> u32 {
-        0x9400_0000 | words as u32 & 0x03ff_ffff
-    }
-    fn b(words: i32) -> u32 {
-        0x1400_0000 | words as u32 & 0x03ff_ffff
+    fn compute(linked: &Linked, roots: &str) -> Result<Notrace, RootsError> {
+        let roots = parse_roots(roots).expect("roots");
+        Notrace::compute(linked, &roots, &Rules::default())
     }
 
     #[test]
@@ -205,27 +171,36 @@ mod tests {
             ("x::unrelated", &[RET]),                       // 5
             ("hook::helper", &[RET]),                       // 6
             ("tail::target", &[0x5400_0041, RET, BLR_X8]),  // 7..10: b.ne to 15
-            ("switch", &[ADR_X9, NOP, BR_X9, b(-1)]),       // 10..14
+            ("data", &[0; 4]),                              // 10..14
             ("through::pointer", &[RET]),                   // 14
             ("condition", &[RET, BR_X9]),                   // 15
         ]);
         // b.ne +8 words from word 7.
         let mut linked = linked;
         linked.bytes[7 * 4..8 * 4].copy_from_slice(&(0x5400_0001_u32 | 8 << 5).to_le_bytes());
-        let roots = parse_roots("# comment\nhook::ent* # it is the hook\n\n?gone # inlined\n")
-            .expect("roots");
-        let set = Notrace::compute(&linked, &roots).expect("set");
+        let roots = "# comment\nhook::ent* # it is the hook\n\n?gone # inlined\n";
+        let set = compute(&linked, roots).expect("set");
         let members: Vec<_> = set.members.keys().copied().collect();
         assert_eq!(members, [0, 2, 3, 6]);
         assert_eq!(set.members[&0], Why::Root("it is the hook".into()));
         assert_eq!(set.members[&6], Why::Caller(3));
         assert_eq!(
-            set.not_followed,
+            set.not_followed().collect::<Vec<_>>(),
             [(3, linked.base + 9 * 4), (6, linked.base + 16 * 4)]
         );
-        let all = Notrace::compute(&linked, &parse_roots("* # all").expect("roots"));
-        let all = all.expect("set").not_followed;
-        assert!(all.iter().all(|(f, _)| *f != 4), "a switch is no call");
+    }
+
+    #[test]
+    fn helpers_are_roots_without_a_line() {
+        let linked = made_up(&[
+            ("bpf_vm::helpers::map::push", &[bl(4), RET]),
+            ("bpf_vm::helpers::not_in_the_table", &[RET, RET]),
+            ("pushed", &[RET]),
+        ]);
+        let linked = callgraph::tests::with_data(linked, &[Ok(87), Err(0)]);
+        let set = compute(&linked, "").expect("set");
+        assert_eq!(set.members.keys().copied().collect::<Vec<_>>(), [0, 2]);
+        assert_eq!(set.members[&0], Why::Root(HELPER.into()));
     }
 
     #[test]
@@ -236,8 +211,7 @@ mod tests {
             ("report", &[RET]),       // 4
         ]);
         let members = |roots| {
-            let roots = parse_roots(roots).expect("roots");
-            let set = Notrace::compute(&linked, &roots).expect("set");
+            let set = compute(&linked, roots).expect("set");
             set.members.keys().copied().collect::<Vec<_>>()
         };
         assert_eq!(members("hook # it"), [0, 1, 2]);
@@ -250,8 +224,7 @@ mod tests {
         let error = parse_roots("a # fine\nb\n").expect_err("no reason");
         assert!(error.to_string().contains("notrace.roots:2"), "{error}");
         let linked = made_up(&[("a", &[RET])]);
-        let roots = parse_roots("\nnobody* # gone").expect("roots");
-        let error = Notrace::compute(&linked, &roots).expect_err("no match");
+        let error = compute(&linked, "\nnobody* # gone").expect_err("no match");
         assert_eq!(
             error,
             RootsError::NoMatch {

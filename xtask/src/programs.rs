@@ -32,20 +32,15 @@ pub(crate) enum ProgramError {
     Name(PathBuf),
 }
 
-/// The options for a program against libbpf's headers; `include` is programs/include, which has arm64's own ones.
-pub(crate) fn options(
-    include: &Path,
-    own_headers: Option<&Path>,
-    source: &Path,
-    object: &Path,
-) -> Vec<OsString> {
+/// The options for a program against libbpf's headers, which are among `folders` where they do not come with the system.
+pub(crate) fn options(folders: &[&Path], source: &Path, object: &Path) -> Vec<OsString> {
     let mut options: Vec<OsString> = [
         "-target", "bpf", "-g", "-O2", "-mcpu=v3", "-Wall", "-Werror",
     ]
     .map(OsString::from)
     .to_vec();
     options.push("-D__TARGET_ARCH_arm64".into());
-    for folder in [Some(include), own_headers].into_iter().flatten() {
+    for folder in folders {
         options.push("-I".into());
         options.push(folder.into());
     }
@@ -53,29 +48,41 @@ pub(crate) fn options(
     options
 }
 
+/// The programs' sources, sorted by name.
+pub(crate) fn sources(workspace: &Workspace) -> Outcome<Vec<PathBuf>> {
+    let mut sources = files::list(&workspace.root.join("programs"), false)?;
+    sources.retain(|source| stem(source).is_some());
+    Ok(sources)
+}
+
+/// The name of a program's file without its suffix; `None` for another file.
+fn stem(source: &Path) -> Option<&str> {
+    source.file_name()?.to_str()?.strip_suffix(SUFFIX)
+}
+
 /// Compiles what changed; returns the objects, sorted by name.
+///
+/// springboard.h is the kernel's where one was built, else the one in programs/include that stands in for it.
 pub(crate) fn compile(workspace: &Workspace) -> Outcome<Vec<PathBuf>> {
     let folder = workspace.root.join("programs");
-    let include = folder.join("include");
     let own_headers = setup::own_headers(workspace);
+    let (made, include) = (workspace.include(), folder.join("include"));
+    let folders = [Some(&*made), Some(&include), own_headers.as_deref()];
+    let folders: Vec<&Path> = folders.into_iter().flatten().collect();
     let clang = setup::clang().ok_or(ProgramError::NoClang)?;
     let out = workspace.out().join("programs");
-    let headers = match include.is_dir() {
-        true => files::list(&include, true)?,
-        false => Vec::new(),
-    };
+    let mut headers = Vec::new();
+    for folder in [&made, &include] {
+        if folder.is_dir() {
+            headers.extend(files::list(folder, true)?);
+        }
+    }
     let progress = Progress::start("compiling BPF programs");
     let mut objects = Vec::new();
-    for source in files::list(&folder, false)? {
-        let name = source.file_name().and_then(|name| name.to_str());
-        let Some(stem) = name
-            .and_then(|name| name.strip_suffix(SUFFIX))
-            .map(str::to_owned)
-        else {
-            continue;
-        };
+    for source in sources(workspace)? {
+        let stem = stem(&source).unwrap_or_default();
         let object = out.join(format!("{stem}.bpf.o"));
-        let options = options(&include, own_headers.as_deref(), &source, &object);
+        let options = options(&folders, &source, &object);
         let command = format!("{clang} {options:?}");
         let stamp = object.with_extension("cmd");
         let sources = headers.iter().chain([&source]);
@@ -126,7 +133,7 @@ mod tests {
 
     #[test]
     fn the_compiler_gets_the_documented_options() {
-        let options = options("i".as_ref(), None, "x.bpf.c".as_ref(), "x.bpf.o".as_ref());
+        let options = options(&["i".as_ref()], "x.bpf.c".as_ref(), "x.bpf.o".as_ref());
         let text: Vec<_> = options.iter().filter_map(|o| o.to_str()).collect();
         assert_eq!(
             text.join(" "),

@@ -193,6 +193,23 @@ impl Toolchain {
     }
 }
 
+/// The step that fetches the list of packages, where that is one of its own.
+pub(crate) fn list_step(os: Os) -> Option<Step> {
+    (os == Os::Debian).then(|| Step::new("the list of packages", true, &["apt-get", "update"]))
+}
+
+/// The step that installs packages, if there are any.
+pub(crate) fn install_step(os: Os, packages: &[impl AsRef<str>], why: &str) -> Option<Step> {
+    let install: &[&str] = match os {
+        Os::Debian => &["apt-get", "install", "--yes", "--no-install-recommends"],
+        Os::Fedora => &["dnf", "install", "--assumeyes"],
+        Os::Macos => &["brew", "install"],
+    };
+    let packages: Vec<&str> = packages.iter().map(AsRef::as_ref).collect();
+    let step = || Step::new(why, os != Os::Macos, &[install, &packages].concat());
+    (!packages.is_empty()).then(step)
+}
+
 /// The steps that get `needs` and the toolchain's parts on a system.
 fn plan(os: Os, needs: &[&Need], toolchain: &Toolchain) -> Vec<Step> {
     let mut steps = Vec::new();
@@ -224,19 +241,8 @@ fn plan(os: Os, needs: &[&Need], toolchain: &Toolchain) -> Vec<Step> {
             .map(|need| format!("{} ({})", need.name, need.why))
             .collect::<Vec<_>>()
             .join(", ");
-        let (update, install): (&[&str], &[&str]) = match os {
-            Os::Debian => (
-                &["apt-get", "update"],
-                &["apt-get", "install", "--yes", "--no-install-recommends"],
-            ),
-            Os::Fedora => (&[], &["dnf", "install", "--assumeyes"]),
-            Os::Macos => (&[], &["brew", "install"]),
-        };
-        let root = os != Os::Macos;
-        if !update.is_empty() {
-            steps.push(Step::new("the list of packages", root, update));
-        }
-        steps.push(Step::new(why, root, &[install, &packages[..]].concat()));
+        steps.extend(list_step(os));
+        steps.extend(install_step(os, &packages, &why));
     }
     let headers = |need: &&Need| matches!(need.check, Check::LibbpfHeaders);
     if os == Os::Macos && needs.iter().any(headers) {
@@ -285,7 +291,7 @@ fn os_of(release: &str) -> Option<Os> {
         })
 }
 
-fn this_os() -> Option<Os> {
+pub(crate) fn this_os() -> Option<Os> {
     match cfg!(target_os = "macos") {
         true => Some(Os::Macos),
         false => os_of(&fs::read_to_string("/etc/os-release").ok()?),
@@ -316,13 +322,16 @@ pub(crate) fn clang() -> Option<String> {
     ];
     own.into_iter()
         .chain(others.map(str::to_owned))
-        .find(|clang| {
-            let output = Command::new(clang).arg("--print-targets").output();
-            output.is_ok_and(|o| {
-                let text = String::from_utf8_lossy(&o.stdout).into_owned();
-                text.split_whitespace().any(|word| word == "bpf")
-            })
-        })
+        .find(|clang| compiles_bpf(clang))
+}
+
+/// Whether that is a clang which is here and knows BPF.
+pub(crate) fn compiles_bpf(clang: &str) -> bool {
+    let output = Command::new(clang).arg("--print-targets").output();
+    output.is_ok_and(|o| {
+        let text = String::from_utf8_lossy(&o.stdout).into_owned();
+        text.split_whitespace().any(|word| word == "bpf")
+    })
 }
 
 /// The folder of libbpf's headers where they do not come with the system.
@@ -376,6 +385,9 @@ pub(crate) fn print_plan(workspace: &Workspace, os: Option<Os>) -> Outcome<()> {
     for step in plan(os, &all, &toolchain(workspace)?) {
         println!("# {}\n{step}", step.why);
     }
+    println!(
+        "# Tests also use, and are skipped without: bpftool, every clang from 14 on that has a package of its own"
+    );
     Ok(())
 }
 
@@ -396,14 +408,32 @@ pub(crate) fn ensure(workspace: &Workspace) -> Outcome<bool> {
         None => return Err(SetupError::UnknownOs(absent).into()),
     };
     let steps = plan(os, &needs, &rust);
-    let id = Command::new("id").arg("-u").output();
-    let root = id.is_ok_and(|output| output.stdout == b"0\n");
-    let sudo = !root && succeeds(&["sudo", "-n", "true"]);
-    if steps.iter().any(|step| step.root) && !root && !sudo {
+    if steps.iter().any(|step| step.root) && !may_install() {
         let commands: Vec<_> = steps.iter().map(ToString::to_string).collect();
         return Err(SetupError::NotAllowed(commands.join(" &&\n    ")).into());
     }
-    for step in &steps {
+    carry_out(workspace, &steps)?;
+    let (needs, rust) = look();
+    match names(&needs, &rust) {
+        none if none.is_empty() => Ok(true),
+        absent => Err(SetupError::StillMissing(absent).into()),
+    }
+}
+
+fn is_root() -> bool {
+    let id = Command::new("id").arg("-u").output();
+    id.is_ok_and(|output| output.stdout == b"0\n")
+}
+
+/// Whether this user may change the system without being asked for a password.
+pub(crate) fn may_install() -> bool {
+    is_root() || succeeds(&["sudo", "-n", "true"])
+}
+
+/// Does the steps in order, up to the first that fails, and says what each is for.
+pub(crate) fn carry_out(workspace: &Workspace, steps: &[Step]) -> Result<(), SetupError> {
+    let sudo = !is_root();
+    for step in steps {
         eprintln!("setup: {}: {}", step.why, step.command.join(" "));
         let with_sudo = (step.root && sudo).then(|| "sudo".to_owned());
         let mut words = with_sudo.iter().chain(&step.command);
@@ -417,14 +447,10 @@ pub(crate) fn ensure(workspace: &Workspace) -> Outcome<bool> {
             .stdin(Stdio::null())
             .status();
         if !status.is_ok_and(|status| status.success()) {
-            return Err(SetupError::Step(step.to_string()).into());
+            return Err(SetupError::Step(step.to_string()));
         }
     }
-    let (needs, rust) = look();
-    match names(&needs, &rust) {
-        none if none.is_empty() => Ok(true),
-        absent => Err(SetupError::StillMissing(absent).into()),
-    }
+    Ok(())
 }
 
 #[cfg(test)]

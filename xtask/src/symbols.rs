@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Writes the symbol blob that lies behind the image; its form and its reader are kernel/src/ksyms.rs.
 
-use crate::ksyms::{Flags, HEADER, MAGIC, SITE, SYMBOL};
+use std::collections::BTreeMap;
+
+use crate::ksyms::{Flags, HEADER, MAGIC, SITE, STACK, SYMBOL};
 use crate::linked::Linked;
 
 /// What every section's offset is a multiple of.
@@ -41,10 +43,12 @@ pub(crate) fn sites(linked: &Linked, notrace: impl Fn(usize) -> bool) -> Vec<usi
     sites
 }
 
-/// The blob of a kernel, its types (`btf`) included. `notrace(i)` says whether function `i` belongs to the hook path; it keeps its name and loses its site.
+/// The blob of a kernel, its types (`btf`) and its code as linked included. `notrace(i)` says whether function `i` belongs to the
+/// hook path; it keeps its name and loses its site. `stacks` are worst cases of stack in bytes, by address.
 pub(crate) fn blob(
     linked: &Linked,
     notrace: impl Fn(usize) -> bool,
+    stacks: &BTreeMap<u64, u64>,
     version: &str,
     btf: &[u8],
 ) -> Result<Vec<u8>, SymbolError> {
@@ -87,12 +91,19 @@ pub(crate) fn blob(
             sites.extend(offset.to_le_bytes());
         }
     }
+    let mut worst = Vec::with_capacity(stacks.len() * STACK);
+    for (address, bytes) in stacks {
+        worst.extend(word("an address", address - linked.base)?.to_le_bytes());
+        worst.extend(word("a function's stack", *bytes)?.to_le_bytes());
+    }
     let sections = [
         (linked.functions.len(), records),
         (sites.len() / SITE, sites),
         (names.len(), names.into_bytes()),
         (version.len(), version.as_bytes().to_vec()),
         (btf.len(), btf.to_vec()),
+        (stacks.len(), worst),
+        (linked.text().len(), linked.text().to_vec()),
     ];
     let mut blob = vec![0; HEADER];
     let mut fields = Vec::new();
@@ -105,7 +116,7 @@ pub(crate) fn blob(
         blob.extend(bytes);
     }
     let length = word("the length", blob.len() as u64)?;
-    let [symbols, sites, names, version, btf] = fields[..] else {
+    let [symbols, sites, names, version, btf, stacks, text] = fields[..] else {
         return Ok(blob);
     };
     let mut header = MAGIC.to_vec();
@@ -116,7 +127,10 @@ pub(crate) fn blob(
     }
     header.extend([0; 4]);
     header.extend(linked.base.to_le_bytes());
-    header.extend([btf.0, btf.1].iter().flat_map(|word| word.to_le_bytes()));
+    for (count, offset) in [btf, stacks, text] {
+        header.extend(count.to_le_bytes());
+        header.extend(offset.to_le_bytes());
+    }
     for (place, byte) in blob.iter_mut().zip(header) {
         *place = byte;
     }
@@ -141,7 +155,9 @@ mod tests {
             ("OUTLINED_FUNCTION_0", SITE_WORDS),
             ("<kernel::udp::Socket>::process", SITE_WORDS),
         ]);
-        blob(&linked, |i| i == 3, "springboard 0.1.0", b"types").expect("blob")
+        let stacks = BTreeMap::from([(linked.base + 12, 160), (linked.base + 24, 16)]);
+        let notrace = |i| i == 3;
+        blob(&linked, notrace, &stacks, "springboard 0.1.0", b"types").expect("blob")
     }
 
     #[test]
@@ -155,6 +171,13 @@ mod tests {
         assert_eq!(base, 0xffff_ffff_8000_0000);
         assert_eq!(blob.version(), "springboard 0.1.0");
         assert_eq!(blob.btf(), b"types");
+        assert_eq!(blob.stack_of(base + 12), Some(160));
+        assert_eq!(
+            (blob.stack_of(base + 24), blob.stack_of(base)),
+            (Some(16), None)
+        );
+        assert_eq!(blob.text().len(), 64);
+        assert_eq!(blob.text()[8..12], 0xd65f_03c0_u32.to_le_bytes());
         assert_eq!(
             blob.sites().map(|site| site - base).collect::<Vec<_>>(),
             [0, 12, 52]
@@ -188,7 +211,7 @@ mod tests {
             twin.name.push_str("_twin");
             linked.functions.insert(at + 1, twin);
         }
-        let bytes = blob(&linked, |index| index >= 2, "", &[]).expect("blob");
+        let bytes = blob(&linked, |index| index >= 2, &BTreeMap::new(), "", &[]).expect("blob");
         let blob = Blob::parse(&bytes).expect("parse");
         let flags: Vec<_> = blob.symbols().map(|s| (s.name, s.flags)).collect();
         let (first, alias) = (Flags::GLOBAL, Flags::ALIAS.with(Flags::GLOBAL));

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Every test there is: on the host, under qemu-user, in the kernel on each board, on the console, of the figures, of the book.
+//! Every test there is: on the host, under qemu-user, of the linked kernel, in the kernel on each board, on the console, of the figures, of the book.
 
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader};
@@ -12,10 +12,13 @@ use std::time::Duration;
 use clap::{Parser, ValueEnum};
 
 use crate::Outcome;
+use crate::audit;
 use crate::bench;
 use crate::console::Transcript;
+use crate::extras;
 use crate::files;
 use crate::fuzz;
+use crate::interop;
 use crate::interpreter_suite;
 use crate::jit_suite;
 use crate::kernel_tests;
@@ -36,6 +39,10 @@ pub(crate) enum Kind {
     User,
     /// Random inputs: fuzz targets and random programs, seeded, so that every run is the same
     Fuzz,
+    /// What bpftool and every clang here make of the kernel's types
+    Tools,
+    /// The rules of the hook path, proven over the linked kernel
+    Audit,
     /// Tests in the kernel, on every board
     Kernel,
     /// Tests that type on the console
@@ -70,6 +77,12 @@ const TRANSCRIPTS: &str = "xtask/tests/console";
 pub(crate) fn run(workspace: &Workspace, filter: Option<&str>, only: &[Kind]) -> Outcome<bool> {
     let mut report = Report::default();
     let wanted = |kind| only.is_empty() || only.contains(&kind);
+    if [Kind::Host, Kind::User, Kind::Tools]
+        .into_iter()
+        .any(wanted)
+    {
+        extras::ensure(workspace);
+    }
     if wanted(Kind::Lint) {
         lint(workspace, filter, &mut report);
     }
@@ -88,13 +101,28 @@ pub(crate) fn run(workspace: &Workspace, filter: Option<&str>, only: &[Kind]) ->
     if wanted(Kind::Bench) {
         interpreter_figures(workspace, filter, &mut report);
     }
-    if [Kind::Kernel, Kind::Console, Kind::Bench]
+    if wanted(Kind::Audit) {
+        type Check = fn(&Workspace) -> Outcome<()>;
+        let checks: [(&str, Check); 2] = [
+            ("audit/the rules hold", audit::rules_hold),
+            ("audit/a broken rule is found", audit::breach_is_found),
+        ];
+        for (name, check) in checks {
+            if fits(name, filter) {
+                report.run(name, || check(workspace));
+            }
+        }
+    }
+    if [Kind::Tools, Kind::Kernel, Kind::Console, Kind::Bench]
         .into_iter()
         .any(wanted)
     {
         match Boot::build(workspace) {
             Err(error) => report.add("build", Verdict::Failed(format!("    {error}")), None),
             Ok(boot) => {
+                if wanted(Kind::Tools) {
+                    interop::run(workspace, |name| fits(name, filter), &mut report);
+                }
                 if wanted(Kind::Kernel) {
                     for options in kernel_tests::matrix() {
                         kernel_tests::run(&options, &boot, filter, &mut report);

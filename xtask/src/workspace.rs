@@ -69,6 +69,11 @@ impl Workspace {
         self.target.join(KERNEL)
     }
 
+    /// The folder of springboard.h, which is made with the Image.
+    pub(crate) fn include(&self) -> PathBuf {
+        self.out().join("include")
+    }
+
     /// cargo, in the workspace, without what the cargo that started this program said about xtask.
     pub(crate) fn cargo(&self) -> Command {
         let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));

@@ -5,54 +5,88 @@
 //! same memory at the same address. What remains (a program that goes by addresses, which are not all the same) ends
 //! in a signal, and so does a run that takes too long: each is a message and exit status 1.
 use bpf_vm::{jit::Target, program::ValidatedProgram};
+#[cfg(target_arch = "aarch64")]
+use {
+    super::support::native::Pages,
+    bpf_vm::{
+        attachment::Attachment,
+        jit::{self, Code, Features},
+    },
+};
 
 /// Changes the target that a program is compiled for.
 pub(crate) type Adjust = fn(Target<'static>) -> Target<'static>;
+
+/// Why there is no compiled code.
+#[cfg(not(target_arch = "aarch64"))]
+const NOT_HERE: &str = "--jit makes code for arm64, which this program is not built for; build it by `--target \
+    aarch64-unknown-linux-musl` and run it by qemu-aarch64";
 
 /// Compiles a program and runs it with `arguments` in r1 and r2; its r0.
 ///
 /// # Errors
 /// The program cannot be compiled, or this is no arm64 machine.
-#[cfg(not(target_arch = "aarch64"))]
-pub(crate) fn run(_: &ValidatedProgram, _: [u64; 2], _: Adjust) -> Result<u64, String> {
-    Err(
-        "--jit makes code for arm64, which this program is not built for; build it by `--target \
-         aarch64-unknown-linux-musl` and run it by qemu-aarch64"
-            .into(),
-    )
-}
-
-/// Compiles a program and runs it with `arguments` in r1 and r2; its r0.
-///
-/// # Errors
-/// The program cannot be compiled.
-#[cfg(target_arch = "aarch64")]
 pub(crate) fn run(
     program: &ValidatedProgram,
     arguments: [u64; 2],
     adjust: Adjust,
 ) -> Result<u64, String> {
+    #[cfg(not(target_arch = "aarch64"))]
+    {
+        let _ = (program, arguments, adjust);
+        Err(NOT_HERE.into())
+    }
+    #[cfg(target_arch = "aarch64")]
+    {
+        let (pages, _) = load(program, adjust)?;
+        guard::arm();
+        // SAFETY: the caller has run it by the interpreter, which checked each access; what differs ends in the guard.
+        let r0 = unsafe { pages.run(&Attachment::NONE, arguments) };
+        guard::disarm();
+        Ok(r0)
+    }
+}
+
+/// Compiles a program to stay until this process ends; the address by which a tail call enters it.
+///
+/// # Errors
+/// As [`run`].
+pub(crate) fn tail_entry(program: &ValidatedProgram, adjust: Adjust) -> Result<u64, String> {
+    #[cfg(not(target_arch = "aarch64"))]
+    {
+        let _ = (program, adjust);
+        Err(NOT_HERE.into())
+    }
+    #[cfg(target_arch = "aarch64")]
+    {
+        let (pages, code) = load(program, adjust)?;
+        let entry = pages.address() + u64::from(code.tail_entry);
+        // Whoever holds the address may call it as long as the process lives.
+        std::mem::forget(pages);
+        Ok(entry)
+    }
+}
+
+/// A program's code in pages of its own.
+#[cfg(target_arch = "aarch64")]
+fn load(program: &ValidatedProgram, adjust: Adjust) -> Result<(Pages, Code), String> {
     /// More bytes of code than an instruction is compiled to.
     const MOST: usize = 256;
     /// Room for what belongs to no instruction.
     const ROOM: usize = 1 << 16;
 
-    let pages = super::support::native::Pages::new(ROOM + MOST * program.instructions().len());
+    let pages = Pages::new(ROOM + MOST * program.instructions().len());
     let target = Target {
-        features: bpf_vm::jit::Features {
+        features: Features {
             lse: std::arch::is_aarch64_feature_detected!("lse"),
         },
-        arguments: arguments.len(),
+        arguments: 2,
         ..Target::new(pages.address())
     };
-    let code = bpf_vm::jit::compile(program, &adjust(target));
+    let code = jit::compile(program, &adjust(target));
     let code = code.map_err(|error| format!("program `{}`: {error}", program.name()))?;
     pages.load(&code);
-    guard::arm();
-    // SAFETY: the caller has run it by the interpreter, which checked each access; what differs ends in the guard.
-    let r0 = unsafe { pages.run(arguments) };
-    guard::disarm();
-    Ok(r0)
+    Ok((pages, code))
 }
 
 /// What sees to it that a wrong run ends, and says so.

@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Runs a program of an object file: `run FILE [--program NAME] [--memory HEX] [--jit]`.
+//! Runs a program of an object file: `run FILE [--program NAME] [--memory HEX] [--btf FILE] [--jit]`.
 //!
 //! This is what `cargo xtask bpf run --jit` starts under qemu-aarch64; without `--jit` the program is interpreted. The
 //! interpreter runs it first in any case, and both have to leave the same.
 use std::{
     io::{self, Write},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitCode,
 };
 
-use bpf_vm::{object::Object, program::ValidatedProgram};
+use bpf_vm::object::Object;
 
 mod compiled;
 mod memory;
@@ -18,14 +18,21 @@ mod session;
 #[path = "../../tests/support/mod.rs"]
 mod support;
 
-const USAGE: &str = "usage: run FILE [--program NAME] [--memory HEX] [--jit]";
+const USAGE: &str = "usage: run FILE [--program NAME] [--memory HEX] [--btf FILE] [--jit]";
 
-fn compiled(program: &ValidatedProgram, arguments: [u64; 2]) -> Result<u64, String> {
-    compiled::run(program, arguments, |target| target)
+const COMPILER: session::Compiler = session::Compiler {
+    run: |program, arguments| compiled::run(program, arguments, |target| target),
+    tail_entry: |program| compiled::tail_entry(program, |target| target),
+};
+
+fn read(file: &Path) -> Result<Vec<u8>, String> {
+    let bytes = std::fs::read(file);
+    bytes.map_err(|error| format!("cannot read {}: {error}", file.display()))
 }
 
 fn run() -> Result<String, String> {
     let (mut file, mut program, mut given, mut jit) = (None, None, Vec::new(), false);
+    let mut types = None;
     let mut arguments = std::env::args_os().skip(1);
     while let Some(argument) = arguments.next() {
         let mut value = || {
@@ -37,6 +44,7 @@ fn run() -> Result<String, String> {
         match argument.to_str() {
             Some("--program") => program = Some(value()?),
             Some("--memory") => given = memory::hex("memory", &value()?)?,
+            Some("--btf") => types = Some(read(Path::new(&value()?))?),
             Some("--jit") => jit = true,
             Some(option) if option.starts_with("--") => {
                 return Err(format!("{option:?} is no option\n{USAGE}"));
@@ -46,12 +54,11 @@ fn run() -> Result<String, String> {
         }
     }
     let file = file.ok_or(USAGE)?;
-    let bytes = std::fs::read(&file);
-    let bytes = bytes.map_err(|error| format!("cannot read {}: {error}", file.display()))?;
-    let object = Object::parse(&bytes);
+    let object = Object::parse(&read(&file)?);
     let object = object.map_err(|error| format!("{}: {error}", file.display()))?;
+    let kernel = session::Kernel::new(types.as_deref())?;
     let index = session::choose(&object, program.as_deref())?;
-    let report = session::run(&object, index, &given, jit.then_some(compiled))?;
+    let report = session::run(&object, &kernel, index, &given, jit.then_some(COMPILER))?;
     Ok(report.to_string())
 }
 

@@ -10,10 +10,11 @@ use std::{
 };
 
 use bpf_vm::{
+    btf::Btf,
     host::{self, Host},
     interp::{FaultKind, Interpreter},
-    map::{HeapMemory, Map, MapKind},
-    object::{LoadedObject, Object},
+    map::{HeapMemory, Map, MapKind, TailTarget},
+    object::{Environment, LoadedObject, Object, ObjectError},
     program::ValidatedProgram,
 };
 
@@ -85,6 +86,30 @@ impl Host for Pc {
     }
 }
 
+/// What objects find of a kernel: its types, if they were given.
+#[derive(Debug)]
+pub(crate) struct Kernel<'a> {
+    btf: Option<Btf<'a>>,
+}
+
+impl<'a> Kernel<'a> {
+    /// The kernel with that BTF section.
+    ///
+    /// # Errors
+    /// It is none.
+    pub(crate) fn new(btf: Option<&'a [u8]>) -> Result<Self, String> {
+        let btf = btf.map(Btf::parse).transpose();
+        let btf = btf.map_err(|error| format!("the kernel's types: {error}"))?;
+        Ok(Self { btf })
+    }
+}
+
+impl Environment for Kernel<'_> {
+    fn btf(&self) -> Option<&Btf<'_>> {
+        self.btf.as_ref()
+    }
+}
+
 /// The index of the program of that name or section, of the only one without a name.
 ///
 /// # Errors
@@ -131,12 +156,18 @@ pub(crate) fn choose(object: &Object, wanted: Option<&str>) -> Result<usize, Str
 /// The maps cannot be created, or the program's structure is not sound.
 pub(crate) fn load(
     object: &Object,
+    kernel: &Kernel<'_>,
     index: usize,
 ) -> Result<(LoadedObject, Arc<ValidatedProgram>), String> {
     // Maps learn here how many cores there are.
     let _ = host::register(&PC);
-    let loaded = object.instantiate(&HeapMemory::with_limit(MAP_MEMORY));
-    let loaded = loaded.map_err(|error| error.to_string())?;
+    let loaded = object.instantiate_in(kernel, &HeapMemory::with_limit(MAP_MEMORY));
+    let loaded = loaded.map_err(|error| match (&error, &kernel.btf) {
+        (ObjectError::CoreRelocation { .. }, None) => {
+            format!("{error} (--btf FILE names one that has it)")
+        }
+        _ => error.to_string(),
+    })?;
     let program = loaded.programs.get(index).cloned();
     let program = program.ok_or("there is no such program")?.validate();
     Ok((
@@ -145,8 +176,14 @@ pub(crate) fn load(
     ))
 }
 
-/// Compiled code's way to run a program with r1 and r2; its r0.
-pub(crate) type Compiled = fn(&ValidatedProgram, [u64; 2]) -> Result<u64, String>;
+/// How compiled code is made and run.
+#[derive(Clone, Copy)]
+pub(crate) struct Compiler {
+    /// Runs a program with r1 and r2; its r0.
+    pub(crate) run: fn(&ValidatedProgram, [u64; 2]) -> Result<u64, String>,
+    /// Compiles a program to stay; the address by which a tail call enters it.
+    pub(crate) tail_entry: fn(&ValidatedProgram) -> Result<u64, String>,
+}
 
 /// What a run left.
 #[derive(Debug, PartialEq, Eq)]
@@ -224,13 +261,15 @@ impl Report {
 /// The program does not load; an access or a helper's argument is refused; it does not end; the engines differ.
 pub(crate) fn run(
     object: &Object,
+    kernel: &Kernel<'_>,
     index: usize,
     given: &[u8],
-    compiled: Option<Compiled>,
+    compiler: Option<Compiler>,
 ) -> Result<Report, String> {
     // The same address for both.
     let memory = Memory::new(given);
-    let interpreted = run_once(object, index, &memory, |program| {
+    let load = || load(object, kernel, index);
+    let interpreted = run_once(object, load()?, &memory, None, |program| {
         let outcome =
             Interpreter::new(program.clone()).run(&memory.arguments(), &[memory.region()], BUDGET);
         let outcome = outcome.map_err(|fault| {
@@ -244,24 +283,47 @@ pub(crate) fn run(
         })?;
         Ok((outcome.r0, Some(outcome.instructions)))
     })?;
-    let Some(compiled) = compiled else {
+    let Some(compiler) = compiler else {
         return Ok(interpreted);
     };
     memory.set(given);
-    let report = run_once(object, index, &memory, |program| {
-        Ok((compiled(program, memory.arguments())?, None))
+    let report = run_once(object, load()?, &memory, Some(compiler), |program| {
+        Ok(((compiler.run)(program, memory.arguments())?, None))
     })?;
     report.compare(&interpreted)?;
     Ok(report)
 }
 
+/// Puts programs where the object says that tail calls find them.
+fn fill_program_arrays(loaded: &LoadedObject, compiler: Option<Compiler>) -> Result<(), String> {
+    for place in &loaded.program_slots {
+        let program = loaded.programs.get(place.program).cloned();
+        let program = program.ok_or("there is no such program")?.validate();
+        let program = program.map_err(|error| error.to_string())?;
+        let entry = match compiler {
+            Some(compiler) => (compiler.tail_entry)(&program)?,
+            None => 0,
+        };
+        let target = TailTarget {
+            program: Arc::new(program),
+            entry: AtomicU64::new(entry),
+            keep: None,
+        };
+        let map = loaded.maps.get(place.map).ok_or("there is no such map")?;
+        map.set_program(place.slot, Some(Arc::new(target)))
+            .map_err(|error| format!("map `{}`: {error}", map.definition().name))?;
+    }
+    Ok(())
+}
+
 fn run_once(
     object: &Object,
-    index: usize,
+    (loaded, program): (LoadedObject, Arc<ValidatedProgram>),
     memory: &Memory,
+    compiler: Option<Compiler>,
     engine: impl FnOnce(&Arc<ValidatedProgram>) -> Result<(u64, Option<u64>), String>,
 ) -> Result<Report, String> {
-    let (loaded, program) = load(object, index)?;
+    fill_program_arrays(&loaded, compiler)?;
     let before = contents(object, &loaded);
     PC.reset();
     let result = engine(&program);

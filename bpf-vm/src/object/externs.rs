@@ -6,7 +6,6 @@ use alloc::{
     collections::BTreeMap,
     format,
     string::{String, ToString},
-    vec,
     vec::Vec,
 };
 
@@ -47,6 +46,43 @@ pub(super) enum ExternKind {
     Variable(u32),
     /// A value of the configuration.
     Setting(Setting),
+}
+
+/// What an object declares and a kernel has to have.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct KernelSymbol<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// What it is.
+    pub kind: KernelSymbolKind,
+    /// Whether the object copes without it.
+    pub weak: bool,
+}
+
+/// What an object wants by a name.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum KernelSymbolKind {
+    /// A kernel function (`extern ... __ksym`).
+    Function,
+    /// A kernel variable, or its address alone (`extern ... __ksym`).
+    Variable,
+    /// A value of the configuration (`extern ... __kconfig`).
+    Setting,
+}
+
+impl Extern {
+    /// It, for whoever asks what an object wants.
+    pub(super) fn symbol(&self) -> KernelSymbol<'_> {
+        KernelSymbol {
+            name: &self.name,
+            kind: match self.kind {
+                ExternKind::Function(_) => KernelSymbolKind::Function,
+                ExternKind::Variable(_) => KernelSymbolKind::Variable,
+                ExternKind::Setting(_) => KernelSymbolKind::Setting,
+            },
+            weak: self.weak,
+        }
+    }
 }
 
 /// All externs of an object.
@@ -137,7 +173,7 @@ impl Externs {
         self.by_symbol.get(&symbol).copied()
     }
 
-    /// What `.kconfig` holds in a kernel.
+    /// What `.kconfig` holds in a kernel: bytes by offset, over zeros.
     pub(super) fn settings(
         &self,
         environment: &dyn Environment,
@@ -153,7 +189,8 @@ impl Externs {
             };
             let value = match environment.kconfig(&found.name) {
                 Some(text) => setting.value(&text).map_err(error)?,
-                None if found.weak => vec![0; setting.bytes as usize],
+                // The map is all zeros.
+                None if found.weak => continue,
                 None => {
                     return Err(error(
                         "the kernel has no such setting; declare it __weak to get 0 then".into(),

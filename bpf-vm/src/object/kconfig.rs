@@ -5,7 +5,6 @@
 use alloc::{
     format,
     string::{String, ToString},
-    vec,
     vec::Vec,
 };
 
@@ -83,7 +82,7 @@ impl Setting {
         }
     }
 
-    /// The value that a `.config` file has, as the variable holds it.
+    /// The value that a `.config` file has, as the variable holds it; what follows a string is zeros.
     pub(super) fn value(&self, text: &str) -> Result<Vec<u8>, String> {
         if self.form == Form::String {
             let inside = text
@@ -92,12 +91,8 @@ impl Setting {
             let inside =
                 inside.ok_or_else(|| format!("the value is {text}, the variable a string"))?;
             // What does not fit is cut off, as libbpf does.
-            let mut bytes = vec![0; self.bytes as usize];
-            let room = bytes.len().saturating_sub(1);
-            for (to, from) in bytes.iter_mut().take(room).zip(inside.bytes()) {
-                *to = from;
-            }
-            return Ok(bytes);
+            let room = (self.bytes as usize).saturating_sub(1);
+            return Ok(inside.bytes().take(room).collect());
         }
         let state = TRISTATE_VALUES.iter().find(|(letter, _)| *letter == text);
         let (value, signed) = match (self.form, state) {
@@ -207,8 +202,8 @@ mod tests {
             (int(false, 8), "", None),
             (int(false, 8), "+1", None),
             (int(false, 8), "0x", None),
-            (setting(Form::String, 4), "\"ab\"", Some(b"ab\0\0")),
-            (setting(Form::String, 4), "\"abcdef\"", Some(b"abc\0")),
+            (setting(Form::String, 4), "\"ab\"", Some(b"ab")),
+            (setting(Form::String, 4), "\"abcdef\"", Some(b"abc")),
             (setting(Form::String, 4), "\"", None),
             (setting(Form::String, 4), "12", None),
         ] {

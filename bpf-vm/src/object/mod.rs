@@ -31,6 +31,7 @@ pub use self::{
     attach::{AttachKind, AttachPoint, UnknownSection},
     environment::Environment,
     error::ObjectError,
+    externs::{KernelSymbol, KernelSymbolKind},
     instantiate::{LoadedObject, ProgramSlot},
     maps::Variable,
 };
@@ -124,6 +125,16 @@ impl Object {
     /// The maps' definitions, data sections among them.
     pub fn maps(&self) -> impl ExactSizeIterator<Item = &MapDefinition> {
         self.maps.0.iter().map(|map| &map.definition)
+    }
+
+    /// What it wants of a kernel by name ([`Environment`]).
+    pub fn kernel_symbols(&self) -> impl Iterator<Item = KernelSymbol<'_>> {
+        self.externs.list.iter().map(externs::Extern::symbol)
+    }
+
+    /// How many of its instructions depend on the kernel's types (CO-RE relocations).
+    pub fn core_relocations(&self) -> usize {
+        self.core.len()
     }
 
     /// The global variables in data sections (not the `static` ones).

@@ -36,7 +36,9 @@ __hidden __noinline __u64 thrice(__u64 value)
 	return 3 * value;
 }
 
-extern __u64 also_thrice(__u64 value) __attribute__((alias("thrice")));
+/* An alias; clang 19 crashes on the attribute of that name. */
+extern __u64 also_thrice(__u64 value);
+asm(".globl also_thrice\n.type also_thrice, @function\n.set also_thrice, thrice\n");
 
 /* In a section of programs, and none. */
 SEC("fentry/workload_call")

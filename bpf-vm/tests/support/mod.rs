@@ -235,23 +235,12 @@ pub(crate) fn run_all(
     before: impl Fn(),
     state: impl Fn() -> Vec<u8>,
 ) -> Result<(Outcome, Vec<u8>), String> {
-    run_all_for(&Attachment::NONE, program, bytes, before, state)
+    run_all_with(&Attachment::NONE, program, bytes, before, state, |_| ())
 }
 
-/// As [`run_all`], for an attachment.
-pub(crate) fn run_all_for(
-    attachment: &Attachment,
-    program: &Arc<ValidatedProgram>,
-    bytes: &[u8],
-    before: impl Fn(),
-    state: impl Fn() -> Vec<u8>,
-) -> Result<(Outcome, Vec<u8>), String> {
-    run_all_entering(attachment, program, bytes, before, state, |_| ())
-}
-
-/// As [`run_all_for`]; `enter` is told where a tail call enters the program, before each engine runs it (0 for the
-/// interpreter).
-pub(crate) fn run_all_entering(
+/// As [`run_all`], for an attachment; `enter` is told where a tail call enters the program, before each engine runs it (0 for
+/// the interpreter).
+pub(crate) fn run_all_with(
     attachment: &Attachment,
     program: &Arc<ValidatedProgram>,
     bytes: &[u8],

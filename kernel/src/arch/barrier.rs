@@ -14,6 +14,8 @@ macro_rules! instruction {
     };
 }
 
+instruction!(/// Accesses before it are observed before accesses behind it.
+    dmb_ish, "dmb ish");
 instruction!(/// Stores before it are visible to the inner shareable domain before stores behind it.
     dsb_ishst, "dsb ishst");
 instruction!(/// All accesses and maintenance before it are complete for the inner shareable domain.

@@ -80,6 +80,14 @@ pub(crate) fn index() -> usize {
     this_cpu().index.load(Ordering::Relaxed)
 }
 
+/// The address of core `index`'s copy of what lies at `variable` in the boot core's block; `None` if that is not there, or
+/// there cannot be such a core.
+pub(crate) fn copy_of(variable: usize, index: usize) -> Option<usize> {
+    let offset = variable.checked_sub(address(0))?;
+    let block = CPUS.get(index).filter(|_| offset < size_of::<PerCpu>())?;
+    Some(core::ptr::from_ref(block).addr() + offset)
+}
+
 /// Cores that run tasks.
 pub(crate) fn online() -> impl Iterator<Item = usize> {
     (0..MAX_CPUS).filter(|&i| CPUS[i].online.load(Ordering::Acquire))

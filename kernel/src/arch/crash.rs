@@ -39,9 +39,15 @@ pub(crate) const CRASHES: &[Crash] = &[
     },
     Crash {
         name: "stack",
-        act: || {
-            black_box(deeper(black_box(1)));
-        },
+        act: run_away,
+    },
+    Crash {
+        name: "recursion",
+        act: recursion,
+    },
+    Crash {
+        name: "site",
+        act: patch_a_site,
     },
     Crash {
         name: "panic",
@@ -49,8 +55,8 @@ pub(crate) const CRASHES: &[Crash] = &[
     },
 ];
 
-/// Does it. Returns when there is no such crash, or when the kernel let it pass. A function of its own, so that it can be
-/// hooked and stands in the trace.
+/// Does it. Returns when there is no such crash, or when the run goes on. A function of its own, so that it can be hooked and
+/// stands in the trace.
 #[inline(never)]
 pub(crate) fn crash(name: &str) -> Option<()> {
     (CRASHES.iter().find(|c| c.name == name)?.act)();
@@ -102,8 +108,39 @@ fn pool() {
     function();
 }
 
+/// Changes a site behind the hook engine's back, so that `integrity` finds it. The function still works: `b` to its next
+/// instruction but one leaves out its second NOP.
+fn patch_a_site() {
+    let at = crate::workload::workload_six as *const () as usize;
+    let skip = a64::imm::Imm26::new(8).map(|offset| a64::Inst::Branch {
+        link: false,
+        offset,
+    });
+    if let Ok(skip) = skip {
+        // A site that is hooked holds no NOP and is left alone.
+        let _ = super::code::patch(at, a64::Inst::NOP.encode(), skip.encode());
+    }
+}
+
+/// A recursion without end in a task of its own, which is all that ends.
+fn recursion() {
+    let Some(task) = crate::sched::spawn("runaway", run_away) else {
+        return;
+    };
+    if let Err(crate::sched::Died) = task.try_join() {
+        crate::println!("springboard: task runaway died, the run goes on");
+        super::exit::exit(0);
+    }
+}
+
+/// Recurses until the stack is used up.
+pub(crate) fn run_away() {
+    black_box(deeper(black_box(1)));
+}
+
+/// Never returns unless called with 0.
 #[inline(never)]
-fn deeper(n: u64) -> u64 {
+pub(crate) fn deeper(n: u64) -> u64 {
     let mut local = [n; 32];
     black_box(&mut local);
     if n == 0 {

@@ -93,9 +93,11 @@ pub(crate) fn enable() {
 
 /// Whether normal interrupts are masked on this core.
 pub(crate) fn disabled() -> bool {
-    if mrs!("daif") & DAIF_I != 0 {
-        return true;
-    }
+    mrs!("daif") & DAIF_I != 0 || priority_masked()
+}
+
+/// Whether the priority mask keeps normal interrupts out on this core, whatever PSTATE says.
+pub(crate) fn priority_masked() -> bool {
     match MASKING.load(Ordering::Relaxed) {
         BY_DAIF => false,
         // Not `!= OPEN`: with fewer priority bits than OPEN has, the register reads back lower than it was written.

@@ -13,7 +13,10 @@ pub(crate) mod devices;
 pub(crate) mod exit;
 pub(crate) mod irq;
 pub(crate) mod lock;
+pub(crate) mod overflow;
 pub(crate) mod pmu;
+pub(crate) mod probe;
+pub(crate) mod rendezvous;
 pub(crate) mod smp;
 pub(crate) mod stack_use;
 pub(crate) mod switch;
@@ -22,6 +25,7 @@ pub(crate) mod trap;
 pub(crate) mod unwind;
 
 core::arch::global_asm!(include_str!("boot.s"), options(raw));
+core::arch::global_asm!(include_str!("probe.s"), options(raw));
 core::arch::global_asm!(include_str!("vectors.s"), options(raw));
 
 /// Reads a system register by the assembler's name.

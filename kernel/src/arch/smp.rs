@@ -22,6 +22,10 @@ pub(crate) enum Ipi {
     Park = 2,
     /// What a test installed.
     Test = 3,
+    /// Call the function that [`call`] was given.
+    Call = 4,
+    /// Wait in a rendezvous.
+    Stop = 5,
 }
 
 /// The machine's interrupt controller, in a form that [`Late`] can hold.
@@ -55,7 +59,7 @@ pub(crate) fn prepare_core(index: usize) -> Option<(usize, &'static Task)> {
     block.index.store(index, Ordering::Relaxed);
     let idle = sched::new_idle(index)?;
     block.idle.set(idle);
-    Some((idle.stack_top()?, idle))
+    Some((idle.stack_range().end, idle))
 }
 
 /// Starts the cores that the device tree names, one at a time. Returns a line for each that did not come.
@@ -187,6 +191,42 @@ pub(crate) fn handle_sync() {
     barrier::sev();
 }
 
+/// What [`call`] has cores do, in the IPI's handler; the frame is what it interrupted.
+pub(crate) type Call = fn(&super::trap::Frame);
+
+static CALL: super::lock::Swap<Call> = super::lock::Swap::new();
+static CALL_ASKED: AtomicU64 = AtomicU64::new(0);
+static CALL_DONE: [AtomicU64; MAX_CPUS] = [const { AtomicU64::new(0) }; MAX_CPUS];
+
+/// Calls a function on each of `cores`, a bit each, this one included, in the handler of an interrupt; returns when all have
+/// returned from it. Interrupts must be on. One caller at a time: `rcu/look.rs` has the lock.
+pub(crate) fn call(cores: u64, function: &'static Call) {
+    debug_assert!(!irq::disabled());
+    CALL.set(Some(function));
+    let ticket = CALL_ASKED.fetch_add(1, Ordering::AcqRel) + 1;
+    let asked = || cpu::online().filter(|&c| cores >> c & 1 != 0);
+    for core in asked() {
+        send(core, Ipi::Call);
+    }
+    for core in asked() {
+        while CALL_DONE[core].load(Ordering::Acquire) < ticket {
+            barrier::wfe();
+        }
+    }
+    CALL.set(None);
+}
+
+/// [`Ipi::Call`] on the core that was asked.
+pub(crate) fn handle_call(frame: &super::trap::Frame) {
+    let asked = CALL_ASKED.load(Ordering::Acquire);
+    if let Some(function) = CALL.get() {
+        function(frame);
+    }
+    CALL_DONE[cpu::index()].fetch_max(asked, Ordering::Release);
+    barrier::dsb_ishst();
+    barrier::sev();
+}
+
 /// Who measures: its core's index plus one; 0 for no one.
 static PARK: AtomicUsize = AtomicUsize::new(0);
 static PARKED: AtomicU32 = AtomicU32::new(0);
@@ -226,12 +266,13 @@ impl Drop for Parked {
         for core in cpu::online().filter(|&c| c != own) {
             send(core, Ipi::Park);
         }
-        while PARKED.load(Ordering::Acquire) != 0 {
-            barrier::wfe();
-        }
         timer::start_tick();
         irq::set_daif(self.1);
         irq::restore(self.0);
+        // With interrupts on: one that has left already may hold a rendezvous, and keep the others in it until this core comes.
+        while PARKED.load(Ordering::Acquire) != 0 {
+            barrier::wfe();
+        }
         crate::sched::preempt_enable();
     }
 }

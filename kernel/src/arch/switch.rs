@@ -103,7 +103,7 @@ pub(crate) fn prepare(stack: &crate::mm::stack::Stack) -> usize {
 
 /// The boot core becomes its idle task: leaves the boot stack for good and goes on in `function`.
 pub(crate) fn become_idle(idle: &'static Task, function: extern "C" fn() -> !) -> ! {
-    let top = idle.stack_top().unwrap_or_default();
+    let top = idle.stack_range().end;
     super::msr!("sp_el0", core::ptr::from_ref(idle).addr() as u64);
     // SAFETY: the idle task's stack is mapped and unused; the boot stack is never returned to.
     unsafe { jump_to_stack(top, function) }

@@ -3,7 +3,7 @@
 
 use super::cpu::{self, this_cpu};
 use super::smp::{self, Ipi};
-use super::{irq, switch, timer, unwind};
+use super::{irq, probe, switch, timer, unwind};
 use crate::{console, context, hooked, println, sched};
 use boards::irq::{Interrupt, InterruptController, Token};
 use core::sync::atomic::{AtomicUsize, Ordering};
@@ -37,6 +37,10 @@ const DAIF: u64 = 0xf << 6;
 /// Synchronous exception: a fault, or a BRK.
 #[unsafe(no_mangle)]
 extern "C" fn trap_sync(frame: &mut Frame) {
+    if let Some(landing) = probe::landing(frame) {
+        frame.elr = landing;
+        return;
+    }
     // A synchronous exception is the context it interrupts: what was open there is open here.
     irq::set_daif(frame.spsr & DAIF);
     die(&format_args!("{}", Syndrome(frame.esr)), frame);
@@ -53,7 +57,7 @@ extern "C" fn trap_irq(frame: &mut Frame) {
     };
     let (interrupt, token) = controller.acknowledge();
     match interrupt {
-        Interrupt::Nmi => nmi(controller, token),
+        Interrupt::Nmi => nmi(controller, token, frame),
         Interrupt::Spurious => {}
         other => {
             let block = this_cpu();
@@ -66,6 +70,8 @@ extern "C" fn trap_irq(frame: &mut Frame) {
                 Interrupt::Ipi(n) if n == Ipi::Reschedule as u8 => {
                     block.need_resched.store(true, Ordering::Relaxed)
                 }
+                Interrupt::Ipi(n) if n == Ipi::Stop as u8 => super::rendezvous::hold(),
+                Interrupt::Ipi(n) if n == Ipi::Call as u8 => smp::handle_call(frame),
                 Interrupt::Ipi(n) if n == Ipi::Test as u8 => context::TEST_HARDIRQ.call(),
                 Interrupt::Ipi(_) => {}
                 Interrupt::Device(n) => println!("interrupt {n} has no handler"),
@@ -84,7 +90,7 @@ extern "C" fn trap_irq(frame: &mut Frame) {
 extern "C" fn trap_fiq(frame: &mut Frame) {
     match smp::controller() {
         Some(controller) => match controller.acknowledge_fiq() {
-            (Interrupt::Nmi, token) => nmi(controller, token),
+            (Interrupt::Nmi, token) => nmi(controller, token, frame),
             (Interrupt::Spurious, _) => {}
             _ => die(&"a fast interrupt that no one sent", frame),
         },
@@ -112,18 +118,12 @@ extern "C" fn trap_unexpected(frame: &mut Frame) {
     );
 }
 
-/// A stack is used up; this runs on the core's overflow stack and the frame holds the broken sp.
-#[unsafe(no_mangle)]
-extern "C" fn trap_overflow(frame: &mut Frame, vector: u64) {
-    let _ = vector;
-    die(&"the stack is used up: its guard page was reached", frame);
-}
-
-fn nmi(controller: &dyn InterruptController, token: Token) {
+fn nmi(controller: &dyn InterruptController, token: Token, frame: &Frame) {
     let block = this_cpu();
     block.nmi.fetch_add(1, Ordering::Relaxed);
     block.nmis.fetch_add(1, Ordering::Relaxed);
     context::nmi();
+    crate::rcu::answer_nmi(frame);
     controller.end(token);
     block.nmi.fetch_sub(1, Ordering::Relaxed);
 }
@@ -181,6 +181,9 @@ impl core::fmt::Display for Syndrome {
             0x25 => "data abort",
             0x26 => "misaligned stack pointer",
             0x2f => "SError",
+            0x3c if self.0 as u16 == trampoline::pool::FILL_IMMEDIATE => {
+                "BRK #0xdead: executable memory that is not in use was executed: freed too early, or never filled"
+            }
             0x3c => "BRK",
             _ => "exception",
         };
@@ -230,8 +233,16 @@ pub(crate) fn begin_report() {
 }
 
 /// Prints everything about an exception that no one can handle, and ends the run.
+#[cold]
+#[inline(never)]
 fn die(what: &dyn core::fmt::Display, frame: &Frame) -> ! {
     begin_report();
+    print_exception(what, frame);
+    super::exit::exit(101);
+}
+
+/// Prints everything about an exception.
+pub(super) fn print_exception(what: &dyn core::fmt::Display, frame: &Frame) {
     println!("\n*** {what}");
     print_where();
     println!(
@@ -264,7 +275,6 @@ fn die(what: &dyn core::fmt::Display, frame: &Frame) -> ! {
         frame.x[29] as usize,
     );
     print_hooked();
-    super::exit::exit(101);
 }
 
 /// Prints what is hooked, whether it stands in the trace or not: a hook's work outlives its frame.

@@ -10,7 +10,8 @@ use crate::symbols::Name;
 use crate::task::{ShadowEntry, Task};
 use core::sync::atomic::Ordering;
 
-const MOST: usize = 48;
+/// The most frames of a trace.
+pub(crate) const MOST: usize = 48;
 
 /// A stack trace: where it begins, then return addresses.
 pub(crate) type Trace = heapless::Vec<usize, MOST>;
@@ -18,17 +19,18 @@ pub(crate) type Trace = heapless::Vec<usize, MOST>;
 /// The real caller behind a return address. `entries` are the task's replaced ones, the latest first, without those that frames
 /// nearer to the top of the stack have used up; `above` is an address that the function's sp at entry was above.
 fn real<'a>(
-    mut entries: impl Iterator<Item = &'a ShadowEntry>,
+    entries: &mut (impl Iterator<Item = &'a ShadowEntry> + Clone),
     lr: usize,
     above: Option<usize>,
 ) -> usize {
     let mut lr = lr;
     // A return address may have been replaced by several hooks: the next one's landing is then what this one saved.
     while may_be_landing(lr)
-        && let Some(entry) = entries.find(|entry| {
+        && let Some(at) = entries.clone().position(|entry| {
             entry.landing.load(Ordering::Relaxed) as usize == lr
                 && above.is_none_or(|fp| entry.frame.load(Ordering::Relaxed) as usize > fp)
         })
+        && let Some(entry) = entries.nth(at)
     {
         lr = entry.return_address.load(Ordering::Relaxed) as usize;
     }
@@ -91,15 +93,43 @@ pub(crate) fn print(pc: usize, lr: usize, fp: usize) {
     let task = super::switch::current();
     println!("      {pc:#018x}  {}", Name(pc));
     let mut first = true;
+    let mut again = Again::default();
     let held = lr;
-    let lr = real(task.shadow(), lr, None);
+    let lr = real(&mut task.shadow(), lr, None);
     walk(task, fp, |address| {
         if first && address != lr && held != 0 && table::translate(lr).is_some_and(|t| t.execute) {
             println!("      {lr:#018x}  {} (x30)", Name(lr.wrapping_sub(4)));
         }
         first = false;
-        println!("      {address:#018x}  {}", Name(address.wrapping_sub(4)));
+        again.print(address);
     });
+    again.end();
+}
+
+/// Prints return addresses, a repeated one (a recursion) once and how often.
+#[derive(Default)]
+struct Again {
+    last: usize,
+    more: usize,
+}
+
+impl Again {
+    fn print(&mut self, address: usize) {
+        if address == self.last {
+            self.more += 1;
+            return;
+        }
+        self.end();
+        self.last = address;
+        println!("      {address:#018x}  {}", Name(address.wrapping_sub(4)));
+    }
+
+    fn end(&mut self) {
+        match core::mem::take(&mut self.more) {
+            0 => {}
+            more => println!("        the same {more} more times, at least"),
+        }
+    }
 }
 
 /// Prints the caller's own trace.
@@ -108,7 +138,36 @@ pub(crate) fn print_here() {
     let fp: usize;
     // SAFETY: reads x29, which is the frame pointer throughout (-Cforce-frame-pointers).
     unsafe { core::arch::asm!("mov {}, x29", out(reg) fp, options(nomem, nostack)) };
+    let mut again = Again::default();
+    walk(super::switch::current(), fp, |address| again.print(address));
+    again.end();
+}
+
+/// The stack below the hook that the caller is in: the hooked function, then return addresses from its caller on, without the first
+/// `skip` of all these; how many fitted into `into`. None if the caller is in no hook. Any context.
+///
+/// A hook's path reaches no other hook, so the first return address that lies in a trampoline is that of the hook's program.
+#[inline(never)]
+pub(crate) fn hook_trace(skip: usize, into: &mut [u64]) -> usize {
+    let fp: usize;
+    // SAFETY: reads x29, which is the frame pointer throughout (-Cforce-frame-pointers).
+    unsafe { core::arch::asm!("mov {}, x29", out(reg) fp, options(nomem, nostack)) };
+    let mut seen = None::<usize>;
     walk(super::switch::current(), fp, |address| {
-        println!("      {address:#018x}  {}", Name(address.wrapping_sub(4)))
+        let (place, address) = match seen {
+            Some(place) => (place, address as u64),
+            None => match crate::hook::trampoline_of(address) {
+                Some(function) => (0, function),
+                None => return,
+            },
+        };
+        seen = Some(place + 1);
+        let to = place
+            .checked_sub(skip)
+            .and_then(|place: usize| into.get_mut(place));
+        if let Some(to) = to {
+            *to = address;
+        }
     });
+    seen.unwrap_or(0).saturating_sub(skip).min(into.len())
 }

@@ -5,6 +5,7 @@ use super::layout::{LINEAR, PAGE, STACK_COUNT, STACK_SIZE, STACK_SLOT, STACKS};
 use super::{Access, frames, table};
 use crate::arch::lock::SpinLock;
 use alloc::vec::Vec;
+use core::arch::asm;
 
 /// The last bytes of every stack, a quarter: only hooks use them. That the kernel stays above is measured by paint; an attach
 /// is refused when the worst case of what it adds is more.
@@ -49,12 +50,17 @@ impl Stack {
             return None;
         };
         let stack = Stack { slot, frames: pa };
-        super::fill(LINEAR + pa as usize, STACK_SIZE, PAINT);
+        stack.paint();
         for page in 0..STACK_SIZE / PAGE {
             let offset = page * PAGE;
             table::map_page(stack.bottom() + offset, pa + offset as u64, Access::Write).ok()?;
         }
         Some(stack)
+    }
+
+    /// Makes it as one that was never used; no task may be on it.
+    pub(crate) fn paint(&self) {
+        super::fill(LINEAR + self.frames as usize, STACK_SIZE, PAINT);
     }
 
     /// First mapped address.
@@ -80,6 +86,61 @@ impl Drop for Stack {
         }
         frames::free(self.frames, STACK_SIZE / PAGE);
         SLOTS.lock().free.push(self.slot);
+    }
+}
+
+/// Every aligned word from `from` to the top of the stack that it lies in; none if it lies in no stack.
+pub(crate) fn words(from: usize) -> impl Iterator<Item = u64> {
+    let range = bounds(from).map_or(0..0, |(bottom, top)| {
+        let first = from.max(bottom).next_multiple_of(8);
+        match super::table::translate(first.min(top - 8)) {
+            Some(_) => first..top,
+            None => 0..0, // a slot that no stack is in
+        }
+    });
+    // SAFETY: a stack is mapped as a whole, and its top is below `top`; reading kernel memory has no side effect.
+    let read = |at: usize| unsafe { (at as *const u64).read_volatile() };
+    range.step_by(8).map(read)
+}
+
+/// Overwrites what calls that have returned left behind: the words below the caller's frame, and the registers that a call
+/// does not preserve. Otherwise an address of theirs could stay for long in a word that later frames do not write. What
+/// was never used stays painted.
+#[inline(never)]
+pub(crate) fn scrub() {
+    let sp: usize;
+    // SAFETY: reads sp.
+    unsafe { asm!("mov {}, sp", out(reg) sp, options(nomem, nostack)) };
+    let Some((bottom, _)) = bounds(sp) else {
+        return;
+    };
+    let unused = super::count_leading(bottom, STACK_SIZE, PAINT);
+    // SAFETY: below sp nothing is in use: there is no red zone here (an interrupt would overwrite it), and what an interrupt
+    // puts there it has taken away when this goes on. From the first used byte to sp is mapped.
+    unsafe {
+        asm!(
+            "2: cmp {at}, {end}",
+            "b.hs 3f",
+            "str xzr, [{at}], #8",
+            "b 2b",
+            "3:",
+            at = inout(reg) (bottom + unused).next_multiple_of(8) => _,
+            end = in(reg) sp,
+            options(nostack)
+        )
+    }
+    // SAFETY: the compiler is told that these registers, which a call does not preserve, are overwritten.
+    unsafe {
+        asm!(
+            ".irp n, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18",
+            "mov x\\n, xzr",
+            ".endr",
+            out("x0") _, out("x1") _, out("x2") _, out("x3") _, out("x4") _,
+            out("x5") _, out("x6") _, out("x7") _, out("x8") _, out("x9") _,
+            out("x10") _, out("x11") _, out("x12") _, out("x13") _, out("x14") _,
+            out("x15") _, out("x16") _, out("x17") _, out("x18") _,
+            options(nomem, nostack)
+        )
     }
 }
 

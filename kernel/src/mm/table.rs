@@ -23,6 +23,8 @@ pub(crate) enum Access {
 
 const VALID: u64 = 1;
 const TABLE_OR_PAGE: u64 = 1 << 1;
+/// AttrIndx: the attributes' place in MAIR_EL1 (boot.s); 0 and 1 are Device.
+const ATTR_MASK: u64 = 7 << 2;
 const ATTR_DEVICE: u64 = 1 << 2;
 const ATTR_NORMAL: u64 = 2 << 2;
 const AP_RO: u64 = 1 << 7;
@@ -234,6 +236,8 @@ pub(crate) struct Translation {
     pub write: bool,
     /// May be executed.
     pub execute: bool,
+    /// Leads to device registers: a read may have an effect.
+    pub device: bool,
 }
 
 /// Walks the tables as the hardware does. Any context: no lock. The lower half is not mapped.
@@ -254,6 +258,7 @@ pub(crate) fn translate(va: usize) -> Option<Translation> {
                 pa: base | offset,
                 write: value & AP_RO == 0,
                 execute: value & PXN == 0,
+                device: value & ATTR_MASK <= ATTR_DEVICE,
             });
         }
         table = table_at(value & ADDRESS);

@@ -8,7 +8,7 @@ use crate::bpf::Engine;
 use crate::hook::{self, Function, HookId, Native};
 use crate::ksyms::Flags;
 use crate::workload::{TARGETS, TRANSFER_BYTES, Transfer};
-use crate::{arch, bench, bpf, println, sched, symbols, system};
+use crate::{arch, bench, bpf, integrity, println, sched, symbols, system};
 use alloc::borrow::ToOwned;
 use alloc::format;
 use alloc::string::String;
@@ -83,12 +83,14 @@ pub(super) static COMMANDS: &[Command] = commands![
     FUNCTION is workload_call, workload_nested, workload_struct or workload_six, the first if not said; N is 1000 if not said";
     "tcp", "[BYTES]", [], tcp, "moves BYTES over TCP on a loopback, 65536 if not said";
     "crash", "KIND", [], crash, "goes wrong on purpose, to see the report
-    KIND is null, text, data, undefined, vector, pool, stack or panic";
+    KIND is null, text, data, undefined, vector, pool, stack or panic; site changes code behind the hook engine's back";
+    "integrity", "", [], integrity, "compares the code with what was linked, and says which hook owns each difference
+    if one is no hook's, poweroff ends the run with 1";
     "bench", "", [], bench, "measures what hooks cost and prints the table; nothing may be hooked";
     "cpus", "", [], inspect::cpus, "the cores that run";
     "tasks", "", [], inspect::tasks, "the kernel's threads";
     "mem", "", [], inspect::mem, "memory in use";
-    "poweroff", "[CODE]", [], poweroff, "ends the run with an exit code, 0 if not said";
+    "poweroff", "[CODE]", [], poweroff, "ends the run with an exit code, 0 if not said and nothing was found wrong";
 ];
 
 /// Runs a line.
@@ -366,7 +368,14 @@ fn crash(_: &mut Shell, command: &'static Command, arguments: &str) -> Outcome {
     arch::crash::crash(arguments).ok_or(ShellError::Usage(command))
 }
 
+fn integrity(shell: &mut Shell, command: &'static Command, arguments: &str) -> Outcome {
+    no_arguments(command, arguments)?;
+    shell.status = shell.status.max(integrity::run());
+    Ok(())
+}
+
 fn poweroff(shell: &mut Shell, _: &'static Command, arguments: &str) -> Outcome {
-    shell.exit = Some(number("CODE", arguments, 0, u64::from(u32::MAX))? as u32);
+    let status = u64::from(shell.status);
+    shell.exit = Some(number("CODE", arguments, status, u64::from(u32::MAX))? as u32);
     Ok(())
 }

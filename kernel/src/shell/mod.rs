@@ -22,6 +22,8 @@ struct Shell {
     keys: Keys,
     /// Lines that hooks write (`bpf_trace_printk`).
     trace: trace::Reader,
+    /// The exit code that `poweroff` takes if it is not given one.
+    status: u32,
     /// Set by `poweroff`.
     exit: Option<u32>,
 }
@@ -122,6 +124,7 @@ pub(crate) fn run() -> u32 {
     let mut shell = Shell {
         keys: Keys::new(),
         trace: trace::Reader::new(),
+        status: 0,
         exit: None,
     };
     let mut editor = Editor::new(PROMPT);

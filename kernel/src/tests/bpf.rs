@@ -48,6 +48,16 @@ pub(super) const TESTS: &[Test] = &[
         run: budget,
     },
     Test {
+        name: "bpf.kernel_functions_and_types_are_found",
+        seconds: 20,
+        run: offered,
+    },
+    Test {
+        name: "bpf.program_arrays_hold_programs_from_the_start",
+        seconds: 20,
+        run: jump,
+    },
+    Test {
         name: "bpf.bad_objects_are_refused_with_a_reason",
         seconds: 60,
         run: bad_objects,
@@ -64,21 +74,32 @@ pub(super) const TESTS: &[Test] = &[
     },
 ];
 
-const ENGINES: [Engine; 2] = [Engine::Interpreter, Engine::Jit];
+pub(super) const ENGINES: [Engine; 2] = [Engine::Interpreter, Engine::Jit];
 
-fn failed(e: &dyn core::fmt::Display) -> Failure {
+pub(super) fn failed(e: &dyn core::fmt::Display) -> Failure {
     Failure::Failed(e.to_string())
 }
 
 /// Runs `calls` with a program hooked onto `workload_call`.
-fn hooked(program: &str, engine: Engine, calls: impl FnOnce() -> Outcome) -> Outcome {
-    let id = bpf::attach(program, &function("workload_call")?, engine).map_err(|e| failed(&e))?;
+pub(super) fn hooked(program: &str, engine: Engine, calls: impl FnOnce() -> Outcome) -> Outcome {
+    hooked_with(program, engine, 0, calls)
+}
+
+/// As [`hooked`], with a cookie.
+pub(super) fn hooked_with(
+    program: &str,
+    engine: Engine,
+    cookie: u64,
+    calls: impl FnOnce() -> Outcome,
+) -> Outcome {
+    let target = function("workload_call")?;
+    let id = bpf::attach_with(program, &target, engine, cookie).map_err(|e| failed(&e))?;
     let outcome = calls();
     hook::detach(id).map_err(|e| failed(&e))?;
     outcome
 }
 
-fn call(a: u64, b: u64) -> u64 {
+pub(super) fn call(a: u64, b: u64) -> u64 {
     black_box(workload_call as extern "C" fn(u64, u64) -> u64)(a, b)
 }
 
@@ -232,6 +253,73 @@ fn budget() -> Outcome {
         cost > 0,
         "BPF empty by JIT costs nothing, which nothing can"
     );
+    Ok(())
+}
+
+/// A 64-bit global variable of a loaded object.
+fn variable(object: &str, name: &str) -> Result<u64, Failure> {
+    let missing = || Failure::Failed(format!("{object} has no variable {name}"));
+    let parsed = bpf_vm::object::Object::parse(&self::object(&format!("{object}.bpf.o"))?);
+    let parsed = parsed.map_err(|e| failed(&e))?;
+    let found = parsed.variables().iter().find(|v| v.name == name);
+    let found = found.ok_or_else(missing)?;
+    let section = parsed.maps().nth(found.map).ok_or_else(missing)?;
+    let map = bpf::map(&format!("{object}.{}", section.name)).ok_or_else(missing)?;
+    let mut value = alloc::vec![0u8; map.value_size()];
+    map.lookup(&0u32.to_le_bytes(), &mut value)
+        .map_err(|e| failed(&e))?;
+    let bytes = value
+        .get(found.offset as usize..)
+        .and_then(|rest| rest.first_chunk());
+    bytes.map(|b| u64::from_le_bytes(*b)).ok_or_else(missing)
+}
+
+fn offered() -> Outcome {
+    use crate::offered::{springboard_info, springboard_task_id};
+    let info = &springboard_info;
+    for engine in ENGINES {
+        let before = sum("offered.shared_calls")?;
+        hooked("offered", engine, || {
+            call(1, 2);
+            Ok(())
+        })?;
+        let is = |name: &str| variable("offered", name);
+        for (name, want) in [
+            ("task", springboard_task_id()),
+            ("cores", info.cores.into()),
+            ("hertz", info.hertz),
+            ("configured", info.hertz),
+            ("missing", 0),
+        ] {
+            let got = is(name)?;
+            check!(got == want, "{engine:?}: {name} is {got}, not {want}");
+        }
+        let calls = sum("offered.shared_calls")? - before;
+        check!(calls == 1, "{engine:?}: {calls} calls counted");
+    }
+    // Another instance shares the pinned map, and is told apart where a definition differs.
+    let bytes = object("offered.bpf.o")?;
+    check!(
+        bpf::try_load("again", &bytes).is_ok(),
+        "the object does not load a second time"
+    );
+    Ok(())
+}
+
+fn jump() -> Outcome {
+    for engine in ENGINES {
+        let before = (variable("jump", "jumped")?, variable("jump", "arrived")?);
+        hooked("jump/jump", engine, || {
+            call(1, 2);
+            call(1, 2);
+            Ok(())
+        })?;
+        let after = (variable("jump", "jumped")?, variable("jump", "arrived")?);
+        check!(
+            (after.0 - before.0, after.1 - before.1) == (2, 2),
+            "{engine:?}: {after:?} after {before:?}, which is not two of each"
+        );
+    }
     Ok(())
 }
 

@@ -3,9 +3,11 @@
 
 use super::tasks::spawn;
 use super::{Failure, Outcome, Test};
+use crate::arch::callee::{Context, NativeHook, callee};
+use crate::arch::{code, timer};
 use crate::hook::{self, Native};
-use crate::workload::workload_call;
-use crate::{check, hooked, sched, symbols};
+use crate::workload::{workload_call, workload_six};
+use crate::{check, hooked, integrity, rcu, symbols};
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
@@ -27,6 +29,21 @@ pub(super) const TESTS: &[Test] = &[
         name: "integrity.readers_see_whole_texts",
         seconds: 60,
         run: whole_texts,
+    },
+    Test {
+        name: "integrity.every_change_has_its_hook",
+        seconds: 60,
+        run: every_change,
+    },
+    Test {
+        name: "integrity.a_change_without_a_hook_is_found",
+        seconds: 60,
+        run: behind_the_back,
+    },
+    Test {
+        name: "integrity.hooks_know_their_stack",
+        seconds: 20,
+        run: stacks,
     },
 ];
 
@@ -105,32 +122,142 @@ fn texts() -> Outcome {
 }
 
 fn whole_texts() -> Outcome {
+    const WRITING_NS: u64 = 1_000_000_000;
+    // Three: two would take turns in two places and never be written over one another.
+    let texts = ["a", "b", "c"].map(|letter| letter.repeat(40));
+    let mut marks = [None; 3];
+    for (text, mark) in texts.iter().zip(&mut marks) {
+        hooked::set(inside(), text);
+        *mark = hooked::of(inside());
+    }
+    let gave_up = "by more than this report has room for";
     let stop = Arc::new(AtomicBool::new(false));
     let seen = stop.clone();
+    // Does little but read, so that it is mostly interrupted while it does.
     let reader = spawn("reader", move || {
         let (mut reads, mut torn) = (0u64, None);
         while !seen.load(Ordering::Relaxed) {
-            if let Some(text) = mark_of(inside()) {
-                let first = text.bytes().next();
-                if text.len() != 40 || text.bytes().any(|b| Some(b) != first) {
-                    torn = Some(text).filter(|t| !t.starts_with("by more")).or(torn);
-                }
-                reads += 1;
+            let mark = hooked::of(inside());
+            if !marks.contains(&mark) {
+                torn = mark
+                    .map(|mark| mark.to_string())
+                    .filter(|text| text != gave_up)
+                    .or(torn);
             }
+            reads += 1;
         }
         (reads, torn)
     })?;
-    for round in 0..20_000 {
-        let text = if round % 2 == 0 { "a" } else { "b" };
-        hooked::set(inside(), &text.repeat(40));
-        if round % 1000 == 0 {
-            sched::yield_now();
-        }
+    let end = timer::now_ns() + WRITING_NS;
+    while timer::now_ns() < end {
+        texts.iter().for_each(|text| {
+            hooked::set(inside(), text);
+        });
     }
     stop.store(true, Ordering::Relaxed);
     let (reads, torn) = reader.join();
     hooked::clear(inside());
     check!(torn.is_none(), "a mixed text: {torn:?}");
     check!(reads > 0, "the reader never ran");
+    Ok(())
+}
+
+/// Changed words with a hook, changed words without.
+fn differences() -> Result<(usize, usize), Failure> {
+    let report = integrity::check().map_err(|e| failed(&e))?;
+    check!(
+        report.words > 10_000,
+        "only {} words compared",
+        report.words
+    );
+    check!(
+        report.unfilled.is_empty(),
+        "free executable memory holds {:#x} at {:#x}",
+        report.unfilled[0].word,
+        report.unfilled[0].address
+    );
+    Ok((report.accounted, report.unaccounted))
+}
+
+fn every_change() -> Outcome {
+    let none = differences()?;
+    check!(none == (0, 0), "{none:?} before");
+    let mut hooks = Vec::new();
+    for name in ["workload_call", "workload_six", "workload_struct"] {
+        let function = hook::resolve(name).map_err(|e| failed(&e))?;
+        hooks.push(hook::attach_native(&function, Native::Count).map_err(|e| failed(&e))?);
+        hooks.push(hook::attach_native(&function, Native::Empty).map_err(|e| failed(&e))?);
+    }
+    let three = differences()?;
+    check!(three == (3, 0), "{three:?} with three functions hooked");
+    for id in hooks {
+        hook::detach(id).map_err(|e| failed(&e))?;
+    }
+    rcu::barrier();
+    let none = differences()?;
+    check!(none == (0, 0), "{none:?} after");
+    Ok(())
+}
+
+fn behind_the_back() -> Outcome {
+    const NOP: u32 = a64::Inst::NOP.encode();
+    const BRANCH: u32 = 0x1400_0002; // b .+8: behind the site, so whoever calls it does not notice
+    let at = workload_six as *const () as usize;
+    code::patch(at, NOP, BRANCH).map_err(|e| failed(&e))?;
+    let report = integrity::check();
+    code::patch(at, BRANCH, NOP).map_err(|e| failed(&e))?;
+    let report = report.map_err(|e| failed(&e))?;
+    let found: Vec<_> = report.differences.iter().map(|d| d.to_string()).collect();
+    check!(
+        (report.accounted, report.unaccounted) == (0, 1)
+            && report.differences[0].address == at as u64,
+        "{found:?} found"
+    );
+    let text = "d503201f -> 14000002  workload_six+0x0: UNACCOUNTED FOR, no hook changed it";
+    check!(found[0].ends_with(text), "{found:?}");
+    // A hook's word that someone took away is none of the hook's.
+    let function = hook::resolve("workload_six").map_err(|e| failed(&e))?;
+    let id = hook::attach_native(&function, Native::Count).map_err(|e| failed(&e))?;
+    let branch = code::read(at).unwrap_or_default();
+    code::patch(at, branch, NOP).map_err(|e| failed(&e))?;
+    let lost = differences();
+    code::patch(at, NOP, branch).map_err(|e| failed(&e))?;
+    hook::detach(id).map_err(|e| failed(&e))?;
+    rcu::barrier();
+    let lost = lost?;
+    check!(lost == (0, 1), "{lost:?} with a hook's branch taken away");
+    let none = differences()?;
+    check!(none == (0, 0), "{none:?} after");
+    Ok(())
+}
+
+fn stacks() -> Outcome {
+    struct Nothing;
+    impl NativeHook for Nothing {
+        fn hit(&self, _: &Context) -> u64 {
+            0
+        }
+    }
+    let thunk = callee(Arc::new(Nothing)).address;
+    let found = symbols::stack_of(thunk);
+    check!(
+        found.is_some_and(|bytes| bytes <= 256),
+        "a hook that does nothing takes {found:?} bytes"
+    );
+    let call = workload_call as *const () as u64;
+    let none = symbols::stack_of(call);
+    check!(
+        none.is_none(),
+        "workload_call is not on the hook path: {none:?}"
+    );
+    let mut known = 0;
+    for helper in bpf_vm::helpers::HELPERS {
+        if let Some(address) = helper.function.address() {
+            let bytes = symbols::stack_of(address);
+            check!(bytes.is_some(), "{} has no worst case", helper.name);
+            known += 1;
+        }
+    }
+    check!(known > 10, "only {known} helpers");
     Ok(())
 }

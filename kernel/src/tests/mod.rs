@@ -6,10 +6,14 @@
 //! in emulated time panics: `cargo xtask test` then counts that one as failed and goes on behind it.
 
 mod bpf;
+mod grace;
+mod helpers;
 mod hooks;
 mod integrity;
 mod interrupts;
 mod memory;
+mod overflow;
+mod rendezvous;
 mod suite;
 mod tasks;
 
@@ -44,10 +48,14 @@ pub(crate) struct Test {
 const TESTS: &[&[Test]] = &[
     memory::TESTS,
     interrupts::TESTS,
+    rendezvous::TESTS,
     tasks::TESTS,
+    overflow::TESTS,
+    grace::TESTS,
     hooks::TESTS,
     integrity::TESTS,
     bpf::TESTS,
+    helpers::TESTS,
     suite::TESTS,
 ];
 

@@ -6,7 +6,7 @@ use crate::arch::{cpu, smp, switch, timer, unwind};
 use crate::mm::layout;
 use crate::sched::{self, Mutex};
 use crate::task::{SHADOW_ENTRIES, Task};
-use crate::{check, context, rcu};
+use crate::{check, context};
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::sync::Arc;
@@ -58,11 +58,6 @@ pub(super) const TESTS: &[Test] = &[
         name: "tasks.stacks_and_slots_are_used_again",
         seconds: 60,
         run: reuse,
-    },
-    Test {
-        name: "tasks.grace_period_waits_for_a_preempted_task",
-        seconds: 30,
-        run: grace,
     },
     Test {
         name: "tasks.stacks_stay_above_the_reserve",
@@ -421,40 +416,6 @@ fn reuse() -> Outcome {
     check!(
         before <= after + 40,
         "{before} frames were free, after 100 tasks {after}"
-    );
-    Ok(())
-}
-
-fn grace() -> Outcome {
-    let called = Arc::new(AtomicBool::new(false));
-    let stop = Arc::new(AtomicBool::new(false));
-    let spinner = {
-        let stop = stop.clone();
-        spawn("spinner", move || {
-            while !stop.load(Ordering::Relaxed) {
-                core::hint::spin_loop();
-            }
-        })?
-    };
-    sched::sleep_ns(5_000_000); // it runs, and is preempted now and then
-    {
-        let called = called.clone();
-        rcu::defer(move || called.store(true, Ordering::Release));
-    }
-    sched::sleep_ns(30_000_000);
-    let early = called.load(Ordering::Acquire);
-    stop.store(true, Ordering::Relaxed);
-    spinner.join();
-    let begin = timer::now_ns();
-    rcu::barrier();
-    check!(
-        !early,
-        "the grace period ended although a task had no quiescent state"
-    );
-    check!(called.load(Ordering::Acquire), "the callback did not come");
-    check!(
-        timer::now_ns() - begin < 5_000_000_000,
-        "the grace period took long"
     );
     Ok(())
 }

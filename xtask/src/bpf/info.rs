@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use bpf_vm::helpers::Helper;
-use bpf_vm::object::{AttachPoint, Object};
+use bpf_vm::object::{AttachPoint, KernelSymbolKind, Object};
 use bpf_vm::program::ValidatedProgram;
 use serde_json::{Value, json};
 
@@ -46,6 +46,12 @@ struct Program {
     section: String,
     /// What the section's name asks for, or why it says nothing.
     attach: Result<String, String>,
+    /// What is known once it is loaded, or why it does not load: it may ask for what only a kernel has.
+    loaded: Result<Loaded, String>,
+}
+
+/// A program that is loaded.
+struct Loaded {
     slots: usize,
     instructions: usize,
     functions: usize,
@@ -56,6 +62,22 @@ struct Program {
 }
 
 impl Program {
+    fn of(file: &File, kernel: &session::Kernel<'_>, index: usize) -> Self {
+        let (name, section) = file.object.programs().nth(index).unwrap_or_default();
+        let attach = AttachPoint::parse(section);
+        let loaded = session::load(&file.object, kernel, index);
+        Self {
+            name: name.into(),
+            section: section.into(),
+            attach: attach
+                .map(|point| describe(&point))
+                .map_err(|error| error.to_string()),
+            loaded: loaded.map(|(_maps, program)| Loaded::of(&program)),
+        }
+    }
+}
+
+impl Loaded {
     fn of(program: &ValidatedProgram) -> Self {
         let called: BTreeMap<_, &Helper> = program
             .instructions()
@@ -63,15 +85,9 @@ impl Program {
             .filter_map(|i| program.called(i.op))
             .map(|helper| ((helper.number, helper.name), helper))
             .collect();
-        let attach = AttachPoint::parse(program.section());
         let code = text::compile(program, false, BASE);
         let last = program.instructions().last();
         Self {
-            name: program.name().into(),
-            section: program.section().into(),
-            attach: attach
-                .map(|point| describe(&point))
-                .map_err(|e| e.to_string()),
             slots: last.map_or(0, |i| i.slot as usize + i.op.slots()),
             instructions: program.instructions().len(),
             functions: program.functions().len(),
@@ -124,9 +140,21 @@ struct Variable {
     size: u64,
 }
 
+/// What a kernel symbol is, in words.
+fn word(kind: KernelSymbolKind) -> &'static str {
+    match kind {
+        KernelSymbolKind::Function => "function",
+        KernelSymbolKind::Variable => "variable",
+        KernelSymbolKind::Setting => "setting",
+    }
+}
+
 /// All of it.
 pub(super) struct Info {
     licence: Option<String>,
+    core_relocations: usize,
+    /// What it wants of a kernel: name, kind, whether it copes without.
+    kernel: Vec<(String, KernelSymbolKind, bool)>,
     programs: Vec<Program>,
     maps: Vec<Map>,
     variables: Vec<Variable>,
@@ -136,18 +164,22 @@ impl Info {
     /// Reads it off an object; of one program only if `wanted` says so.
     pub(super) fn of(file: &File, wanted: Option<&str>) -> Result<Self, BpfError> {
         let object: &Object = &file.object;
-        let programs = file.programs(wanted)?.into_iter().map(|index| {
-            let loaded = session::load(object, index);
-            let (_maps, program) = loaded.map_err(|error| file.error(error))?;
-            Ok(Program::of(&program))
-        });
+        let kernel = file.kernel()?;
+        let programs = file.programs(wanted)?.into_iter();
         let section = |map: usize| {
             let map = object.maps().nth(map);
             map.map(|map| map.name.clone()).unwrap_or_default()
         };
         Ok(Self {
             licence: object.license().map(str::to_owned),
-            programs: programs.collect::<Result<_, BpfError>>()?,
+            core_relocations: object.core_relocations(),
+            kernel: object
+                .kernel_symbols()
+                .map(|symbol| (symbol.name.into(), symbol.kind, symbol.weak))
+                .collect(),
+            programs: programs
+                .map(|index| Program::of(file, &kernel, index))
+                .collect(),
             maps: object
                 .maps()
                 .map(|map| Map {
@@ -183,20 +215,24 @@ impl Info {
             })
         };
         let program = |program: &Program| {
-            let code = program.code.as_ref().ok();
+            let loaded = program.loaded.as_ref().ok();
+            let code = loaded.and_then(|loaded| loaded.code.as_ref().ok());
+            let calls = loaded.map(|loaded| loaded.called.iter().map(called).collect::<Vec<_>>());
             json!({
                 "name": program.name,
                 "section": program.section,
                 "attach": program.attach.as_ref().ok(),
-                "slots": program.slots,
-                "instructions": program.instructions,
-                "functions": program.functions,
+                "error": program.loaded.as_ref().err(),
+                "slots": loaded.map(|loaded| loaded.slots),
+                "instructions": loaded.map(|loaded| loaded.instructions),
+                "functions": loaded.map(|loaded| loaded.functions),
                 "arm64_words": code.map(|(words, _)| words),
                 "arm64_stack_bytes": code.map(|(_, stack)| stack),
-                "maps": program.maps,
-                "calls": program.called.iter().map(called).collect::<Vec<_>>(),
+                "maps": loaded.map(|loaded| &loaded.maps),
+                "calls": calls,
             })
         };
+        let symbol = |(name, kind, weak): &(String, KernelSymbolKind, bool)| json!({ "name": name, "kind": word(*kind), "weak": weak });
         let map = |map: &Map| {
             json!({
                 "name": map.name,
@@ -217,10 +253,37 @@ impl Info {
         };
         json!({
             "licence": self.licence,
+            "core_relocations": self.core_relocations,
+            "kernel": self.kernel.iter().map(symbol).collect::<Vec<_>>(),
             "programs": self.programs.iter().map(program).collect::<Vec<_>>(),
             "maps": self.maps.iter().map(map).collect::<Vec<_>>(),
             "variables": self.variables.iter().map(variable).collect::<Vec<_>>(),
         })
+    }
+}
+
+impl fmt::Display for Loaded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let plural = if self.functions == 1 { "" } else { "s" };
+        writeln!(
+            f,
+            "          {} instructions in {} slots, {} function{plural}",
+            self.instructions, self.slots, self.functions
+        )?;
+        match &self.code {
+            Ok((words, stack)) => writeln!(
+                f,
+                "          compiled: {words} words of A64, {stack} bytes of stack"
+            )?,
+            Err(error) => writeln!(f, "          does not compile: {error}")?,
+        }
+        if !self.maps.is_empty() {
+            writeln!(f, "          maps: {}", self.maps.join(", "))?;
+        }
+        for called in &self.called {
+            writeln!(f, "          calls: {called}")?;
+        }
+        Ok(())
     }
 }
 
@@ -234,27 +297,21 @@ impl fmt::Display for Info {
             writeln!(f, "program   {} ({})", program.name, program.section)?;
             let attach = program.attach.as_ref().unwrap_or_else(|error| error);
             writeln!(f, "          attaches: {attach}")?;
+            match &program.loaded {
+                Ok(loaded) => loaded.fmt(f)?,
+                Err(error) => writeln!(f, "          does not load here: {error}")?,
+            }
+        }
+        for (name, kind, weak) in &self.kernel {
+            let weak = if *weak { ", if it has it" } else { "" };
+            writeln!(f, "kernel    {name}: a {}{weak}", word(*kind))?;
+        }
+        if self.core_relocations > 0 {
             writeln!(
                 f,
-                "          {} instructions in {} slots, {} function{}",
-                program.instructions,
-                program.slots,
-                program.functions,
-                if program.functions == 1 { "" } else { "s" }
+                "kernel    {} instructions depend on its types (CO-RE)",
+                self.core_relocations
             )?;
-            match &program.code {
-                Ok((words, stack)) => writeln!(
-                    f,
-                    "          compiled: {words} words of A64, {stack} bytes of stack"
-                )?,
-                Err(error) => writeln!(f, "          does not compile: {error}")?,
-            }
-            if !program.maps.is_empty() {
-                writeln!(f, "          maps: {}", program.maps.join(", "))?;
-            }
-            for called in &program.called {
-                writeln!(f, "          calls: {called}")?;
-            }
         }
         for map in &self.maps {
             writeln!(f, "map       {}: {}", map.name, map.kind)?;

@@ -59,6 +59,9 @@ pub(crate) struct Selection {
     /// Only the program of this name or section
     #[arg(long, value_name = "NAME")]
     program: Option<String>,
+    /// The kernel's types, for objects that ask for them by CO-RE: a file that `cargo xtask btf --raw` writes
+    #[arg(long, value_name = "FILE")]
+    btf: Option<PathBuf>,
 }
 
 /// What to do with an object file.
@@ -122,10 +125,12 @@ fn address(text: &str) -> Result<u64, String> {
 struct File {
     path: PathBuf,
     object: Object,
+    /// The kernel's BTF section, if it was given.
+    types: Option<Vec<u8>>,
 }
 
 impl File {
-    fn read(path: &Path) -> Outcome<Self> {
+    fn read(path: &Path, types: Option<&Path>) -> Outcome<Self> {
         let object = Object::parse(&files::read(path)?).map_err(|error| BpfError::Object {
             file: path.to_owned(),
             error,
@@ -133,7 +138,13 @@ impl File {
         Ok(Self {
             path: path.to_owned(),
             object,
+            types: types.map(files::read).transpose()?,
         })
+    }
+
+    /// What the object finds of a kernel.
+    fn kernel(&self) -> Result<session::Kernel<'_>, BpfError> {
+        session::Kernel::new(self.types.as_deref()).map_err(|error| self.error(error))
     }
 
     fn error(&self, error: String) -> BpfError {
@@ -173,17 +184,17 @@ pub(crate) fn act(workspace: &Workspace, action: Action) -> Outcome<i32> {
             // As elsewhere, `-` stands for nothing.
             let memory = memory.filter(|memory| memory != "-").unwrap_or_default();
             let bytes = memory::hex("memory", &memory).map_err(BpfError::Memory)?;
-            let file = File::read(&selection.file)?;
+            let file = File::read(&selection.file, selection.btf.as_deref())?;
             let index = session::choose(&file.object, selection.program.as_deref());
             let index = index.map_err(|error| file.error(error))?;
             if jit {
                 return run_compiled(workspace, &selection, &memory);
             }
-            let report = session::run(&file.object, index, &bytes, None);
+            let report = session::run(&file.object, &file.kernel()?, index, &bytes, None);
             show(&report.map_err(|error| file.error(error))?.to_string())?;
         }
         Action::Disasm { selection } => {
-            let file = File::read(&selection.file)?;
+            let file = File::read(&selection.file, selection.btf.as_deref())?;
             show(&text::disassembly(&file, selection.program.as_deref())?)?;
         }
         Action::Jit {
@@ -191,11 +202,11 @@ pub(crate) fn act(workspace: &Workspace, action: Action) -> Outcome<i32> {
             lse,
             base,
         } => {
-            let file = File::read(&selection.file)?;
+            let file = File::read(&selection.file, selection.btf.as_deref())?;
             show(&text::code(&file, selection.program.as_deref(), lse, base)?)?;
         }
         Action::Info { selection, json } => {
-            let file = File::read(&selection.file)?;
+            let file = File::read(&selection.file, selection.btf.as_deref())?;
             let info = info::Info::of(&file, selection.program.as_deref())?;
             show(&match json {
                 true => format!("{:#}\n", info.json()),
@@ -234,6 +245,9 @@ fn run_compiled(workspace: &Workspace, selection: &Selection, memory: &str) -> O
     if let Some(program) = &selection.program {
         command.args(["--program", program]);
     }
+    if let Some(types) = &selection.btf {
+        command.arg("--btf").arg(types);
+    }
     let status = command.stdin(Stdio::null()).status();
     let status = status.map_err(|error| BpfError::Start(EMULATOR.into(), error))?;
     // By a signal: no status of its own.
@@ -242,6 +256,8 @@ fn run_compiled(workspace: &Workspace, selection: &Selection, memory: &str) -> O
 
 #[cfg(test)]
 mod tests {
+    use object::{Object as _, ObjectSection as _};
+
     use super::*;
     use crate::programs;
 
@@ -290,8 +306,36 @@ int second(void *ctx)
 }
 "#;
 
-    /// The object of [`SOURCE`]; `None`, said aloud, without clang.
-    fn object(name: &str) -> Option<File> {
+    /// Reads a field of the kernel by its name.
+    const READER: &str = r#"
+#include <linux/bpf.h>
+#include <bpf/bpf_helpers.h>
+
+char LICENSE[] SEC("license") = "GPL";
+extern void of_the_kernel(void) __weak __ksym;
+struct thing {
+	__u32 wanted;
+} __attribute__((preserve_access_index));
+
+SEC("fentry/f")
+int read_it(struct thing *ctx)
+{
+	if (of_the_kernel)
+		return -1;
+	return ctx->wanted;
+}
+"#;
+
+    /// A kernel in which that field lies elsewhere.
+    const KERNEL: &str = r#"
+struct thing {
+	unsigned long before;
+	unsigned int wanted;
+} thing;
+"#;
+
+    /// The object of a source, with the BTF of another one's; `None`, said aloud, without clang.
+    fn object_of(name: &str, source: &str, kernel: Option<&str>) -> Option<File> {
         let Some(clang) = crate::setup::clang() else {
             eprintln!("skipped: no clang here compiles for BPF");
             return None;
@@ -299,16 +343,61 @@ int second(void *ctx)
         let name = format!("springboard-{}-{name}", std::process::id());
         let folder = std::env::temp_dir().join(name);
         std::fs::create_dir_all(&folder).expect("folder");
-        let (source, out) = (folder.join("test.bpf.c"), folder.join("test.o"));
-        std::fs::write(&source, SOURCE).expect("source");
-        let include = Path::new(env!("CARGO_MANIFEST_DIR")).join("../programs/include");
-        let options = programs::options(&include, None, &source, &out);
-        let output = Command::new(clang).args(options).output().expect("clang");
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{said}");
-        let file = File::read(&out).expect("object");
+        let compile = |name: &str, text: &str| {
+            let (source, out) = (folder.join(name), folder.join(name).with_extension("o"));
+            std::fs::write(&source, text).expect("source");
+            let include = Path::new(env!("CARGO_MANIFEST_DIR")).join("../programs/include");
+            let options = programs::options(&[&include], &source, &out);
+            let output = Command::new(&clang).args(options).output().expect("clang");
+            let said = String::from_utf8_lossy(&output.stderr);
+            assert!(output.status.success(), "{said}");
+            out
+        };
+        let types = kernel.map(|kernel| {
+            let bytes = std::fs::read(compile("kernel.c", kernel)).expect("object");
+            let elf = object::File::parse(&*bytes).expect("ELF");
+            let section = elf.section_by_name(".BTF").expect("types");
+            let types = folder.join("kernel.btf");
+            std::fs::write(&types, section.data().expect("types")).expect("types");
+            types
+        });
+        let file = File::read(&compile("test.c", source), types.as_deref()).expect("object");
         std::fs::remove_dir_all(folder).expect("folder");
         Some(file)
+    }
+
+    fn object(name: &str) -> Option<File> {
+        object_of(name, SOURCE, None)
+    }
+
+    #[test]
+    fn types_are_those_of_the_kernel_that_is_named() {
+        let Some(file) = object_of("types", READER, Some(KERNEL)) else {
+            return;
+        };
+        let kernel = file.kernel().expect("kernel");
+        let memory = [0, 0, 0, 0, 0, 0, 0, 0, 9, 0, 0, 0];
+        let report = session::run(&file.object, &kernel, 0, &memory, None).expect("run");
+        contains(&report.to_string(), &["r0            0x9 (9)\n"]);
+        let info = info::Info::of(&file, None).expect("info");
+        contains(
+            &info.to_string(),
+            &[
+                "kernel    of_the_kernel: a function, if it has it\n",
+                "kernel    1 instructions depend on its types (CO-RE)\n",
+            ],
+        );
+        assert_eq!(info.json()["core_relocations"], 1);
+        let alone = File {
+            types: None,
+            ..file
+        };
+        let info = info::Info::of(&alone, None).expect("info");
+        contains(&info.to_string(), &["          does not load here: "]);
+        let nothing = session::Kernel::new(None).expect("no kernel");
+        let error = session::run(&alone.object, &nothing, 0, &memory, None).expect_err("no types");
+        contains(&error, &["struct thing::wanted", "--btf FILE"]);
+        assert!(session::Kernel::new(Some(b"no BTF")).is_err());
     }
 
     #[track_caller]
@@ -407,7 +496,14 @@ int second(void *ctx)
             &["2 programs", "--program:\n    first  (fentry.s/f)\n"],
         );
         let index = session::choose(&file.object, Some("fentry.s/f")).expect("first");
-        let report = session::run(&file.object, index, &[1; 16], None).expect("run");
+        let report = session::run(
+            &file.object,
+            &file.kernel().expect("kernel"),
+            index,
+            &[1; 16],
+            None,
+        )
+        .expect("run");
         contains(
             &report.to_string(),
             &[
@@ -420,7 +516,14 @@ int second(void *ctx)
                 "memory        01 01 01 01 01 01 01 01 05 02 02 02 02 02 02 02\n",
             ],
         );
-        let error = session::run(&file.object, index, &[], None).expect_err("no memory");
+        let error = session::run(
+            &file.object,
+            &file.kernel().expect("kernel"),
+            index,
+            &[],
+            None,
+        )
+        .expect_err("no memory");
         contains(
             &error,
             &["program `first`: instruction ", "--memory HEX gives r1"],

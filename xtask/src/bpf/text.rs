@@ -49,9 +49,10 @@ fn heading(program: &ValidatedProgram) -> String {
 /// The instructions of an object's programs: slot, offset in bytes, bytes, text, what it names.
 pub(super) fn disassembly(file: &File, wanted: Option<&str>) -> Result<String, BpfError> {
     let mut text = String::new();
+    let kernel = file.kernel()?;
     for index in file.programs(wanted)? {
         let (loaded, program) =
-            session::load(&file.object, index).map_err(|error| file.error(error))?;
+            session::load(&file.object, &kernel, index).map_err(|error| file.error(error))?;
         if !text.is_empty() {
             text.push('\n');
         }
@@ -116,9 +117,10 @@ pub(super) fn code(
     base: u64,
 ) -> Result<String, BpfError> {
     let mut text = String::new();
+    let kernel = file.kernel()?;
     for index in file.programs(wanted)? {
         let (_loaded, program) =
-            session::load(&file.object, index).map_err(|error| file.error(error))?;
+            session::load(&file.object, &kernel, index).map_err(|error| file.error(error))?;
         let code = compile(&program, lse, base)
             .map_err(|error| file.error(format!("program `{}`: {error}", program.name())))?;
         if !text.is_empty() {

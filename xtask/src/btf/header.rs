@@ -8,6 +8,8 @@ use bpf_vm::map::MapKind;
 
 use super::graph::{Graph, Id, Member, Type};
 
+/// The file's name, as programs include it.
+pub(crate) const NAME: &str = "springboard.h";
 /// What stands before the kernel's types.
 const HEAD: &str = include_str!("header_head.h");
 /// What stands behind them.

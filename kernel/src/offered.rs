@@ -1,0 +1,142 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What BPF programs may refer to by name: kernel functions and variables (`__ksym`), configuration (`__kconfig`), pins.
+
+use crate::arch::{cpu, switch, timer};
+use crate::mm::layout::PAGE;
+use crate::sched::Mutex;
+use crate::symbols;
+use alloc::boxed::Box;
+use alloc::format;
+use alloc::string::String;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use bpf_vm::btf::{Btf, BtfError, Kind};
+use bpf_vm::helpers::{Function, Helper, Returns};
+use bpf_vm::map::Map;
+use bpf_vm::object::Environment;
+use bpf_vm::program::KernelVariable;
+
+/// What does not change while the kernel runs, for programs that ask by CO-RE.
+#[repr(C)]
+pub(crate) struct KernelInfo {
+    /// The most cores that it runs on.
+    pub cores: u32,
+    /// Bytes of a page.
+    pub page: u32,
+    /// Ticks of the scheduler in a second, on each core.
+    pub hertz: u64,
+}
+
+/// The variable that programs name.
+#[expect(
+    unsafe_code,
+    reason = "programs in C name it, and its type is in the BTF under that name"
+)]
+#[unsafe(no_mangle)]
+pub(crate) static springboard_info: KernelInfo = KernelInfo {
+    cores: cpu::MAX_CPUS as u32,
+    page: PAGE as u32,
+    hertz: timer::HZ,
+};
+
+/// The number of the task that runs.
+#[expect(
+    unsafe_code,
+    reason = "programs in C name it, and its type is in the BTF under that name"
+)]
+#[unsafe(no_mangle)]
+pub(crate) extern "C" fn springboard_task_id() -> u64 {
+    switch::current().id()
+}
+
+/// As engines call it.
+extern "C" fn call_task_id(_: u64, _: u64, _: u64, _: u64, _: u64) -> u64 {
+    springboard_task_id()
+}
+
+/// Kernel functions that declare themselves callable (kfuncs).
+static FUNCTIONS: &[Helper] = &[Helper::new(
+    0,
+    "springboard_task_id",
+    &[],
+    Returns::Scalar,
+    Function::Plain(call_task_id),
+)];
+
+/// The Linux whose BPF this kernel follows, as KERNEL_VERSION(6, 12, 0) has it.
+const LINUX_VERSION: u32 = 6 << 16 | 12 << 8;
+
+/// Maps that objects share by name.
+static PINS: Mutex<Vec<Arc<Map>>> = Mutex::empty();
+
+/// Once, before any object is loaded.
+pub(crate) fn init() {
+    PINS.put(Box::new(Vec::new()));
+}
+
+/// This kernel, for objects that are loaded.
+pub(crate) struct Offered {
+    btf: Option<Btf<'static>>,
+}
+
+impl Offered {
+    /// Reads the image's types.
+    ///
+    /// # Errors
+    /// They are damaged.
+    pub(crate) fn new() -> Result<Self, BtfError> {
+        Ok(Self {
+            btf: symbols::btf().map(Btf::parse).transpose()?,
+        })
+    }
+}
+
+impl Environment for Offered {
+    fn btf(&self) -> Option<&Btf<'_>> {
+        self.btf.as_ref()
+    }
+
+    fn kfunc(&self, name: &str) -> Option<&'static Helper> {
+        FUNCTIONS.iter().find(|function| function.name == name)
+    }
+
+    fn variable(&self, name: &str) -> Option<KernelVariable> {
+        let (address, bytes) = match name {
+            "springboard_info" => (
+                core::ptr::from_ref(&springboard_info).expose_provenance(),
+                size_of::<KernelInfo>(),
+            ),
+            _ => return None,
+        };
+        let type_id = self.btf.as_ref().and_then(|btf| {
+            let variable = btf.find(Kind::VAR, name)?;
+            btf.referent(variable)
+        });
+        Some(KernelVariable {
+            name: name.into(),
+            address: address as u64,
+            bytes: bytes as u64,
+            type_id: type_id.unwrap_or(0),
+        })
+    }
+
+    fn kconfig(&self, name: &str) -> Option<String> {
+        Some(match name {
+            "LINUX_KERNEL_VERSION" => format!("{LINUX_VERSION}"),
+            "CONFIG_ARM64" | "CONFIG_64BIT" | "CONFIG_SMP" | "CONFIG_PREEMPT" => "y".into(),
+            "CONFIG_HZ" => format!("{}", timer::HZ),
+            "CONFIG_NR_CPUS" => format!("{}", cpu::MAX_CPUS),
+            _ => return None,
+        })
+    }
+
+    fn pinned(&self, name: &str) -> Option<Arc<Map>> {
+        let pins = PINS.lock();
+        let found = pins.iter().find(|map| map.definition().name == name);
+        found.cloned()
+    }
+
+    fn pin(&self, map: &Arc<Map>) {
+        PINS.lock().push(map.clone());
+    }
+}

@@ -1,0 +1,53 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+/* Uses what the kernel has by name: a function, a variable read by CO-RE, its configuration, a map that objects share. */
+#include <linux/bpf.h>
+#include <bpf/bpf_helpers.h>
+#include <bpf/bpf_tracing.h>
+#include <bpf/bpf_core_read.h>
+
+char LICENSE[] SEC("license") = "Dual MIT/GPL";
+
+/* Only what is needed of it, in any order; the loader finds it in the kernel's types. */
+struct KernelInfo {
+	__u64 hertz;
+	__u64 cores;
+	__u32 not_there;
+} __attribute__((preserve_access_index));
+
+extern __u64 springboard_task_id(void) __ksym;
+extern __u64 springboard_of_tomorrow(__u64 wish) __ksym __weak;
+extern const struct KernelInfo springboard_info __ksym;
+extern int CONFIG_HZ __kconfig;
+extern _Bool CONFIG_SPRINGBOARD_OF_TOMORROW __kconfig __weak;
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+	__type(key, __u32);
+	__type(value, __u64);
+} shared_calls SEC(".maps");
+
+__u64 task, cores, hertz, configured, missing;
+
+SEC("fentry/workload_call")
+int BPF_PROG(offered)
+{
+	const struct KernelInfo *info = &springboard_info;
+	__u32 key = 0;
+	__u64 *calls = bpf_map_lookup_elem(&shared_calls, &key);
+
+	if (calls)
+		*calls += 1;
+	task = springboard_task_id();
+	hertz = info->hertz;
+	cores = info->cores;
+	configured = CONFIG_HZ;
+	if (bpf_core_field_exists(info->not_there))
+		missing += info->not_there;
+	if (springboard_of_tomorrow)
+		missing += springboard_of_tomorrow(1);
+	if (CONFIG_SPRINGBOARD_OF_TOMORROW)
+		missing += 1;
+	return 0;
+}

@@ -1,0 +1,546 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The proof over the linked image that the hook path keeps its rules: it allocates nothing, waits for no one, reaches no site.
+//!
+//! The hook path is the notrace set: all that helpers, native hooks and the other roots reach. For each of these, the audit
+//! says whether all that *it* reaches keeps the rules of linker/audit.rules, by what chain of calls not, and how much stack it
+//! takes at worst. A lock is known by its WFE (or WFI, YIELD, ISB), wherever it was inlined; an allocator by its name; a site by the table that the
+//! kernel gets. A branch through a register that no rule resolves breaks the proof, and so does a recursion without a bound.
+
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use crate::Outcome;
+use crate::files;
+use crate::frames::{FrameError, Frames};
+use crate::image;
+use crate::kernel;
+use crate::linked::Linked;
+use crate::notrace::Notrace;
+use crate::rules::{Kind, Rules};
+use crate::symbols;
+use crate::workspace::Workspace;
+
+/// Why a function's worst case is not known.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum StackError {
+    /// Its code is not understood.
+    #[error("{0}: {1}; name its bytes: `stack PATTERN BYTES`")]
+    Frame(String, String),
+    /// It calls itself.
+    #[error("a recursion without a bound: {}; name one: `depth PATTERN N`", .0.join(" -> "))]
+    Recursion(Vec<String>),
+}
+
+/// Worst cases of stack over the hook path: frames by code, calls added up.
+pub(crate) struct Stacks<'a> {
+    linked: &'a Linked,
+    set: &'a Notrace,
+    frames: BTreeMap<usize, Result<Frames, FrameError>>,
+    /// Functions that stand on a stack at most so often.
+    bounds: BTreeMap<usize, u32>,
+    /// By function and what is left of the bounds.
+    known: BTreeMap<(usize, Vec<u32>), u64>,
+}
+
+impl<'a> Stacks<'a> {
+    /// Reads the frames of all members.
+    pub(crate) fn new(linked: &'a Linked, set: &'a Notrace, rules: &Rules) -> Self {
+        let mut frames = BTreeMap::new();
+        let mut bounds = BTreeMap::new();
+        for index in set.graph.nodes.keys().copied() {
+            let Some(function) = linked.functions.get(index) else {
+                continue;
+            };
+            let mut own = Frames::of(linked, function);
+            for rule in rules.of(linked, index) {
+                match &rule.kind {
+                    Kind::Stack(bytes) if own.is_err() => {
+                        rule.used.set(true);
+                        own = Ok(Frames {
+                            most: *bytes,
+                            ..Frames::default()
+                        });
+                    }
+                    Kind::Depth(times) => {
+                        rule.used.set(true);
+                        bounds.insert(index, *times);
+                    }
+                    _ => {}
+                }
+            }
+            frames.insert(index, own);
+        }
+        Self {
+            linked,
+            set,
+            frames,
+            bounds,
+            known: BTreeMap::new(),
+        }
+    }
+
+    /// The most bytes that a call of this function takes, those of what it calls included.
+    pub(crate) fn worst(&mut self, index: usize) -> Result<u64, StackError> {
+        let left = self.bounds.values().copied().collect();
+        self.below(index, left, &mut Vec::new())
+    }
+
+    fn below(
+        &mut self,
+        index: usize,
+        mut left: Vec<u32>,
+        path: &mut Vec<usize>,
+    ) -> Result<u64, StackError> {
+        if let Some(place) = self.bounds.keys().position(|bounded| *bounded == index) {
+            match left.get_mut(place) {
+                Some(0) | None => return Ok(0),
+                Some(left) => *left -= 1,
+            }
+        } else if let Some(start) = path.iter().rposition(|above| *above == index) {
+            let cycle = path.get(start..).unwrap_or_default();
+            // A cycle through a function with a bound ends when that is used up.
+            if !cycle.iter().any(|index| self.bounds.contains_key(index)) {
+                let cycle = cycle.iter().chain([&index]);
+                let names = cycle.map(|index| self.linked.name(*index).to_owned());
+                return Err(StackError::Recursion(names.collect()));
+            }
+        }
+        let key = (index, left);
+        if let Some(bytes) = self.known.get(&key) {
+            return Ok(*bytes);
+        }
+        let (most, calls) = match self.frames.get(&index) {
+            Some(Ok(frames)) => {
+                let edges = self.set.graph.nodes.get(&index).into_iter();
+                let calls = edges.flat_map(|node| &node.edges).map(|edge| {
+                    let depth = frames.at.get(&edge.at).copied();
+                    (edge.to, depth.unwrap_or(frames.most))
+                });
+                (frames.most, calls.collect::<BTreeSet<_>>())
+            }
+            Some(Err(error)) => {
+                let name = self.linked.name(index).to_owned();
+                return Err(StackError::Frame(name, error.to_string()));
+            }
+            None => (0, BTreeSet::new()),
+        };
+        path.push(index);
+        let mut worst = most;
+        for (to, depth) in calls {
+            worst = worst.max(depth + self.below(to, key.1.clone(), path)?);
+        }
+        path.pop();
+        // Under a bound that lets a cycle end, what was found holds for this much of it only: that is in the key.
+        self.known.insert(key, worst);
+        Ok(worst)
+    }
+}
+
+/// The worst cases of all members whose is known, by address, for the kernel.
+pub(crate) fn stack_table(linked: &Linked, set: &Notrace, rules: &Rules) -> BTreeMap<u64, u64> {
+    let mut stacks = Stacks::new(linked, set, rules);
+    let members = set.graph.nodes.keys();
+    let worst = members.filter_map(|index| {
+        let bytes = stacks.worst(*index).ok()?;
+        Some((linked.functions.get(*index)?.address, bytes))
+    });
+    worst.collect()
+}
+
+/// A rule that is broken, and the way there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Breach {
+    /// What is wrong.
+    what: String,
+    /// The names of the functions on the way, the last one where it happens.
+    chain: Vec<String>,
+}
+
+/// What is known of a root.
+#[derive(Debug)]
+pub(crate) struct Verdict {
+    /// Its name.
+    name: String,
+    /// Its address.
+    address: u64,
+    /// How many functions it reaches, itself included.
+    functions: usize,
+    /// The most bytes of stack that a call of it takes.
+    stack: Option<u64>,
+    /// Broken rules.
+    breaches: Vec<Breach>,
+}
+
+/// Checks every root; `sites` are the functions that may be hooked, by index.
+pub(crate) fn check(
+    linked: &Linked,
+    set: &Notrace,
+    rules: &Rules,
+    sites: &[usize],
+) -> Vec<Verdict> {
+    let mut stacks = Stacks::new(linked, set, rules);
+    let sites: BTreeSet<usize> = sites.iter().map(|i| linked.same(*i).start).collect();
+    let mut faults = BTreeMap::new();
+    for index in set.graph.nodes.keys() {
+        faults.insert(*index, faults_of(linked, set, rules, &sites, *index));
+    }
+    let mut verdicts = Vec::new();
+    for start in &set.starts {
+        let mut from = BTreeMap::from([(*start, None)]);
+        let mut queue = VecDeque::from([*start]);
+        let mut breaches = Vec::new();
+        while let Some(index) = queue.pop_front() {
+            let faults = faults.get(&index).map_or(&[][..], Vec::as_slice);
+            let chain = || {
+                let above = |index: &usize| from.get(index).copied().flatten();
+                let chain = std::iter::successors(Some(index), above);
+                let mut names: Vec<_> = chain.map(|i| linked.name(i).to_owned()).collect();
+                names.reverse();
+                names
+            };
+            breaches.extend(faults.iter().map(|(what, _)| Breach {
+                what: what.clone(),
+                chain: chain(),
+            }));
+            // What lies behind something forbidden is its business.
+            if faults.iter().any(|(_, ends)| *ends) {
+                continue;
+            }
+            for edge in set.graph.nodes.get(&index).iter().flat_map(|n| &n.edges) {
+                if let Entry::Vacant(place) = from.entry(edge.to) {
+                    place.insert(Some(index));
+                    queue.push_back(edge.to);
+                }
+            }
+        }
+        let stack = stacks.worst(*start);
+        if let Err(error) = &stack {
+            breaches.push(Breach {
+                what: error.to_string(),
+                chain: vec![linked.name(*start).to_owned()],
+            });
+        }
+        verdicts.push(Verdict {
+            name: linked.name(*start).to_owned(),
+            address: linked.functions.get(*start).map_or(0, |f| f.address),
+            functions: from.len(),
+            stack: stack.ok(),
+            breaches,
+        });
+    }
+    verdicts
+}
+
+/// What is wrong with a function of the path, and whether the walk ends there.
+fn faults_of(
+    linked: &Linked,
+    set: &Notrace,
+    rules: &Rules,
+    sites: &BTreeSet<usize>,
+    index: usize,
+) -> Vec<(String, bool)> {
+    let mut faults = Vec::new();
+    let start = linked.functions.get(index).map_or(0, |f| f.address);
+    let Some(node) = set.graph.nodes.get(&index) else {
+        return faults;
+    };
+    let mut may_wait = false;
+    for rule in rules.of(linked, index) {
+        match &rule.kind {
+            Kind::Deny(what) => {
+                rule.used.set(true);
+                faults.push((format!("reaches {what}: {}", rule.reason), true));
+            }
+            Kind::Wait => {
+                rule.used
+                    .set(!node.body.waits.is_empty() || rule.used.get());
+                may_wait = true;
+            }
+            _ => {}
+        }
+    }
+    if sites.contains(&index) {
+        faults.push(("reaches a site: it can be hooked itself".to_owned(), false));
+    }
+    if let Some(at) = node.body.waits.first().filter(|_| !may_wait) {
+        let text = format!(
+            "waits for another context: WFE, WFI, YIELD or ISB at +{:#x}; `wait PATTERN` if that ends by itself",
+            at - start
+        );
+        faults.push((text, false));
+    }
+    for at in &node.unresolved {
+        let text = format!(
+            "branches through a register at +{:#x}, to no one knows where; name it: `call PATTERN => ...`",
+            at - start
+        );
+        faults.push((text, false));
+    }
+    faults
+}
+
+/// What a program reads.
+fn document(verdicts: &[Verdict], rules: &Rules) -> Value {
+    let roots: Vec<_> = verdicts
+        .iter()
+        .map(|v| {
+            let broken: Vec<_> = v
+                .breaches
+                .iter()
+                .map(|b| json!({"rule": b.what, "chain": b.chain}))
+                .collect();
+            json!({
+                "name": v.name, "address": format!("{:#x}", v.address), "functions": v.functions,
+                "stack_bytes": v.stack, "ok": v.breaches.is_empty(), "broken": broken,
+            })
+        })
+        .collect();
+    let named: Vec<_> = rules
+        .0
+        .iter()
+        .filter(|rule| !matches!(rule.kind, Kind::Deny(_)))
+        .map(|rule| {
+            let text = format!("{:?}", rule.kind);
+            json!({"pattern": rule.pattern, "rule": text, "reason": rule.reason, "used": rule.used.get()})
+        })
+        .collect();
+    json!({
+        "ok": holds(verdicts), "roots": roots, "named": named,
+    })
+}
+
+/// What people read.
+fn text(verdicts: &[Verdict], rules: &Rules) -> String {
+    let mut text = String::from("verdict   stack  functions  root\n");
+    for v in verdicts {
+        let word = if v.breaches.is_empty() {
+            "ok"
+        } else {
+            "BROKEN"
+        };
+        let stack = v.stack.map_or("?".to_owned(), |bytes| bytes.to_string());
+        text.push_str(&format!(
+            "{word:7}  {stack:>6}  {:>9}  {}\n",
+            v.functions, v.name
+        ));
+    }
+    // The same place is often reached from many roots: once is enough to see it.
+    let mut places: BTreeMap<(&str, &str), Vec<&Breach>> = BTreeMap::new();
+    for breach in verdicts.iter().flat_map(|v| &v.breaches) {
+        let place = breach.chain.last().map_or("", String::as_str);
+        places
+            .entry((place, &breach.what))
+            .or_default()
+            .push(breach);
+    }
+    for ((place, what), breaches) in &places {
+        let shortest = breaches.iter().min_by_key(|breach| breach.chain.len());
+        let chain = shortest.map_or(String::new(), |breach| breach.chain.join("\n      -> "));
+        text.push_str(&format!("\n{place}\n    {what}\n    {chain}\n"));
+        if breaches.len() > 1 {
+            text.push_str(&format!(
+                "    and from {} other roots\n",
+                breaches.len() - 1
+            ));
+        }
+    }
+    for rule in rules.0.iter().filter(|rule| !rule.used.get()) {
+        if !matches!(rule.kind, Kind::Deny(_)) {
+            text.push_str(&format!(
+                "\nnot needed: the rule for {:?} ({})\n",
+                rule.pattern, rule.reason
+            ));
+        }
+    }
+    let broken = verdicts.iter().filter(|v| !v.breaches.is_empty()).count();
+    text.push_str(&format!(
+        "\n{} roots, {broken} of them break a rule; deepest stack {} bytes\n",
+        verdicts.len(),
+        verdicts.iter().filter_map(|v| v.stack).max().unwrap_or(0)
+    ));
+    text
+}
+
+/// Audits the kernel as it is now, under the file's rules and `further` ones.
+fn examine(workspace: &Workspace, further: &str) -> Outcome<(Vec<Verdict>, Rules)> {
+    let elf = kernel::build(workspace)?;
+    let (linked, set, rules) = image::examine_under(workspace, &elf, further)?;
+    let sites = symbols::sites(&linked, |index| set.contains(index));
+    Ok((check(&linked, &set, &rules, &sites), rules))
+}
+
+fn holds(verdicts: &[Verdict]) -> bool {
+    verdicts.iter().all(|v| v.breaches.is_empty())
+}
+
+/// Audits the kernel as it is now; prints what was found, and writes it. Returns whether the rules hold.
+pub(crate) fn run(workspace: &Workspace, json: Option<&Path>) -> Outcome<bool> {
+    let (verdicts, rules) = examine(workspace, "")?;
+    print!("{}", text(&verdicts, &rules));
+    if let Some(path) = json {
+        let document = document(&verdicts, &rules);
+        files::write(path, format!("{document:#}\n").as_bytes())?;
+        println!("written: {}", path.display());
+    }
+    Ok(holds(&verdicts))
+}
+
+/// A test: that the rules hold.
+pub(crate) fn rules_hold(workspace: &Workspace) -> Outcome<()> {
+    let (verdicts, rules) = examine(workspace, "")?;
+    match holds(&verdicts) {
+        true => Ok(()),
+        false => Err(text(&verdicts, &rules).into()),
+    }
+}
+
+/// A test: that a rule which does not hold in this very kernel is seen to be broken, with the way there.
+pub(crate) fn breach_is_found(workspace: &Workspace) -> Outcome<()> {
+    // Maps copy keys and values: it is reached for as long as there are maps.
+    let (verdicts, rules) = examine(workspace, "\ndeny copying memcpy # a test of the audit\n")?;
+    let mut breaches = verdicts.iter().flat_map(|v| &v.breaches);
+    let shown = breaches.any(|breach| {
+        breach.what == "reaches copying: a test of the audit"
+            && breach.chain.len() > 1
+            && breach.chain.last().is_some_and(|name| name == "memcpy")
+    });
+    match shown {
+        true => Ok(()),
+        false => Err(format!("no way to memcpy was found:\n{}", text(&verdicts, &rules)).into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::callgraph::tests::{BLR_X8, LDR_X8_24, RET, WFE, b, bl};
+    use crate::linked::NOP;
+    use crate::linked::tests::made_up;
+    use crate::notrace::parse_roots;
+
+    const STP_32: u32 = 0xa9be_7bfd; // stp x29, x30, [sp, #-32]!
+    const LDP_32: u32 = 0xa8c2_7bfd; // ldp x29, x30, [sp], #32
+
+    fn audit(functions: &[(&str, &[u32])], rules: &str, sites: &[usize]) -> Vec<Verdict> {
+        let linked = made_up(functions);
+        let rules = Rules::parse(rules).expect("rules");
+        let roots = parse_roots("root* # it\n!panic # ends the run").expect("roots");
+        let set = Notrace::compute(&linked, &roots, &rules).expect("set");
+        check(&linked, &set, &rules, sites)
+    }
+
+    /// What the only root breaks, and its chain.
+    fn broken(functions: &[(&str, &[u32])], rules: &str, sites: &[usize]) -> Vec<(String, String)> {
+        let functions = [functions, &[("panic", &[RET][..])]].concat();
+        let verdicts = audit(&functions, rules, sites);
+        let [verdict] = &verdicts[..] else {
+            panic!("one root");
+        };
+        assert_eq!(
+            document(&verdicts, &Rules::default())["ok"],
+            verdict.breaches.is_empty()
+        );
+        let breaches = verdict.breaches.iter();
+        breaches
+            .map(|b| (b.what.clone(), b.chain.join(" -> ")))
+            .collect()
+    }
+
+    #[test]
+    fn a_path_to_an_allocator_is_shown() {
+        let functions: &[(&str, &[u32])] = &[
+            ("root", &[STP_32, bl(3), LDP_32, RET]), // 0..4: calls 4
+            ("f", &[b(2), RET]),                     // 4..6: on to 6
+            ("g", &[bl(2), RET]),                    // 6..8: calls 8
+            ("__rust_alloc", &[bl(2), RET]),         // 8..10
+            ("behind", &[WFE, RET]),                 // 10..12: not looked at
+        ];
+        let rules = "deny an-allocator __rust_alloc # it locks\nwait behind # not it";
+        let found = broken(functions, rules, &[]);
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert_eq!(found[0].0, "reaches an-allocator: it locks");
+        assert_eq!(found[0].1, "root -> f -> g -> __rust_alloc");
+        let rules = "deny an-allocator __rust_alloc # it locks\nallow g => __rust_alloc # never";
+        assert_eq!(broken(functions, rules, &[]), []);
+        let ends = [("root", &[bl(2), RET][..])];
+        assert_eq!(
+            broken(&ends, "deny x panic # the walk ends before", &[]),
+            []
+        );
+    }
+
+    #[test]
+    fn locks_sites_and_pointers_break_the_rules() {
+        let functions: &[(&str, &[u32])] = &[
+            ("root", &[bl(2), RET]),
+            ("f", &[NOP, NOP, LDR_X8_24, WFE, BLR_X8, RET]),
+        ];
+        let found = broken(functions, "", &[1]);
+        let texts: Vec<_> = found.iter().map(|(what, _)| what.as_str()).collect();
+        assert!(texts[0].starts_with("reaches a site"), "{texts:?}");
+        assert!(
+            texts[1].starts_with("waits") && texts[1].contains("+0xc"),
+            "{texts:?}"
+        );
+        assert!(texts[2].contains("register at +0x10"), "{texts:?}");
+        assert_eq!(found.len(), 3);
+        let rules = "wait f # bounded\ncall f => nothing # a program";
+        assert_eq!(broken(functions, rules, &[]), []);
+    }
+
+    #[test]
+    fn stacks_are_added_up_over_calls() {
+        let functions: &[(&str, &[u32])] = &[
+            ("root", &[STP_32, bl(3), LDP_32, b(5)]), // calls f, goes on in g
+            ("f", &[STP_32, bl(3), LDP_32, RET]),     // calls g
+            ("g", &[0xd104_03ff, RET]),               // sub sp, sp, #256
+        ];
+        let verdicts = audit(&[functions, &[("panic", &[RET][..])]].concat(), "", &[]);
+        assert_eq!(verdicts[0].stack, Some(32 + 32 + 256));
+        assert_eq!(verdicts[0].functions, 3);
+    }
+
+    #[test]
+    fn recursion_needs_a_bound() {
+        let functions: &[(&str, &[u32])] = &[
+            ("root", &[STP_32, bl(3), LDP_32, RET]),
+            ("f", &[STP_32, bl(3), LDP_32, RET]),
+            ("g", &[STP_32, bl(-5), LDP_32, RET]), // calls f
+        ];
+        let found = broken(functions, "", &[]);
+        assert!(found[0].0.contains("f -> g -> f"), "{found:?}");
+        let functions = [functions, &[("panic", &[RET][..])]].concat();
+        let verdicts = audit(&functions, "depth f 3 # three levels", &[]);
+        assert!(verdicts[0].breaches.is_empty());
+        assert_eq!(verdicts[0].stack, Some(32 + 3 * 64));
+    }
+
+    #[test]
+    fn a_stack_that_code_does_not_say_is_named() {
+        let functions: &[(&str, &[u32])] = &[("root", &[0xcb28_63ff, RET])]; // sub sp, sp, x8
+        assert!(broken(functions, "", &[])[0].0.contains("SP changes"));
+        assert_eq!(broken(functions, "stack root 640 # measured", &[]), []);
+    }
+
+    #[test]
+    fn people_see_each_place_once() {
+        let functions: &[(&str, &[u32])] = &[
+            ("root_a", &[b(2), RET]),
+            ("root_b", &[b(1)]),
+            ("f", &[WFE, RET]),
+            ("panic", &[RET]),
+        ];
+        let rules = Rules::parse("wait ?other # gone").expect("rules");
+        let text = text(&audit(functions, "", &[]), &rules);
+        assert_eq!(
+            text.matches("waits for another context").count(),
+            1,
+            "{text}"
+        );
+        assert!(text.contains("and from 1 other roots") && text.contains("2 of them break a rule"));
+        assert!(text.contains("not needed: the rule for \"other\""));
+    }
+}
