@@ -40,25 +40,25 @@ impl Row {
 }
 
 /// The memory that programs work on: r1 its address, r2 its length in bytes.
-struct Memory(Vec<AtomicU64>);
+pub(crate) struct Memory(pub(crate) Vec<AtomicU64>);
 
 impl Memory {
-    fn new(bytes: &[u8]) -> Self {
+    pub(crate) fn new(bytes: &[u8]) -> Self {
         Self(words(bytes).map(AtomicU64::new).collect())
     }
 
-    fn reset(&self, bytes: &[u8]) {
+    pub(crate) fn reset(&self, bytes: &[u8]) {
         for (to, from) in self.0.iter().zip(words(bytes)) {
             to.store(from, Relaxed);
         }
     }
 
-    fn arguments(&self) -> [u64; 2] {
+    pub(crate) fn arguments(&self) -> [u64; 2] {
         let address = self.0.as_ptr().expose_provenance() as u64;
         [address, 8 * self.0.len() as u64]
     }
 
-    fn contents(&self) -> Vec<u64> {
+    pub(crate) fn contents(&self) -> Vec<u64> {
         self.0.iter().map(|word| word.load(Relaxed)).collect()
     }
 }
@@ -78,11 +78,12 @@ fn failed(name: &str, why: &dyn fmt::Display) -> BenchError {
     BenchError::Workload(format!("{name}: {why}"))
 }
 
-/// A program's code in the pool, and how many words it is long.
-fn place(name: &str, program: &ValidatedProgram) -> Result<(hook::ProgramCode, u64), BenchError> {
-    let features = jit::Features {
-        lse: cpu::has_lse(),
-    };
+/// A program's code in the pool, and what the compiler says of it.
+pub(crate) fn place(
+    name: &str,
+    program: &ValidatedProgram,
+    features: jit::Features,
+) -> Result<(hook::ProgramCode, jit::Code), BenchError> {
     let compile = |base| {
         let target = jit::Target {
             features,
@@ -93,8 +94,8 @@ fn place(name: &str, program: &ValidatedProgram) -> Result<(hook::ProgramCode, u
     };
     let code =
         hook::place(name, |base| compile(base).map(|c| c.words)).map_err(|e| failed(name, &e))?;
-    let length = compile(code.address()).map_err(|e| failed(name, &e))?;
-    Ok((code, length.words.len() as u64))
+    let compiled = compile(code.address()).map_err(|e| failed(name, &e))?;
+    Ok((code, compiled))
 }
 
 /// What compiled code executes, the harness included; checked against what the interpreter makes of the program.
@@ -120,7 +121,10 @@ fn measure(case: &Case<'_>) -> Result<(u64, u64, u64), BenchError> {
         );
         return Err(failed(name, &why));
     }
-    let (code, length) = place(name, &program)?;
+    let features = jit::Features {
+        lse: cpu::has_lse(),
+    };
+    let (code, compiled) = place(name, &program, features)?;
     let entry = callee::entry(&code);
     let (mut r0, [address, bytes]) = (0, memory.arguments());
     let count = steady(name, &mut || memory.reset(&case.memory), &mut || {
@@ -133,7 +137,7 @@ fn measure(case: &Case<'_>) -> Result<(u64, u64, u64), BenchError> {
         );
         return Err(failed(name, &why));
     }
-    Ok((outcome.instructions, count, length))
+    Ok((outcome.instructions, count, compiled.words.len() as u64))
 }
 
 fn rows() -> Result<Vec<Row>, BenchError> {

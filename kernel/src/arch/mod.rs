@@ -18,6 +18,7 @@ pub(crate) mod pmu;
 pub(crate) mod probe;
 pub(crate) mod rendezvous;
 pub(crate) mod smp;
+pub(crate) mod stack_use;
 pub(crate) mod switch;
 pub(crate) mod timer;
 pub(crate) mod trap;

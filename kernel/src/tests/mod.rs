@@ -14,6 +14,7 @@ mod interrupts;
 mod memory;
 mod overflow;
 mod rendezvous;
+mod suite;
 mod tasks;
 
 use crate::arch::lock::SpinLock;
@@ -55,6 +56,7 @@ const TESTS: &[&[Test]] = &[
     integrity::TESTS,
     bpf::TESTS,
     helpers::TESTS,
+    suite::TESTS,
 ];
 
 /// Fails the test unless the condition holds; the rest is the message, as for `format!`.
