@@ -10,8 +10,9 @@ use crate::hook::{self, Function, HookId};
 use crate::initrd::{self, InitrdError};
 use crate::mm::layout::POOL;
 use crate::mm::near::NearMemory;
-use crate::sched::Mutex;
+use crate::sched::{Mutex, Task};
 use crate::trace;
+use a64::inst::SysReg;
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -298,13 +299,8 @@ pub(crate) fn attach(spec: &str, function: &Function, engine: Engine) -> Result<
                 .map_err(BpfError::Hook)
         }
         Engine::Jit => {
-            let target = |base| jit::Target {
-                features: jit::Features {
-                    lse: cpu::has_lse(),
-                },
-                ..jit::Target::new(base)
-            };
-            let compile = |base| jit::compile(&program, &target(base)).map_err(|e| e.to_string());
+            let compile =
+                |base| jit::compile(&program, &target(base, 1)).map_err(|e| e.to_string());
             let stack_bytes = compile(POOL as u64).map_or(0, |c| c.stack_bytes);
             let code =
                 hook::place(spec, |base| compile(base).map(|c| c.words)).map_err(BpfError::Hook)?;
@@ -319,6 +315,37 @@ pub(crate) fn attach(spec: &str, function: &Function, engine: Engine) -> Result<
             };
             hook::attach(function, label, engine.name(), callee).map_err(BpfError::Hook)
         }
+    }
+}
+
+/// What programs are compiled for here, with `arguments` arguments, to run at `base`.
+///
+/// In place of calls: SP_EL0 is the current task on whatever core it runs; TPIDR_EL1 leads to the core's block, which is
+/// never freed; whoever attaches a program that reads per-CPU values has it run where it is not moved: a task that is
+/// preempted in the pool goes on on the same core.
+pub(crate) fn target(base: u64, arguments: usize) -> jit::Target<'static> {
+    jit::Target {
+        features: jit::Features {
+            lse: cpu::has_lse(),
+        },
+        arguments,
+        in_place: jit::InPlace {
+            task: Some(SysReg::SP_EL0),
+            task_number: Some(jit::Number {
+                register: SysReg::SP_EL0,
+                offset: Task::ID_OFFSET,
+            }),
+            cpu: Some(jit::Number {
+                register: SysReg::TPIDR_EL1,
+                offset: cpu::INDEX_OFFSET,
+            }),
+            clock: Some(jit::Clock {
+                counter: SysReg::CNTVCT_EL0,
+                scale: timer::scale(),
+            }),
+        },
+        erratum_835769: cpu::has_erratum_835769(),
+        ..jit::Target::new(base)
     }
 }
 

@@ -9,7 +9,7 @@
 use crate::arch::{callee, cpu, pmu};
 use crate::bench::{BenchError, Fixed, steady};
 use crate::command_line::Options;
-use crate::{hook, println};
+use crate::{bpf, hook, println};
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
@@ -80,15 +80,8 @@ fn failed(name: &str, why: &dyn fmt::Display) -> BenchError {
 
 /// A program's code in the pool, and how many words it is long.
 fn place(name: &str, program: &ValidatedProgram) -> Result<(hook::ProgramCode, u64), BenchError> {
-    let features = jit::Features {
-        lse: cpu::has_lse(),
-    };
     let compile = |base| {
-        let target = jit::Target {
-            features,
-            arguments: 2,
-            ..jit::Target::new(base)
-        };
+        let target = bpf::target(base, 2);
         jit::compile(program, &target).map_err(|e| e.to_string())
     };
     let code =

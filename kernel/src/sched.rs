@@ -69,6 +69,9 @@ type Job = Box<dyn FnOnce() + Send>;
 const _: () = assert!(core::mem::offset_of!(Task, word) == 0);
 
 impl Task {
+    /// Where its number lies, for compiled programs: bytes from its address.
+    pub(crate) const ID_OFFSET: u32 = core::mem::offset_of!(Task, id) as u32;
+
     /// The task that boot code runs in.
     pub(crate) const fn boot() -> Task {
         Task {
