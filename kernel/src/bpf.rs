@@ -11,7 +11,9 @@ use crate::initrd::{self, InitrdError};
 use crate::mm::near::NearMemory;
 use crate::offered::{self, Offered};
 use crate::sched::Mutex;
+use crate::task::Task;
 use crate::{symbols, trace};
+use a64::inst::SysReg;
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -284,15 +286,7 @@ fn compile(
     name: &str,
     program: &ValidatedProgram,
 ) -> Result<(hook::ProgramCode, jit::Code), BpfError> {
-    let at = |base| {
-        let target = jit::Target {
-            features: jit::Features {
-                lse: cpu::has_lse(),
-            },
-            ..jit::Target::new(base)
-        };
-        jit::compile(program, &target).map_err(|e| e.to_string())
-    };
+    let at = |base| jit::compile(program, &target(base, 1)).map_err(|e| e.to_string());
     let code = hook::place(name, |base| at(base).map(|c| c.words)).map_err(BpfError::Hook)?;
     let compiled = at(code.address()).map_err(|why| BpfError::Refused {
         object: name.into(),
@@ -440,6 +434,37 @@ pub(crate) fn attach_with(
             };
             hook::attach(function, label, engine.name(), callee).map_err(BpfError::Hook)
         }
+    }
+}
+
+/// What programs are compiled for here, with `arguments` arguments, to run at `base`.
+///
+/// In place of calls: SP_EL0 is the current task on whatever core it runs; TPIDR_EL1 leads to the core's block, which is
+/// never freed; whoever attaches a program that reads per-CPU values has it run where it is not moved: a task that is
+/// preempted in the pool goes on on the same core.
+pub(crate) fn target(base: u64, arguments: usize) -> jit::Target<'static> {
+    jit::Target {
+        features: jit::Features {
+            lse: cpu::has_lse(),
+        },
+        arguments,
+        in_place: jit::InPlace {
+            task: Some(SysReg::SP_EL0),
+            task_number: Some(jit::Number {
+                register: SysReg::SP_EL0,
+                offset: Task::ID_OFFSET,
+            }),
+            cpu: Some(jit::Number {
+                register: SysReg::TPIDR_EL1,
+                offset: cpu::INDEX_OFFSET,
+            }),
+            clock: Some(jit::Clock {
+                counter: SysReg::CNTVCT_EL0,
+                scale: timer::scale(),
+            }),
+        },
+        erratum_835769: cpu::has_erratum_835769(),
+        ..jit::Target::new(base)
     }
 }
 

@@ -9,7 +9,7 @@
 use crate::arch::{callee, cpu, pmu};
 use crate::bench::{BenchError, Fixed, steady};
 use crate::command_line::Options;
-use crate::{hook, println};
+use crate::{bpf, hook, println};
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
@@ -87,8 +87,7 @@ pub(crate) fn place(
     let compile = |base| {
         let target = jit::Target {
             features,
-            arguments: 2,
-            ..jit::Target::new(base)
+            ..bpf::target(base, 2)
         };
         jit::compile(program, &target).map_err(|e| e.to_string())
     };

@@ -191,6 +191,9 @@ impl ShadowEntry {
 }
 
 impl Task {
+    /// Where its number lies, for compiled programs: bytes from its address.
+    pub(crate) const ID_OFFSET: u32 = offset_of!(Task, id) as u32;
+
     /// The task that boot code runs in.
     pub(crate) const fn boot() -> Task {
         Task {

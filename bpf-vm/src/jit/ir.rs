@@ -5,10 +5,11 @@
 //! instruction; [`super::fuse`] makes one of several.
 use a64::{
     imm::ShiftKind,
-    inst::{Extend, IndexExtend},
+    inst::{Extend, IndexExtend, SysReg},
 };
 use alloc::vec::Vec;
 
+use super::{Clock, Number};
 use crate::isa::{AtomicOp, Cond, Reg, Size, Swap, Width};
 
 /// What holds a value: r0 to r10, then what the compiler adds.
@@ -272,6 +273,19 @@ pub(super) enum Callee {
     Tail { slots: u32, entries: u64 },
 }
 
+/// What is asked of the machine in place of a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Question {
+    /// The current task's address.
+    Task(SysReg),
+    /// The current task's number, in both halves.
+    TaskNumber(Number),
+    /// The core's number.
+    Cpu(Number),
+    /// The time in nanoseconds.
+    Time(Clock),
+}
+
 /// A condition: `a COND b`, or for [`Cond::Set`] `a & b` not being 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Test {
@@ -366,11 +380,13 @@ pub(super) enum Node {
         addr: Addr,
         src: Name,
     },
-    /// `bpf_map_lookup_elem` in the array of that index, whose key is at an address.
+    /// `bpf_map_lookup_elem` in the (per-CPU) array of that index, whose key is at an address.
     Lookup {
         map: u32,
         key: Addr,
     },
+    /// What a helper would answer.
+    Ask(Question),
     /// Arguments are where the convention has them: in r1 to r5.
     Call {
         callee: Callee,
@@ -481,7 +497,7 @@ impl Node {
     /// Visits the names that are read and may be others; not a call's arguments.
     pub(super) fn each_name(&mut self, visit: &mut dyn FnMut(&mut Name)) {
         match self {
-            Self::Const(_) | Self::Function(_) => {}
+            Self::Const(_) | Self::Function(_) | Self::Ask(_) => {}
             Self::Copy(name) | Self::Neg { src: name, .. } | Self::Swap { src: name, .. } => {
                 visit(name)
             }
@@ -557,16 +573,32 @@ impl Node {
                 | Self::Swap { .. }
                 | Self::Select { .. }
                 | Self::Lookup { .. }
+                | Self::Ask(_)
         )
     }
 
-    /// Whether it is so and does not depend on memory.
+    /// Whether it is so and gives the same wherever it is done.
     pub(super) const fn is_value(&self) -> bool {
-        self.is_pure() && !matches!(self, Self::Lookup { .. })
+        self.is_pure() && !matches!(self, Self::Lookup { .. } | Self::Ask(_))
     }
 
     pub(super) const fn is_call(&self) -> bool {
         matches!(self, Self::Call { .. })
+    }
+
+    /// Whether it ends with an access to memory.
+    pub(super) const fn accesses(&self) -> bool {
+        matches!(
+            self,
+            Self::Load { .. }
+                | Self::LoadPair { .. }
+                | Self::LoadAcquire { .. }
+                | Self::Store { .. }
+                | Self::StorePair { .. }
+                | Self::StoreRelease { .. }
+                | Self::Atomic { .. }
+                | Self::Ask(_)
+        )
     }
 
     /// Whether memory may be another after it.

@@ -6,7 +6,10 @@ use core::ops::Range;
 use super::{
     JitError, Target,
     flow::Flow,
-    ir::{Addr, Binary, Block, Callee, End, Field, Name, NameSet, Node, Rhs, Step, Test, bits},
+    ir::{
+        Addr, Binary, Block, Callee, End, Field, Name, NameSet, Node, Question, Rhs, Step, Test,
+        bits,
+    },
 };
 use crate::{
     helpers::{Function, Helper},
@@ -317,10 +320,15 @@ impl Lowering<'_, '_> {
         }
         if i.op == (Op::Call { helper: 1 })
             && let Some(map) = known(Reg::R1)
-            && self.is_plain_array(map)
+            && self.is_array(map)
         {
             let key = Addr::at(Reg::R2.into(), 0);
             return Ok(Node::Lookup { map, key });
+        }
+        if let Op::Call { helper } = i.op
+            && let Some(question) = self.question(helper)
+        {
+            return Ok(Node::Ask(question));
         }
         let address = match i.op {
             Op::Call { helper } => (self.target.helper)(helper).ok_or(JitError::Helper(helper))?,
@@ -333,11 +341,27 @@ impl Lowering<'_, '_> {
         Ok(Node::Call { callee, arguments })
     }
 
-    fn is_plain_array(&self, map: u32) -> bool {
+    /// What a helper of that number is asked for, if that is known in place.
+    fn question(&self, helper: u32) -> Option<Question> {
+        let known = &self.target.in_place;
+        match helper {
+            5 => known.clock.map(Question::Time),
+            8 => known.cpu.map(Question::Cpu),
+            14 => known.task_number.map(Question::TaskNumber),
+            35 | 158 => known.task.map(Question::Task),
+            _ => None,
+        }
+    }
+
+    /// Whether lookups in a map are done in place.
+    fn is_array(&self, map: u32) -> bool {
         self.program.map(map).is_some_and(|map| {
-            map.definition().kind == MapKind::ARRAY
-                && map.value_address(0).is_some()
-                && map.value_stride().is_some()
+            let here = match map.definition().kind {
+                MapKind::ARRAY => true,
+                MapKind::PERCPU_ARRAY => self.target.in_place.cpu.is_some(),
+                _ => false,
+            };
+            here && map.value_address(0).is_some() && map.value_stride().is_some()
         })
     }
 }

@@ -11,7 +11,9 @@ use ::alloc::{collections::BTreeSet, string::String, vec, vec::Vec};
 use core::fmt::{self, Write as _};
 
 use a64::{
-    AsmError, Assembler, ops,
+    AsmError, Assembler,
+    inst::SysReg,
+    ops,
     reg::{X6, X14, X15},
 };
 
@@ -44,6 +46,41 @@ pub struct Features {
     pub lse: bool,
 }
 
+/// A 32-bit number so many bytes from the address that a system register holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Number {
+    /// The register.
+    pub register: SysReg,
+    /// Bytes from that address: a multiple of 4, at most 16380.
+    pub offset: u32,
+}
+
+/// Nanoseconds as a counter: `counter * scale >> 32`, the product being 128 bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Clock {
+    /// The counter.
+    pub counter: SysReg,
+    /// 2^32 times the nanoseconds of one count.
+    pub scale: u64,
+}
+
+/// How helpers are done in place, by Linux's numbers; what is not known here is called.
+///
+/// The task may be moved to another core between any two instructions unless whoever runs the program keeps it where it
+/// is. What is read by way of the current task is right all the same. The core's number is right for the moment it is
+/// read in, as after a call; that a value of a per-CPU array stays this core's is up to who runs the program.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct InPlace {
+    /// What holds the current task's address: 35 `bpf_get_current_task` and 158 `bpf_get_current_task_btf`.
+    pub task: Option<SysReg>,
+    /// The current task's number, which is thread and thread group: 14 `bpf_get_current_pid_tgid`.
+    pub task_number: Option<Number>,
+    /// The core's number: 8 `bpf_get_smp_processor_id`, and 1 `bpf_map_lookup_elem` of per-CPU arrays.
+    pub cpu: Option<Number>,
+    /// 5 `bpf_ktime_get_ns`.
+    pub clock: Option<Clock>,
+}
+
 /// What to compile for.
 #[derive(Clone, Copy)]
 pub struct Target<'a> {
@@ -61,6 +98,11 @@ pub struct Target<'a> {
     pub helper: &'a dyn Fn(u32) -> Option<u64>,
     /// The address of what calls a helper by number for `callx`: as [`helpers::dispatch`].
     pub dispatch: u64,
+    /// Which helpers need no call.
+    pub in_place: InPlace,
+    /// Whether the code may run on a Cortex-A53 with erratum 835769: no 64-bit multiply-accumulate right after an access
+    /// to memory. (843419, ADRP at a page's end, is avoided on every core.)
+    pub erratum_835769: bool,
 }
 
 impl Target<'_> {
@@ -73,6 +115,8 @@ impl Target<'_> {
             arguments: 1,
             helper: &helper_address,
             dispatch: helpers::dispatch as *const () as usize as u64,
+            in_place: InPlace::default(),
+            erratum_835769: false,
         }
     }
 }
@@ -524,6 +568,9 @@ impl Emitter<'_, '_> {
                 asm: &mut *asm,
                 frame,
                 lse: self.target.features.lse,
+                cpu: self.target.in_place.cpu,
+                apart: self.target.erratum_835769,
+                accessed_at: None,
                 homes: allocation.homes_at(0),
                 first_block,
                 places,
@@ -539,6 +586,7 @@ impl Emitter<'_, '_> {
             };
             selector.prologue(live_in.unwrap_or_default(), given);
             layout.map.resize(selector.asm.len(), None);
+            selector.accessed_at = Some(selector.asm.len());
 
             layout.blocks.resize(first_block + flow.blocks.len(), 0);
             let through: Vec<_> = (0..flow.blocks.len())

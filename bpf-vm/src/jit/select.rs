@@ -19,18 +19,20 @@ use a64::{
     imm::{Amount, BitRange, ExtendShift, Imm16, Imm21, ImmError, ShiftKind, UImm4},
     inst::{
         Access, AddShift, AddSub, AtomicOp as Lse, BarrierOp, BitfieldOp, Cond as Flags, LogicalOp,
-        MemSize, Mode9, MoveWideOp, MulAddLongOp, OrderedOp, PairMode, PairOp, SelectOp, Shift,
-        StoreExclusiveOp, TwoSourceOp,
+        MemSize, Mode9, MoveWideOp, MulAddLongOp, MulHighOp, OrderedOp, PairMode, PairOp, SelectOp,
+        Shift, StoreExclusiveOp, TwoSourceOp,
     },
     ops,
     reg::{X0, X2, X5, X6, X14, X15, X16, X17, X29, X30},
 };
 
 use super::{
-    Layout,
+    Layout, Number,
     alloc::{ARGUMENTS, Homes, argument_home},
     frame::{self, Frame},
-    ir::{Addr, Binary, Callee, End, Field, Name, NameSet, Node, Rhs, Step, Test, Update},
+    ir::{
+        Addr, Binary, Callee, End, Field, Name, NameSet, Node, Question, Rhs, Step, Test, Update,
+    },
     lower::truncated,
     moves,
 };
@@ -122,6 +124,12 @@ pub(super) struct Selector<'a, 'b> {
     pub(super) program: &'a ValidatedProgram,
     pub(super) frame: &'a Frame,
     pub(super) lse: bool,
+    /// Where the core's number is.
+    pub(super) cpu: Option<Number>,
+    /// Whether accesses and multiply-accumulates are kept apart.
+    pub(super) apart: bool,
+    /// Behind which word, counted from the start, the last access to memory was.
+    pub(super) accessed_at: Option<usize>,
     pub(super) homes: Homes,
     /// The number of the function's first block in the program.
     pub(super) first_block: usize,
@@ -299,6 +307,10 @@ impl Selector<'_, '_> {
                 c,
             } => {
                 let (a, b, c) = (self.home(a), self.rhs(b, X17), self.rhs(c, X16));
+                // Cortex-A53 erratum 835769.
+                if self.apart && width == Width::W64 && self.accessed_at == Some(self.asm.len()) {
+                    self.asm.emit(ops::nop());
+                }
                 self.asm.emit(match subtract {
                     true => ops::msub(sf(width), dst, a, b, c),
                     false => ops::madd(sf(width), dst, a, b, c),
@@ -374,10 +386,14 @@ impl Selector<'_, '_> {
                     self.array_lookup(map, key, dst);
                 }
             }
+            Node::Ask(question) => self.ask(question, dst),
             Node::Call { callee, .. } => {
                 let result = live_out.contains(Name::R0).then_some(dst);
                 self.call(callee, uses, result);
             }
+        }
+        if step.node.accesses() {
+            self.accessed_at = Some(self.asm.len());
         }
         for (name, home) in [(step.dst, dst), (step.also, also)] {
             if let Some(slot) = name.and_then(|name| self.homes.get_mut(name.index())) {
@@ -1135,20 +1151,70 @@ impl Selector<'_, '_> {
             }
         }
         self.asm.mov_imm(X17, base);
-        if stride.is_power_of_two() {
-            let bits = stride.trailing_zeros();
-            self.asm.emit(add_shifted(Sf::X, X17, X17, X16, bits));
-        } else {
-            self.asm.mov_imm(dst, stride as u64);
-            self.asm.emit(Inst::MulAddLong {
-                op: MulAddLongOp::Umaddl,
-                rd: X17.into(),
-                rn: X16.into(),
-                rm: dst.into(),
-                ra: X17.into(),
-            });
+        self.add_product(stride as u64, dst);
+        if let Some((stride, cpu)) = map.cpu_stride().zip(self.cpu) {
+            self.number(X16, cpu);
+            self.add_product(stride as u64, dst);
         }
         self.asm.emit(ops::csel(Sf::X, dst, X17, XZR, Flags::Lo));
+    }
+
+    /// What the machine is asked in place of a call.
+    fn ask(&mut self, question: Question, dst: A64) {
+        match question {
+            Question::Task(register) => self.asm.emit(ops::mrs(dst, register)),
+            Question::Cpu(number) => self.number(dst, number),
+            Question::TaskNumber(number) => {
+                self.number(X16, number);
+                let both = shifted(Sf::X, 32).map(|shift| Inst::LogicalReg {
+                    op: LogicalOp::Orr,
+                    rd: dst.into(),
+                    rn: X16.into(),
+                    rm: X16.into(),
+                    shift: shift.get(),
+                });
+                self.asm.emit(both);
+            }
+            Question::Time(clock) => {
+                self.asm.emit(ops::mrs(X16, clock.counter));
+                self.asm.mov_imm(X17, clock.scale);
+                self.asm.emit(Inst::MulHigh {
+                    op: MulHighOp::Umulh,
+                    rd: dst.into(),
+                    rn: X16.into(),
+                    rm: X17.into(),
+                });
+                self.asm.emit(ops::mul(Sf::X, X16, X16, X17));
+                let (rd, rn, rm) = (dst.into(), dst.into(), X16.into());
+                let lsb = Amount::new(Sf::X, 32);
+                self.asm
+                    .emit(lsb.map(|lsb| Inst::Extract { rd, rn, rm, lsb }));
+            }
+        }
+    }
+
+    /// Loads a number of the machine.
+    fn number(&mut self, dst: A64, number: Number) {
+        self.asm.emit(ops::mrs(dst, number.register));
+        let off = i64::from(number.offset);
+        self.asm.emit(ops::mem(Access::LdrW, dst, dst, off));
+    }
+
+    /// `x17 += x16 * factor`, by way of `scratch`; x16 is 32 bits.
+    fn add_product(&mut self, factor: u64, scratch: A64) {
+        if factor.is_power_of_two() {
+            let bits = factor.trailing_zeros();
+            self.asm.emit(add_shifted(Sf::X, X17, X17, X16, bits));
+            return;
+        }
+        self.asm.mov_imm(scratch, factor);
+        self.asm.emit(Inst::MulAddLong {
+            op: MulAddLongOp::Umaddl,
+            rd: X17.into(),
+            rn: X16.into(),
+            rm: scratch.into(),
+            ra: X17.into(),
+        });
     }
 
     /// Builds the frame and brings the arguments home. Registers that are read without having been written hold 0.

@@ -108,10 +108,8 @@ fn select(flow: &mut Flow<'_>) {
         let node = Node::Select { test, yes, no };
         if let Some(block) = flow.blocks.get_mut(number) {
             block.steps.push(Step { node, ..step });
-            block.end = End::Goto {
-                to,
-                explicit: false,
-            };
+            // Where both ways lead may be copied here.
+            block.end = End::Goto { to, explicit: true };
         }
         if let Some(middle) = flow.blocks.get_mut(middle) {
             middle.reachable = false;

@@ -102,3 +102,13 @@ pub(super) fn address(index: usize) -> usize {
 pub(crate) fn has_lse() -> bool {
     mrs!("id_aa64isar0_el1") >> 20 & 0xf >= 2
 }
+
+/// Where a core's number lies in the block that TPIDR_EL1 names, for compiled programs: in bytes.
+pub(crate) const INDEX_OFFSET: u32 = core::mem::offset_of!(PerCpu, index) as u32;
+
+/// Whether this core may have erratum 835769: a Cortex-A53, whose revisions before r0p5 have it.
+pub(crate) fn has_erratum_835769() -> bool {
+    // MIDR_EL1: implementer Arm (0x41) in bits 31 to 24, part number in bits 15 to 4 (Cortex-A53 TRM, 4.3.1).
+    let midr = super::midr();
+    midr >> 24 & 0xff == 0x41 && midr >> 4 & 0xfff == 0xd03
+}

@@ -34,6 +34,11 @@ pub(crate) fn now() -> u64 {
     mrs!("cntvct_el0")
 }
 
+/// 2^32 times the nanoseconds of one count.
+pub(crate) fn scale() -> u64 {
+    SCALE.load(Ordering::Relaxed)
+}
+
 /// Nanoseconds since power-on.
 #[inline(always)]
 pub(crate) fn now_ns() -> u64 {

@@ -3,12 +3,15 @@
 
 use super::hooks::function;
 use super::{Failure, Outcome, Test};
+use crate::arch::{callee, cpu, irq, switch, timer};
 use crate::bpf::{self, Engine};
 use crate::workload::workload_call;
 use crate::{check, hook, initrd, mm, rcu, trace};
 use alloc::format;
 use alloc::string::ToString;
 use alloc::vec::Vec;
+use bpf_vm::jit;
+use bpf_vm::suite::Case;
 use core::hint::black_box;
 
 pub(super) const TESTS: &[Test] = &[
@@ -56,6 +59,11 @@ pub(super) const TESTS: &[Test] = &[
         name: "bpf.program_arrays_hold_programs_from_the_start",
         seconds: 20,
         run: jump,
+    },
+    Test {
+        name: "bpf.helpers_in_place_answer_as_calls_do",
+        seconds: 20,
+        run: in_place,
     },
     Test {
         name: "bpf.bad_objects_are_refused_with_a_reason",
@@ -302,6 +310,47 @@ fn offered() -> Outcome {
     check!(
         bpf::try_load("again", &bytes).is_ok(),
         "the object does not load a second time"
+    );
+    Ok(())
+}
+
+/// What a program of one helper call returns, compiled.
+fn answer(helper: u32) -> Result<u64, Failure> {
+    let case = Case {
+        name: "answer",
+        text: format!("call {helper}\nexit\n"),
+        ..Case::default()
+    };
+    let program = case.program(&[]).map_err(|e| failed(&e))?;
+    let words = |base| {
+        let compiled = jit::compile(&program, &bpf::target(base, 1));
+        compiled.map(|c| c.words).map_err(|e| e.to_string())
+    };
+    let code = hook::place("answer", words).map_err(|e| failed(&e))?;
+    Ok(callee::entry(&code)(0, 0))
+}
+
+fn in_place() -> Outcome {
+    let pid = answer(14)?;
+    let id = switch::current().id();
+    check!(
+        pid == (id << 32 | id & 0xffff_ffff),
+        "the current task is {id}, and its number {pid:#x}"
+    );
+    let before = timer::now_ns();
+    let time = answer(5)?;
+    let after = timer::now_ns();
+    check!(
+        (before..=after).contains(&time),
+        "{time} ns is not from {before} to {after}"
+    );
+    let state = irq::disable();
+    let (core, answered) = (cpu::index() as u64, answer(8));
+    irq::restore(state);
+    let answered = answered?;
+    check!(
+        answered == core,
+        "this is core {core}, and its number {answered}"
     );
     Ok(())
 }
