@@ -7,8 +7,10 @@
 
 char LICENSE[] SEC("license") = "Dual MIT/GPL";
 
-/* Only what is needed of it, in any order; the loader finds it in the kernel's types. */
-struct KernelInfo {
+struct KernelInfo;
+
+/* Only what is needed of it, in any order; the loader finds it in the kernel's types by the name before the underscores. */
+struct KernelInfo___needed {
 	__u64 hertz;
 	__u64 cores;
 	__u32 not_there;
@@ -33,7 +35,7 @@ __u64 task, cores, hertz, configured, missing;
 SEC("fentry/workload_call")
 int BPF_PROG(offered)
 {
-	const struct KernelInfo *info = &springboard_info;
+	const struct KernelInfo___needed *info = (const void *)&springboard_info;
 	__u32 key = 0;
 	__u64 *calls = bpf_map_lookup_elem(&shared_calls, &key);
 

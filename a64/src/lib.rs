@@ -26,6 +26,6 @@ pub mod relocate;
 pub use assembler::{AsmError, Assembler, Fixup, Label, LabelSlot};
 pub use display::{DisplayInst, display_word};
 pub use imm::ImmError;
-pub use inst::Inst;
+pub use inst::{Inst, SysReg};
 pub use reg::{Gpr, Reg, RegOrSp, SP, Size, XZR};
 pub use relocate::{RelocateError, branch_target, is_call, is_terminator, relocate};

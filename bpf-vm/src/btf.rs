@@ -153,6 +153,15 @@ pub(crate) struct Variable<'a> {
     pub(crate) is_extern: bool,
 }
 
+/// What a function takes and returns.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Signature {
+    /// Bytes of each parameter, first to last.
+    pub parameters: Vec<u64>,
+    /// Bytes of the result, 0 if there is none.
+    pub result: u64,
+}
+
 /// What an integer's bits mean.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Integer {
@@ -430,6 +439,25 @@ impl<'a> Btf<'a> {
     /// The type of a prototype's parameter; `None` past the last.
     pub(crate) fn parameter(&self, found: Type, index: u32) -> Option<u32> {
         self.entry(found, index).map(|[_, type_id]| type_id)
+    }
+
+    /// The name of a function and the sizes of what it takes and returns; `None` if the id is not one of a function, or its types make
+    /// no sense.
+    pub fn signature(&self, type_id: u32) -> Option<(&'a str, Signature)> {
+        let function = self.get(type_id).ok().filter(|f| f.kind() == Kind::FUNC)?;
+        let prototype = self.get(function.size_or_type).ok()?;
+        if prototype.kind() != Kind::FUNC_PROTO {
+            return None;
+        }
+        let parameters = (0..prototype.entries())
+            .map(|index| self.size_of(self.parameter(prototype, index)?).ok())
+            .collect::<Option<Vec<_>>>()?;
+        let result = match prototype.size_or_type {
+            0 => 0,
+            result => self.size_of(result).ok()?,
+        };
+        let name = self.string(function.name).ok()?;
+        Some((name, Signature { parameters, result }))
     }
 
     /// What the data section of a name lists; empty if it is not there.

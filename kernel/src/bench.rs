@@ -8,6 +8,7 @@
 
 use crate::arch::{self, pmu, smp};
 use crate::command_line::Options;
+use crate::hook::{Point, Protection};
 use crate::workload::{TCP_TARGET, TCP_TARGET_SHORT, TRANSFER_BYTES, Transfer};
 use crate::{bpf, hook, println, workload};
 use alloc::format;
@@ -15,6 +16,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
 use pmu::Counter;
+use trampoline::Kind;
 
 /// Calls in the short loop; the long one has twice as many.
 const CALLS: u64 = 1000;
@@ -168,57 +170,172 @@ fn per_call(row: &str, target: extern "C" fn(u64, u64) -> u64) -> Result<Fixed, 
     Ok(Fixed::ratio(long.saturating_sub(short), CALLS))
 }
 
-/// What is hooked on for a row.
-enum Attach<'a> {
+/// What runs a program.
+#[derive(Clone, Copy)]
+enum By {
     Native(hook::Native),
-    Bpf(&'a str, bpf::Engine),
+    Engine(bpf::Engine),
+}
+
+/// What is hooked on for a row.
+struct Attach<'a> {
+    /// The first part of the row's id.
+    hook: &'a str,
+    /// The second part.
+    program: &'a str,
+    by: By,
+    /// `OBJECT/PROGRAM` of each program, in attach order; of a native hook one that is not looked at.
+    programs: &'a [&'a str],
+    protection: Protection,
 }
 
 impl Attach<'_> {
-    /// `(hook, program)` as the row's id has them.
-    fn names(&self) -> (&'static str, String) {
-        match self {
-            Attach::Native(which) => ("fentry-native", which.name().into()),
-            Attach::Bpf(program, bpf::Engine::Interpreter) => {
-                ("fentry-interpreter", (*program).into())
-            }
-            Attach::Bpf(program, bpf::Engine::Jit) => ("fentry", (*program).into()),
-        }
-    }
-
-    fn attach(&self, function: &hook::Function) -> Result<hook::HookId, BenchError> {
-        match self {
-            Attach::Native(which) => {
-                hook::attach_native(function, *which).map_err(|e| BenchError::Hook(format!("{e}")))
-            }
-            Attach::Bpf(program, engine) => bpf::attach(program, function, *engine)
-                .map_err(|e| BenchError::Hook(format!("{e}"))),
-        }
+    fn attach(&self, function: &hook::Function) -> Result<Vec<hook::HookId>, BenchError> {
+        let protection = self.protection;
+        let attached = self.programs.iter().map(|program| {
+            let change = |point| Point {
+                protection,
+                ..point
+            };
+            let hooked = match self.by {
+                By::Native(which) => {
+                    let point = change(Point::of(Kind::Fentry));
+                    hook::attach_native(function, which, point).map_err(|e| format!("{e}"))
+                }
+                By::Engine(engine) => {
+                    bpf::attach_at(program, function, engine, change).map_err(|e| format!("{e}"))
+                }
+            };
+            hooked.map_err(BenchError::Hook)
+        });
+        attached.collect()
     }
 }
 
-const CONFIGURATIONS: [Attach<'static>; 6] = [
-    Attach::Native(hook::Native::Empty),
-    Attach::Native(hook::Native::Count),
-    Attach::Bpf("empty", bpf::Engine::Interpreter),
-    Attach::Bpf("count", bpf::Engine::Interpreter),
-    Attach::Bpf("empty", bpf::Engine::Jit),
-    Attach::Bpf("count", bpf::Engine::Jit),
-];
+fn detach(ids: &[hook::HookId]) -> Result<(), BenchError> {
+    let off = |id: &hook::HookId| hook::detach(*id);
+    let all = ids.iter().try_for_each(off);
+    all.map_err(|e| BenchError::Hook(format!("{e}")))
+}
+
+const fn row<'a>(
+    hook: &'a str,
+    program: &'a str,
+    by: By,
+    programs: &'a [&'a str],
+    protection: Protection,
+) -> Attach<'a> {
+    Attach {
+        hook,
+        program,
+        by,
+        programs,
+        protection,
+    }
+}
+
+const JIT: By = By::Engine(bpf::Engine::Jit);
+const INTERPRETER: By = By::Engine(bpf::Engine::Interpreter);
+
+/// What is measured on every target: the entry, by all that can run a program.
+const ENTRY: [Attach<'static>; 6] = {
+    use Protection::Program as Word;
+    [
+        row(
+            "fentry-native",
+            "empty",
+            By::Native(hook::Native::Empty),
+            &["native"],
+            Word,
+        ),
+        row(
+            "fentry-native",
+            "count",
+            By::Native(hook::Native::Count),
+            &["native"],
+            Word,
+        ),
+        row("fentry-interpreter", "empty", INTERPRETER, &["empty"], Word),
+        row("fentry-interpreter", "count", INTERPRETER, &["count"], Word),
+        row("fentry", "empty", JIT, &["empty"], Word),
+        row("fentry", "count", JIT, &["count"], Word),
+    ]
+};
+
+/// What is measured on the trivial function besides: each protection, each kind, several programs.
+const KINDS: [Attach<'static>; 21] = {
+    use Protection::{Context, None, Pinned, Program as Word};
+    [
+        row("fentry-none", "empty", JIT, &["empty"], None),
+        row("fentry-pinned", "empty", JIT, &["empty"], Pinned),
+        row("fentry-context", "empty", JIT, &["empty"], Context),
+        row("fentry.s", "empty", JIT, &["hooks/fentry_s_empty"], Word),
+        row("fentry.s", "count", JIT, &["hooks/fentry_s_count"], Word),
+        row(
+            "fentry.s-pinned",
+            "empty",
+            JIT,
+            &["hooks/fentry_s_empty"],
+            Pinned,
+        ),
+        row("fentry*2", "empty", JIT, &["empty"; 2], Word),
+        row("fentry*4", "empty", JIT, &["empty"; 4], Word),
+        row("fexit", "empty", JIT, &["hooks/fexit_empty"], Word),
+        row("fexit", "count", JIT, &["hooks/fexit_count"], Word),
+        row("fexit*2", "empty", JIT, &["hooks/fexit_empty"; 2], Word),
+        row("fexit*4", "empty", JIT, &["hooks/fexit_empty"; 4], Word),
+        row("fexit.s", "empty", JIT, &["hooks/fexit_s_empty"], Word),
+        row("fmod_ret", "empty", JIT, &["hooks/fmod_ret_empty"], Word),
+        row("fmod_ret", "count", JIT, &["hooks/fmod_ret_count"], Word),
+        row(
+            "fmod_ret.s",
+            "empty",
+            JIT,
+            &["hooks/fmod_ret_s_empty"],
+            Word,
+        ),
+        row("fsession", "empty", JIT, &["hooks/fsession_empty"], Word),
+        row("fsession", "count", JIT, &["hooks/fsession_count"], Word),
+        row(
+            "fsession.s",
+            "empty",
+            JIT,
+            &["hooks/fsession_s_empty"],
+            Word,
+        ),
+        row(
+            "fentry+fexit",
+            "empty",
+            JIT,
+            &["empty", "hooks/fexit_empty"],
+            Word,
+        ),
+        row(
+            "fentry+fmod_ret+fexit",
+            "empty",
+            JIT,
+            &["empty", "hooks/fmod_ret_empty", "hooks/fexit_empty"],
+            Word,
+        ),
+    ]
+};
 
 fn resolve(name: &str) -> Result<hook::Function, BenchError> {
     hook::resolve(name).map_err(|e| BenchError::Hook(format!("{e}")))
 }
 
 /// The rows of a trivial function.
-fn trivial(rows: &mut Vec<Row>, configurations: &[Attach<'_>]) -> Result<(), BenchError> {
+fn trivial<'a>(
+    rows: &mut Vec<Row>,
+    configurations: impl Iterator<Item = &'a Attach<'a>>,
+) -> Result<(), BenchError> {
     const TARGET: &str = "workload_call";
     let function = resolve(TARGET)?;
-    let row = |hook: &str, program: &str, baseline, total| Row {
+    let row = |hook: &str, program: &str, guard, baseline, total| Row {
         hook: hook.into(),
         program: program.into(),
         target: TARGET.into(),
-        guard: "none",
+        guard,
         calls: CALLS,
         baseline,
         total,
@@ -226,29 +343,28 @@ fn trivial(rows: &mut Vec<Row>, configurations: &[Attach<'_>]) -> Result<(), Ben
     };
     let bare = per_call("no-site", arch::callee::past_site(workload::workload_call))?;
     let unhooked = per_call("site", workload::workload_call)?;
-    rows.push(row("no-site", "none", bare, bare));
-    rows.push(row("site", "none", bare, unhooked));
+    rows.push(row("no-site", "none", "none", bare, bare));
+    rows.push(row("site", "none", "none", bare, unhooked));
     for configuration in configurations {
-        let (hook, program) = configuration.names();
-        let id = configuration.attach(&function)?;
-        let hits = hook::hits(id);
+        let (hook, program) = (configuration.hook, configuration.program);
+        let ids = configuration.attach(&function)?;
+        let hits = |ids: &[hook::HookId]| ids.first().and_then(|id| hook::hits(*id));
+        let before = hits(&ids);
         let total = per_call(hook, workload::workload_call);
-        let counted = hook::hits(id)
-            .zip(hits)
-            .map(|(after, before)| after - before);
-        hook::detach(id).map_err(|e| BenchError::Hook(format!("{e}")))?;
+        let counted = hits(&ids).zip(before).map(|(after, before)| after - before);
+        let missed: u64 = ids.iter().flat_map(|id| hook::misses(*id)).sum();
+        detach(&ids)?;
         // n and 2n calls, once to warm up and three times to measure
         let calls = (1 + REPETITIONS as u64) * 3 * CALLS;
-        if let Some(hits) = counted
-            && hits != calls
-        {
+        if counted.is_some_and(|hits| hits != calls) || missed != 0 {
             return Err(BenchError::Hits {
                 row: format!("{hook}/{program}/{TARGET}"),
                 calls,
-                hits,
+                hits: counted.unwrap_or(calls - missed),
             });
         }
-        rows.push(row(hook, &program, unhooked, total?));
+        let guard = configuration.protection.name();
+        rows.push(row(hook, program, guard, unhooked, total?));
     }
     let again = per_call("site", workload::workload_call)?;
     if pmu::counter() == Counter::Instructions && again != unhooked {
@@ -272,7 +388,7 @@ fn transfer(tcp: &mut Transfer) -> Result<u64, BenchError> {
 
 /// How often a transfer calls a function: counted by a hook, in a transfer of its own.
 fn hits_in_transfer(tcp: &mut Transfer, function: &hook::Function) -> Result<u64, BenchError> {
-    let counter = hook::attach_native(function, hook::Native::Count)
+    let counter = hook::attach_native(function, hook::Native::Count, Point::of(Kind::Fentry))
         .map_err(|e| BenchError::Hook(format!("{e}")))?;
     let before = hook::hits(counter).unwrap_or(0);
     let moved = tcp.run(TRANSFER_BYTES);
@@ -299,17 +415,16 @@ fn in_transfer(
     let hits = hits_in_transfer(&mut tcp, function)?;
     let unhooked = transfer(&mut tcp)?;
     for configuration in configurations {
-        let (hook, program) = configuration.names();
-        let id = configuration.attach(function)?;
+        let ids = configuration.attach(function)?;
         let total = transfer(&mut tcp);
-        hook::detach(id).map_err(|e| BenchError::Hook(format!("{e}")))?;
+        detach(&ids)?;
         let total = total?;
         let added = total.saturating_sub(unhooked);
         rows.push(Row {
-            hook: hook.into(),
-            program,
+            hook: configuration.hook.into(),
+            program: configuration.program.into(),
             target: short.into(),
-            guard: "none",
+            guard: configuration.protection.name(),
             calls: hits,
             baseline: Fixed::ratio(unhooked, hits),
             total: Fixed::ratio(total, hits),
@@ -319,23 +434,35 @@ fn in_transfer(
     Ok(())
 }
 
-/// The rows of someone else's object: `object=NAME attach=fentry:FUNCTION`.
+/// The rows of someone else's object: `object=NAME attach=KIND:FUNCTION`.
 fn foreign(rows: &mut Vec<Row>, object: &str, attach: Option<&str>) -> Result<(), BenchError> {
     let Some((kind, name)) = attach.and_then(|a| a.split_once(':')) else {
-        return Err(BenchError::Hook("--attach takes fentry:FUNCTION".into()));
+        return Err(BenchError::Hook(
+            "--attach takes KIND:FUNCTION, for example fentry:workload_call".into(),
+        ));
     };
-    if kind != "fentry" {
+    let section = bpf::section(object).map_err(|e| BenchError::Hook(format!("{e}")))?;
+    let there = section.split('/').next().unwrap_or_default();
+    if kind != there {
         return Err(BenchError::Hook(format!(
-            "--attach {kind}:…: the way in that there is so far is fentry:FUNCTION"
+            "--attach {kind}:...: the object's program is in section {section:?}, so it attaches as {there}:FUNCTION"
         )));
     }
     let function = resolve(name)?;
+    let interpreted = format!("{kind}-interpreter");
+    let programs = [object];
     let configurations = [
-        Attach::Bpf(object, bpf::Engine::Interpreter),
-        Attach::Bpf(object, bpf::Engine::Jit),
+        row(
+            &interpreted,
+            object,
+            INTERPRETER,
+            &programs,
+            Protection::Program,
+        ),
+        row(kind, object, JIT, &programs, Protection::Program),
     ];
     if function.name == "workload_call" {
-        return trivial(rows, &configurations);
+        return trivial(rows, configurations.iter());
     }
     in_transfer(rows, &function, function.name, &configurations)
 }
@@ -346,9 +473,9 @@ pub(crate) fn run(options: &Options<'_>) -> u32 {
     let mut rows = Vec::new();
     let result = match options.object {
         Some(object) => foreign(&mut rows, object, options.attach),
-        None => trivial(&mut rows, &CONFIGURATIONS)
+        None => trivial(&mut rows, ENTRY.iter().chain(&KINDS))
             .and_then(|()| resolve(TCP_TARGET))
-            .and_then(|f| in_transfer(&mut rows, &f, TCP_TARGET_SHORT, &CONFIGURATIONS)),
+            .and_then(|f| in_transfer(&mut rows, &f, TCP_TARGET_SHORT, &ENTRY)),
     };
     if let Err(e) = result {
         println!("springboard: bench: {e}");
@@ -380,7 +507,7 @@ pub(crate) fn run(options: &Options<'_>) -> u32 {
     println!("board {board}{under}, counter {counted}");
     println!();
     println!(
-        "{:<20} {:<8} {:<24} {:<6} {:>10} {:>10} {:>9} {:>8}",
+        "{:<22} {:<8} {:<24} {:<8} {:>10} {:>10} {:>9} {:>8}",
         "hook", "program", "function", "guard", "without", "with", "cost", "share"
     );
     for row in &rows {
@@ -388,7 +515,7 @@ pub(crate) fn run(options: &Options<'_>) -> u32 {
             format!("{}.{:02} %", s / 10_000, s / 100 % 100)
         });
         println!(
-            "{:<20} {:<8} {:<24} {:<6} {:>10} {:>10} {:>9} {:>8}",
+            "{:<22} {:<8} {:<24} {:<8} {:>10} {:>10} {:>9} {:>8}",
             row.hook,
             row.program,
             row.target,

@@ -4,9 +4,9 @@
 //! An object is loaded when it is first asked for; its maps then live as long as it does, and all its programs share them.
 //! A hook holds its program, and the program its maps, until the grace period after its trampoline was taken off.
 
-use crate::arch::callee::{self, ARGUMENTS, Context, NativeHook};
+use crate::arch::callee::{self, Hit, NativeHook};
 use crate::arch::{barrier, cpu, irq, probe, switch, timer, unwind};
-use crate::hook::{self, Function, HookId};
+use crate::hook::{self, Function, HookId, Point};
 use crate::initrd::{self, InitrdError};
 use crate::mm::near::NearMemory;
 use crate::offered::{self, Offered};
@@ -20,7 +20,7 @@ use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use bpf_vm::attachment::Attachment;
-use bpf_vm::btf::{Btf, Kind};
+use bpf_vm::helpers::Helper;
 use bpf_vm::host::Symbol;
 use bpf_vm::interp::{Interpreter, Region};
 use bpf_vm::jit;
@@ -29,6 +29,7 @@ use bpf_vm::object::{AttachKind, AttachPoint, Object};
 use bpf_vm::program::ValidatedProgram;
 use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
+use trampoline::Kind;
 
 /// How a program is run.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -78,7 +79,7 @@ pub(crate) enum BpfError {
         /// The stage's message.
         why: String,
     },
-    /// The program is made for another way in than a function's entry.
+    /// The program is made for a way in that is not there.
     WrongKind {
         /// Its section.
         section: String,
@@ -109,7 +110,8 @@ impl fmt::Display for BpfError {
             BpfError::WrongKind { section } => {
                 write!(
                     f,
-                    "section {section:?}: what can be attached to a function's entry so far is fentry/…"
+                    "section {section:?}: what can be attached to a function so far is fentry, fexit, fmod_ret and fsession, \
+                     and the same with .s"
                 )
             }
             BpfError::Hook(e) => write!(f, "{e}"),
@@ -343,18 +345,23 @@ fn program(spec: &str) -> Result<(Arc<Loaded>, Arc<ValidatedProgram>), BpfError>
     }
 }
 
+/// The section of a program, which says how it attaches.
+pub(crate) fn section(spec: &str) -> Result<String, BpfError> {
+    let (_, program) = program(spec)?;
+    Ok(program.section().into())
+}
+
 /// A program run by the interpreter.
 struct Interpreted {
     interpreter: Interpreter,
-    attachment: Attachment,
     faults: AtomicU64,
 }
 
 impl NativeHook for Interpreted {
-    fn hit(&self, context: &Context) -> u64 {
-        let words = context.words();
+    fn hit(&self, hit: &Hit<'_>) -> u64 {
+        let words = hit.words();
         match self.interpreter.run_for(
-            &self.attachment,
+            hit.attachment(),
             &[words.as_ptr().expose_provenance() as u64],
             &[Region::constant(words)],
             BUDGET,
@@ -369,70 +376,62 @@ impl NativeHook for Interpreted {
     }
 }
 
-/// How many argument words of its context belong to a function: as many as its type in the kernel's BTF says, all of them if it
-/// has none there.
-fn arguments(function: &Function) -> u32 {
-    let all = ARGUMENTS as u32;
-    let known = symbols::btf().and_then(|bytes| {
-        let btf = Btf::parse(bytes).ok()?;
-        btf.parameters(btf.find(Kind::FUNC, function.name)?)
-    });
-    known.map_or(all, |count| count.min(all))
-}
-
-/// Hooks a program onto a function's entry.
+/// Hooks a program onto a function as its section says; `protection` and `cookie` are the caller's choice.
 pub(crate) fn attach(spec: &str, function: &Function, engine: Engine) -> Result<HookId, BpfError> {
-    attach_with(spec, function, engine, 0)
+    attach_at(spec, function, engine, |point| point)
 }
 
-/// As [`attach`], with a cookie for `bpf_get_attach_cookie`.
-pub(crate) fn attach_with(
+/// As [`attach`]; `change` may change how.
+pub(crate) fn attach_at(
     spec: &str,
     function: &Function,
     engine: Engine,
-    cookie: u64,
+    change: impl FnOnce(Point) -> Point,
 ) -> Result<HookId, BpfError> {
     let (_, program) = program(spec)?;
-    match AttachPoint::parse(program.section()) {
-        Ok(point) if point.kind == AttachKind::Fentry => {}
-        _ => {
-            return Err(BpfError::WrongKind {
-                section: program.section().into(),
-            });
-        }
-    }
-    let label = spec.to_string();
-    let attachment = Attachment {
-        function: function.address as u64,
-        cookie,
-        arguments: arguments(function),
-        has_result: 0,
+    let wrong = || BpfError::WrongKind {
+        section: program.section().into(),
     };
+    let point = AttachPoint::parse(program.section()).map_err(|_| wrong())?;
+    let kind = match point.kind {
+        AttachKind::Fentry => Kind::Fentry,
+        AttachKind::Fexit => Kind::Fexit,
+        AttachKind::FmodRet => Kind::FmodRet,
+        AttachKind::Fsession => Kind::Fsession,
+        _ => return Err(wrong()),
+    };
+    let point = change(Point {
+        sleepable: point.sleepable,
+        ..Point::of(kind)
+    });
+    let label = spec.to_string();
     match engine {
         Engine::Interpreter => {
             let hook = Arc::new(Interpreted {
                 interpreter: Interpreter::new(program),
-                attachment,
                 faults: AtomicU64::new(0),
             });
-            hook::attach(function, label, engine.name(), callee::callee(hook))
-                .map_err(BpfError::Hook)
+            let session = kind == Kind::Fsession;
+            let make = |attachment| callee::callee(hook, attachment, session);
+            hook::attach(function, point, label, engine.name(), make).map_err(BpfError::Hook)
         }
         Engine::Jit => {
             let (code, made) = compile(spec, &program)?;
-            let asks = program.needs_attachment();
-            let compiled = Arc::new(Compiled {
-                attachment,
-                code,
-                _program: program,
-            });
-            let callee = callee::Callee {
-                address: compiled.code.address(),
-                data: asks.then(|| compiled.attachment.address()),
-                stack_bytes: made.stack_bytes,
-                keep: compiled,
+            let make = |attachment: Attachment| {
+                let compiled = Arc::new(Compiled {
+                    attachment,
+                    code,
+                    program,
+                });
+                let asks = compiled.program.needs_attachment();
+                callee::Callee {
+                    address: compiled.code.address(),
+                    data: asks.then(|| compiled.attachment.address()),
+                    stack_bytes: made.stack_bytes + called_stack(&compiled.program),
+                    keep: compiled,
+                }
             };
-            hook::attach(function, label, engine.name(), callee).map_err(BpfError::Hook)
+            hook::attach(function, point, label, engine.name(), make).map_err(BpfError::Hook)
         }
     }
 }
@@ -468,11 +467,25 @@ pub(crate) fn target(base: u64, arguments: usize) -> jit::Target<'static> {
     }
 }
 
+/// The deepest stack of the helpers and kernel functions that a program calls, in bytes: what the audit found. One that calls by
+/// register may call any.
+fn called_stack(program: &ValidatedProgram) -> u32 {
+    let of = |helper: &Helper| helper.function.address().and_then(symbols::stack_of);
+    let named = program
+        .instructions()
+        .iter()
+        .filter_map(|i| program.called(i.op));
+    let by_register = program.instructions().iter().any(|i| i.op.is_callx());
+    let any = program.helpers().iter().filter(|_| by_register);
+    named.chain(any).filter_map(of).max().unwrap_or(0)
+}
+
 /// A compiled program: its code, what the code is told of its place, and the program that holds the maps that the code names.
 struct Compiled {
+    /// Its address is in the trampoline.
     attachment: Attachment,
     code: hook::ProgramCode,
-    _program: Arc<ValidatedProgram>,
+    program: Arc<ValidatedProgram>,
 }
 
 /// A loaded program, for a list.

@@ -1,28 +1,35 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Joins the hook engine to this kernel: names to functions, attach and detach under one mutex, freeing by callback.
 
-use crate::arch::callee::{Callee, Context, NativeHook, callee};
+use crate::arch::admit;
+use crate::arch::callee::{self, Callee, Hit, NativeHook, callee};
 use crate::arch::code::{self, CodeError};
 use crate::arch::lock::Late;
 use crate::arch::smp;
 use crate::ksyms::{Flags, Symbol};
 use crate::mm::layout::{POOL, POOL_SIZE};
+use crate::mm::stack;
 use crate::sched::Mutex;
-use crate::{hooked, rcu, symbols};
+use crate::targets::{self, Target};
+use crate::task::layout;
+use crate::{hooked, rcu, symbols, types};
 use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use bpf_vm::attachment::Attachment;
 use core::any::Any;
 use core::fmt;
 use core::ops::Range;
 use core::sync::atomic::{AtomicU64, Ordering};
 use trampoline::attach::{DetachError, Reason};
-use trampoline::platform::{Platform, PlatformError, Retired};
+use trampoline::platform::{Grace, Platform, PlatformError, Retired};
 use trampoline::pool::{Label, Owner, Pool, PoolError, Reserved};
+use trampoline::program::CONTEXTS;
+use trampoline::runtime::{TRACE_LEFT, TRACE_NESTING_MASK};
 use trampoline::site::{Site, SiteState, SiteTable};
-use trampoline::{ArgSpec, Engine};
+use trampoline::{Engine, Guard, Kind, Runtime, State};
 
 /// A function that can be named.
 #[derive(Clone, Copy, Debug)]
@@ -133,7 +140,7 @@ pub(crate) fn resolve(name: &str) -> Result<Function, ResolveError> {
 struct Count(AtomicU64);
 
 impl NativeHook for Count {
-    fn hit(&self, _: &Context) -> u64 {
+    fn hit(&self, _: &Hit<'_>) -> u64 {
         // As the BPF program counts: a load and a store, no atomic addition.
         self.0
             .store(self.0.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
@@ -145,7 +152,7 @@ impl NativeHook for Count {
 struct Empty;
 
 impl NativeHook for Empty {
-    fn hit(&self, _: &Context) -> u64 {
+    fn hit(&self, _: &Hit<'_>) -> u64 {
         0
     }
 }
@@ -180,6 +187,13 @@ pub(crate) enum HookError {
     Code(String),
     /// There is no such hook.
     NoSuchHook(HookId),
+    /// The function is not one of those that this kind of hook may be put on.
+    Target {
+        /// Its name.
+        function: String,
+        /// What is missing, and which functions have it.
+        why: String,
+    },
 }
 
 impl fmt::Display for HookError {
@@ -188,6 +202,9 @@ impl fmt::Display for HookError {
             HookError::Full(e) => write!(f, "{e}"),
             HookError::Refused(name, e) => write!(f, "{name} cannot be hooked: {e}"),
             HookError::Code(why) => write!(f, "the program's code: {why}"),
+            HookError::Target { function, why } => {
+                write!(f, "{function} cannot be hooked so: {why}")
+            }
             HookError::NoSuchHook(id) => write!(f, "there is no hook {id}; `hooks` lists them"),
         }
     }
@@ -214,6 +231,11 @@ impl fmt::Display for HookId {
 
 /// This kernel, as the engine sees it.
 pub(crate) struct Kernel;
+
+const _: () = assert!(
+    layout::TRACE_LEFT == TRACE_LEFT && layout::TRACE_NESTING_MASK == TRACE_NESTING_MASK,
+    "grace periods and trampolines mean the same"
+);
 
 impl From<CodeError> for PlatformError {
     fn from(e: CodeError) -> PlatformError {
@@ -257,8 +279,29 @@ impl Platform for Kernel {
         smp::sync_cores();
     }
 
-    fn defer(&self, retired: Retired) {
-        rcu::defer(rcu::Flavour::Tasks, move || retired.free());
+    fn runtime(&self) -> Runtime {
+        Runtime {
+            task: a64::SysReg::SP_EL0,
+            word: layout::WORD as u16,
+            migrate: layout::MIGRATE as u16,
+            trace: layout::TRACE_NESTING as u16,
+            admit: admit::admit as *const () as usize as u64,
+            admit_stack: admit::STACK,
+        }
+    }
+
+    fn stack_limit(&self) -> u32 {
+        // Each context that can be nested on a stack may be in the deepest hook.
+        (stack::HOOK_RESERVE / CONTEXTS) as u32
+    }
+
+    fn defer(&self, retired: Retired, grace: Grace) {
+        match grace {
+            Grace::Tasks => rcu::defer(rcu::Flavour::Tasks, move || retired.free()),
+            Grace::Unreferenced(range) => {
+                rcu::defer_unreferenced(range, move || retired.free());
+            }
+        }
     }
 }
 
@@ -288,6 +331,7 @@ pub(crate) fn init() -> Result<(), String> {
     }
     let engine = Engine::new(Kernel, sites).map_err(|e| e.to_string())?;
     hooked::init();
+    types::init();
     MEMORY.set(Box::leak(Box::new(engine.pool().clone())));
     ENGINE.put(Box::new(engine));
     crate::bpf::init();
@@ -297,72 +341,184 @@ pub(crate) fn init() -> Result<(), String> {
 /// What the kernel knows of a hook beside the engine.
 struct Attached {
     engine: &'static str,
+    sleepable: bool,
+    state: State,
     counter: Option<Arc<Count>>,
     /// The program and what it needs: kept, never looked at.
     _own: Arc<dyn Any + Send + Sync>,
 }
 
-/// Hooks a callee onto a function's entry. `label` and `engine` are for lists.
+/// How a program is kept from running inside itself.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) enum Protection {
+    /// By the context's recursion word: turned away while it is active itself.
+    #[default]
+    Program,
+    /// By the context's recursion word: turned away while any program is active.
+    Context,
+    /// Not at all, but the task stays on its core.
+    Pinned,
+    /// Not at all, since it is proven to need nothing.
+    None,
+}
+
+impl Protection {
+    /// The word for tables.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Protection::Program => "word",
+            Protection::Context => "context",
+            Protection::Pinned => "pinned",
+            Protection::None => "none",
+        }
+    }
+
+    fn guard(self) -> Guard {
+        match self {
+            Protection::Program | Protection::Context => Guard::Word,
+            Protection::Pinned => Guard::Pinned,
+            Protection::None => Guard::None,
+        }
+    }
+}
+
+/// How a program is attached.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Point {
+    /// When it is called.
+    pub kind: Kind,
+    /// Whether it may block.
+    pub sleepable: bool,
+    /// What keeps it from running inside itself.
+    pub protection: Protection,
+    /// What it is told when it asks for its cookie.
+    pub cookie: u64,
+}
+
+impl Point {
+    /// Of a kind, as programs are attached if nothing else is said.
+    pub(crate) const fn of(kind: Kind) -> Point {
+        Point {
+            kind,
+            sleepable: false,
+            protection: Protection::Program,
+            cookie: 0,
+        }
+    }
+}
+
+/// Hooks a program onto a function. `label` and `engine` are for lists; `make` makes the callee for its place.
 pub(crate) fn attach(
     function: &Function,
+    point: Point,
     label: String,
     engine: &'static str,
-    callee: Callee,
+    make: impl FnOnce(Attachment) -> Callee,
 ) -> Result<HookId, HookError> {
-    attach_counted(function, label, engine, callee, None)
+    attach_counted(function, point, label, engine, make, None)
+}
+
+/// As [`attach`], of a hook written in Rust.
+pub(crate) fn attach_hook<T: NativeHook>(
+    function: &Function,
+    point: Point,
+    label: String,
+    hook: Arc<T>,
+) -> Result<HookId, HookError> {
+    let session = point.kind == Kind::Fsession;
+    let make = |attachment| callee(hook, attachment, session);
+    attach(function, point, label, "native", make)
 }
 
 fn attach_counted(
     function: &Function,
+    point: Point,
     label: String,
     engine: &'static str,
-    callee: Callee,
+    make: impl FnOnce(Attachment) -> Callee,
     counter: Option<Arc<Count>>,
 ) -> Result<HookId, HookError> {
-    let callee = trampoline::Callee {
-        address: callee.address,
-        data: callee.data,
-        name: label,
-        stack_bytes: callee.stack_bytes,
-        keep: Some(Arc::new(Attached {
-            engine,
-            counter,
-            _own: callee.keep,
-        })),
+    let target = |wanted, what: &str| match targets::is(function.name, wanted) {
+        true => Ok(()),
+        false => Err(HookError::Target {
+            function: function.name.into(),
+            why: targets::missing(wanted, what),
+        }),
     };
-    // Types come with the next stage: until then eight argument words and x8 are kept for every function.
+    if point.kind == Kind::FmodRet {
+        target(Target::Overridable, "fmod_ret changes what it returns")?;
+    }
+    if point.sleepable {
+        target(Target::Sleepable, "a sleepable program blocks in it")?;
+    }
+    let args = types::arguments(function.name);
+    let callee::Callee {
+        address,
+        data,
+        stack_bytes,
+        keep,
+    } = make(Attachment {
+        function: function.address as u64,
+        cookie: point.cookie,
+        arguments: args.words().into(),
+        has_result: matches!(point.kind, Kind::Fexit | Kind::FmodRet | Kind::Fsession).into(),
+    });
+    let attached = Arc::new(Attached {
+        engine,
+        sleepable: point.sleepable,
+        state: State::new(point.protection == Protection::Context),
+        counter,
+        _own: keep,
+    });
+    let callee = trampoline::Callee {
+        address,
+        data,
+        name: label,
+        stack_bytes,
+        guard: point.protection.guard(),
+        state: attached.state.address(),
+        sleepable: point.sleepable,
+        keep: Some(attached),
+    };
     let mut engine = ENGINE.lock();
     let id = engine
-        .attach_entry(function.address as u64, ArgSpec::UNKNOWN, callee)
+        .attach(function.address as u64, args, point.kind, callee)
         .map_err(|e| HookError::refused(function.name, e.reason))?;
     mark(&engine, function.address as u64);
+    drop(engine);
+    // An image that was replaced is freed when no stack holds its address: this one's dead words must not.
+    stack::scrub();
     Ok(HookId(id.number()))
+}
+
+/// What a hook's `keep` is.
+fn attached<'a>(hook: &trampoline::attach::Attached<'a>) -> Option<&'a Attached> {
+    hook.callee.keep.as_ref()?.downcast_ref::<Attached>()
 }
 
 /// Tells reports what a function is hooked by now.
 fn mark(engine: &Engine<Kernel>, function: u64) {
     let here = engine.attached().filter(|a| a.function == function);
-    hooked::update(function, here.map(|a| ("fentry", a.callee.name.as_str())));
+    hooked::update(
+        function,
+        here.map(|a| (a.kind.name(), a.callee.name.as_str())),
+    );
 }
 
-/// Hooks one of the native hooks onto a function's entry.
-pub(crate) fn attach_native(function: &Function, which: Native) -> Result<HookId, HookError> {
+/// Hooks one of the native hooks onto a function.
+pub(crate) fn attach_native(
+    function: &Function,
+    which: Native,
+    point: Point,
+) -> Result<HookId, HookError> {
     match which {
-        Native::Empty => attach(
-            function,
-            which.name().into(),
-            "native",
-            callee(Arc::new(Empty)),
-        ),
+        Native::Empty => attach_hook(function, point, which.name().into(), Arc::new(Empty)),
         Native::Count => {
             let count = Arc::new(Count(AtomicU64::new(0)));
-            attach_counted(
-                function,
-                which.name().into(),
-                "native",
-                callee(count.clone()),
-                Some(count),
-            )
+            let (hook, session) = (count.clone(), point.kind == Kind::Fsession);
+            let make = |attachment| callee(hook, attachment, session);
+            let label = which.name().into();
+            attach_counted(function, point, label, "native", make, Some(count))
         }
     }
 }
@@ -431,6 +587,8 @@ pub(crate) fn detach(id: HookId) -> Result<(), HookError> {
         }
     })?;
     mark(&engine, function);
+    drop(engine);
+    stack::scrub();
     Ok(())
 }
 
@@ -438,8 +596,7 @@ pub(crate) fn detach(id: HookId) -> Result<(), HookError> {
 pub(crate) fn hits(id: HookId) -> Option<u64> {
     let engine = ENGINE.lock();
     let hook = engine.attached().find(|a| a.id.number() == id.0)?;
-    let attached = hook.callee.keep.as_ref()?.downcast_ref::<Attached>()?;
-    attached
+    attached(&hook)?
         .counter
         .as_ref()
         .map(|c| c.0.load(Ordering::Relaxed))
@@ -457,8 +614,22 @@ pub(crate) struct HookInfo {
     pub program: String,
     /// What runs it.
     pub engine: &'static str,
+    /// Whether it may block.
+    pub sleepable: bool,
+    /// Hits that were turned away, by context: task, softirq, hardirq, NMI.
+    pub misses: [u64; CONTEXTS],
     /// Bytes of the function's trampoline, shared by its hooks.
     pub bytes: usize,
+    /// The deepest stack of a hit, in bytes.
+    pub stack_bytes: usize,
+}
+
+/// Hits of a hook that were turned away, by context; none if it is not attached.
+pub(crate) fn misses(id: HookId) -> [u64; CONTEXTS] {
+    let engine = ENGINE.lock();
+    let hook = engine.attached().find(|a| a.id.number() == id.0);
+    let state = hook.as_ref().and_then(attached).map(|a| a.state.misses());
+    state.unwrap_or_default()
 }
 
 /// All hooks.
@@ -467,15 +638,13 @@ pub(crate) fn list() -> Vec<HookInfo> {
     let info = |hook: trampoline::attach::Attached<'_>| HookInfo {
         id: HookId(hook.id.number()),
         function: symbols::Name(hook.function as usize).function(),
-        kind: "fentry",
+        kind: hook.kind.name(),
         program: hook.callee.name.clone(),
-        engine: hook
-            .callee
-            .keep
-            .as_ref()
-            .and_then(|k| k.downcast_ref::<Attached>())
-            .map_or("", |a| a.engine),
+        engine: attached(&hook).map_or("", |a| a.engine),
+        sleepable: attached(&hook).is_some_and(|a| a.sleepable),
+        misses: attached(&hook).map_or([0; CONTEXTS], |a| a.state.misses()),
         bytes: hook.image_bytes as usize,
+        stack_bytes: hook.stack_bytes as usize,
     };
     engine.attached().map(info).collect()
 }

@@ -43,9 +43,11 @@ mod rcu;
 mod sched;
 mod shell;
 mod symbols;
+mod targets;
 mod task;
 mod tests;
 mod trace;
+mod types;
 mod workload;
 
 use alloc::boxed::Box;

@@ -12,16 +12,17 @@
 //! **Retiring**: the site is replaced first, every core synchronised, and the old image goes to
 //! [`Platform::defer`]: someone may be executing it, or have been preempted in it.
 
-use crate::body::{ArgSpec, Callee};
+use crate::args::ArgSpec;
 use crate::image::Image;
 use crate::ingredient::{CallerIn, Ingredient};
 use crate::patch::patch;
 use crate::platform::{Platform, PlatformError, Retired};
 use crate::pool::{Found, Pool, PoolError};
+use crate::program::{Callee, Kind};
 use crate::site::{Site, SiteState, SiteTable};
 use a64::{AsmError, Inst};
 use alloc::collections::BTreeMap;
-use alloc::sync::Arc;
+use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use core::fmt;
 
@@ -70,6 +71,15 @@ pub enum Reason {
         /// What is there; `None`: no code.
         found: Option<u32>,
     },
+    /// It is not known what the function has on the stack, so it cannot be called from an image.
+    Arguments,
+    /// A hit would take more stack than the host sets aside for it.
+    Stack {
+        /// Bytes that it would take: the image, the deepest program, and what that calls.
+        needed: u32,
+        /// Bytes that it may take.
+        limit: u32,
+    },
     /// No memory for the image.
     Pool(PoolError),
     /// The image cannot be generated: something is out of a branch's reach.
@@ -100,6 +110,14 @@ impl fmt::Display for Reason {
             Self::WordAtSite { at, .. } => {
                 write!(f, "its site at {at:#x} is not mapped as code; map it, or leave it out of the table")
             }
+            Self::Arguments => f.write_str(
+                "its arguments are not known, so nothing but fentry fits; types are known of extern \"C\" functions that are \
+                 exported (no_mangle)",
+            ),
+            Self::Stack { needed, limit } => write!(
+                f,
+                "a hit would take {needed} bytes of stack and {limit} are set aside for one; make the program's frames smaller"
+            ),
             Self::Pool(error) => error.fmt(f),
             Self::Code(error) => write!(f, "its trampoline cannot be generated: {error}"),
             Self::Platform(error) => error.fmt(f),
@@ -158,14 +176,17 @@ impl core::error::Error for DetachError {}
 #[derive(Clone)]
 pub(crate) struct Program {
     pub(crate) id: AttachId,
+    pub(crate) kind: Kind,
     pub(crate) args: ArgSpec,
     pub(crate) callee: Callee,
 }
 
 /// A hooked function: the image its site leads to, and the programs in attach order.
 struct Hook<P: Platform> {
-    image: Image<P>,
+    image: Arc<Image<P>>,
     programs: Vec<Program>,
+    /// Images that the site led to before and that tasks may still return into.
+    older: Vec<Weak<Image<P>>>,
 }
 
 /// An attached program, as listed.
@@ -174,6 +195,8 @@ pub struct Attached<'a> {
     pub id: AttachId,
     /// Address of the function.
     pub function: u64,
+    /// When it is called.
+    pub kind: Kind,
     /// What is called.
     pub callee: &'a Callee,
     /// Bytes of the pool that the function's image takes; programs on one function share it.
@@ -234,24 +257,31 @@ impl<P: Platform> Engine<P> {
         &self.sites
     }
 
-    /// Calls `callee` at every entry of `function`, after the programs that are attached already.
+    /// Calls `callee` whenever `function` is called, as `kind` says, after the programs of that kind that are attached already.
     ///
-    /// `args` says what is live there; with several programs, what any of them says.
-    pub fn attach_entry(
+    /// `args` says what is live at the function's entry; with several programs, what any of them says.
+    pub fn attach(
         &mut self,
         function: u64,
         args: ArgSpec,
+        kind: Kind,
         callee: Callee,
     ) -> Result<AttachId, AttachError> {
         let id = AttachId(self.last + 1);
-        self.attach(function, Program { id, args, callee })
+        let program = Program {
+            id,
+            kind,
+            args,
+            callee,
+        };
+        self.add(function, program)
             .map_err(|reason| AttachError { function, reason })?;
         self.last = id.0;
         self.functions.insert(id, function);
         Ok(id)
     }
 
-    fn attach(&mut self, function: u64, program: Program) -> Result<(), Reason> {
+    fn add(&mut self, function: u64, program: Program) -> Result<(), Reason> {
         match self.sites.get(function) {
             None => {
                 let nearest = self.sites.at_or_below(function).map(|s| s.address);
@@ -285,20 +315,37 @@ impl<P: Platform> Engine<P> {
 
     /// Builds the image of `programs`, leads the site there, retires the image it led to.
     fn swap(&mut self, function: u64, old: u32, programs: Vec<Program>) -> Result<(), Reason> {
-        let image = Image::entry(&self.pool, function, &programs)?;
+        let image = Arc::new(Image::new(&self.pool, function, &programs)?);
         let new = branch(function, &image)?;
         patch(self.platform(), function, old, new).map_err(Reason::Platform)?;
-        if let Some(hook) = self.hooks.insert(function, Hook { image, programs }) {
+        let before = self.hooks.remove(&function);
+        let mut older = Vec::new();
+        if let Some(hook) = before {
+            older = hook.older;
+            older.retain(|image| image.strong_count() > 0);
+            if hook.image.may_block {
+                older.push(Arc::downgrade(&hook.image));
+            }
             self.retire(hook.image);
         }
+        let hook = Hook {
+            image,
+            programs,
+            older,
+        };
+        self.hooks.insert(function, hook);
         Ok(())
     }
 
-    fn retire(&self, image: Image<P>) {
-        self.platform().defer(Retired::new(image));
+    fn retire(&self, image: Arc<Image<P>>) {
+        let grace = image.grace();
+        self.platform().defer(Retired::new(image), grace);
     }
 
     /// Takes a program off its function. Does not wait: what it leaves is freed by [`Platform::defer`].
+    ///
+    /// A call that has begun may still run a program of its entry once; a program of its exit is not run any more, for that may be
+    /// any time from now.
     pub fn detach(&mut self, id: AttachId) -> Result<(), DetachError> {
         let unknown = DetachError::Unknown { id };
         let Some(function) = self.functions.get(&id).copied() else {
@@ -313,49 +360,33 @@ impl<P: Platform> Engine<P> {
             .filter(|p| p.id != id)
             .cloned()
             .collect();
-        let done = match (branch(function, &hook.image), rest.is_empty()) {
-            (Err(reason), _) => Err(reason),
-            (Ok(old), true) => patch(self.platform(), function, old, NOP)
-                .map_err(Reason::Platform)
-                .map(|()| {
-                    self.hooks
-                        .remove(&function)
-                        .into_iter()
-                        .for_each(|h| self.retire(h.image))
-                }),
-            (Ok(old), false) => match self.swap(function, old, rest) {
-                // Detaching must not need memory: the call becomes a NOP where it is.
-                Err(Reason::Pool(_)) => self.silence(function, id),
-                other => other,
-            },
-        };
-        done.map_err(|reason| DetachError::Stuck { function, reason })?;
+        let current = hook.image.clone();
+        let older: Vec<_> = hook.older.iter().filter_map(Weak::upgrade).collect();
+        let stuck = |reason| DetachError::Stuck { function, reason };
+        let old = branch(function, &current).map_err(stuck)?;
+        if rest.is_empty() {
+            patch(self.platform(), function, old, NOP)
+                .map_err(|error| stuck(Reason::Platform(error)))?;
+            if let Some(hook) = self.hooks.remove(&function) {
+                self.retire(hook.image);
+            }
+        } else {
+            match self.swap(function, old, rest) {
+                // Detaching must not need memory: the calls become branches where they are.
+                Err(Reason::Pool(_)) => {
+                    current.silence(id).map_err(stuck)?;
+                    if let Some(hook) = self.hooks.get_mut(&function) {
+                        hook.programs.retain(|p| p.id != id);
+                    }
+                }
+                other => other.map_err(stuck)?,
+            }
+        }
         self.functions.remove(&id);
-        Ok(())
-    }
-
-    /// Replaces a program's call in the image by a NOP; BL and NOP may replace each other (B2.2.5).
-    fn silence(&mut self, function: u64, id: AttachId) -> Result<(), Reason> {
-        let Some(hook) = self.hooks.get_mut(&function) else {
-            return Ok(());
-        };
-        let Some((_, at)) = hook
-            .image
-            .calls
-            .iter()
-            .copied()
-            .find(|(other, _)| *other == id)
-        else {
-            return Ok(());
-        };
-        let platform = self.pool.platform();
-        let found = platform.read(at).filter(|word| a64::is_call(*word));
-        let Some(call) = found else {
-            return Err(Reason::Platform(PlatformError::NotCode { at }));
-        };
-        patch(platform, at, call, NOP).map_err(Reason::Platform)?;
-        hook.image.calls.retain(|(other, _)| *other != id);
-        hook.programs.retain(|p| p.id != id);
+        for image in older.iter().chain([&current]).filter(|i| i.may_block) {
+            // The program is off its site; a call in an image that cannot be changed is one more of those that had begun.
+            let _ = image.silence(id);
+        }
         Ok(())
     }
 
@@ -374,6 +405,7 @@ impl<P: Platform> Engine<P> {
             hook.programs.iter().map(|p| Attached {
                 id: p.id,
                 function: *function,
+                kind: p.kind,
                 callee: &p.callee,
                 image_bytes: hook.image.code.bytes(),
                 stack_bytes: hook.image.stack_bytes,
@@ -410,7 +442,7 @@ impl<P: Platform> Engine<P> {
                 let callee = span
                     .program
                     .and_then(|number| hook.image.callees.get(number));
-                let note = callee.map_or("", |c| c.name.as_str());
+                let note = callee.map_or("", |(_, c)| c.name.as_str());
                 Some(Line {
                     address,
                     word,

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! A platform in ordinary memory, for host tests: it records calls and fails on request.
 
-use crate::platform::{Platform, PlatformError, Retired};
+use crate::platform::{Grace, Platform, PlatformError, Retired};
+use crate::runtime::Runtime;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::ops::Range;
@@ -17,8 +18,8 @@ pub enum Call {
     Sync,
     /// `patch(at, old, new)`
     Patch(u64, u32, u32),
-    /// `defer(..)`
-    Defer,
+    /// `defer(.., grace)`
+    Defer(Grace),
 }
 
 #[derive(Default)]
@@ -122,9 +123,23 @@ impl Platform for FakePlatform {
         self.state().words.get(&at).copied()
     }
 
-    fn defer(&self, retired: Retired) {
+    fn runtime(&self) -> Runtime {
+        RUNTIME
+    }
+
+    fn defer(&self, retired: Retired, grace: Grace) {
         let mut state = self.state();
-        state.calls.push(Call::Defer);
+        state.calls.push(Call::Defer(grace));
         state.deferred.push(retired);
     }
 }
+
+/// What code for a [`FakePlatform`] knows of it.
+pub const RUNTIME: Runtime = Runtime {
+    task: a64::SysReg::SP_EL0,
+    word: 0,
+    migrate: 0x14,
+    trace: 0x18,
+    admit: 0xffff_ffff_8000_9000,
+    admit_stack: 0,
+};

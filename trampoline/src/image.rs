@@ -1,71 +1,107 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! An image: generated code in the pool, what its instructions are for, and what it keeps alive.
 
+use crate::args::ArgSpec;
 use crate::attach::{AttachId, Program, Reason};
-use crate::body::{Callee, Entry, emit_entry};
+use crate::body::{Description, Storage};
 use crate::ingredient::Span;
-use crate::platform::Platform;
+use crate::patch::patch;
+use crate::platform::{Grace, Platform, PlatformError};
 use crate::pool::{Code, Label, Owner, Pool};
-use a64::Assembler;
+use crate::program::{Callee, Kind};
+use a64::{AsmError, Assembler, Inst};
 use alloc::format;
 use alloc::sync::Arc;
 use alloc::vec;
 use alloc::vec::Vec;
 
+/// A call of a program in an image.
+#[derive(Clone, Copy)]
+pub(crate) struct CallSite {
+    program: AttachId,
+    /// Address of the BL.
+    at: u64,
+    /// Address of the instruction to go on at without it.
+    resume: u64,
+}
+
 /// A trampoline of one function. Dropped when nobody executes it, it gives its memory back.
 pub(crate) struct Image<P: Platform> {
     pub(crate) code: Code<P>,
     pub(crate) spans: Vec<Span>,
-    /// The program of each call, and the address of the call.
-    pub(crate) calls: Vec<(AttachId, u64)>,
+    /// Where programs are called.
+    pub(crate) calls: Vec<CallSite>,
     /// What the instructions name: alive as long as they are.
-    pub(crate) callees: Vec<Callee>,
+    pub(crate) callees: Vec<(Kind, Callee)>,
     pub(crate) stack_bytes: u32,
+    /// Whether a task may block while it is inside, or while it will return there.
+    pub(crate) may_block: bool,
 }
 
 impl<P: Platform> Image<P> {
     /// Generates, writes and publishes the image that calls `programs`, for the function's entry.
     ///
     /// No site leads to it yet. On an error the pool is as it was.
-    pub(crate) fn entry(
+    pub(crate) fn new(
         pool: &Arc<Pool<P>>,
         function: u64,
         programs: &[Program],
     ) -> Result<Self, Reason> {
-        let callees: Vec<_> = programs.iter().map(|p| p.callee.clone()).collect();
+        let callees: Vec<_> = programs
+            .iter()
+            .map(|p| (p.kind, p.callee.clone()))
+            .collect();
         let args = programs.iter().map(|p| p.args).reduce(|a, b| a.union(b));
-        let args = args.unwrap_or(crate::body::ArgSpec::UNKNOWN);
-        let entry = Entry {
+        let args = args.unwrap_or(ArgSpec::UNKNOWN);
+        if args.stack().is_none() && programs.iter().any(|p| p.kind.calls_function()) {
+            return Err(Reason::Arguments);
+        }
+        let runtime = pool.platform().runtime();
+        let description = Description {
             function,
             args,
             programs: &callees,
+            runtime: &runtime,
         };
 
         let name = format!("the trampoline of {function:#x}");
-        let bound = entry
+        let bound = description
             .words_at_most(pool.window().start)
             .map_err(Reason::Code)?;
         let reserved = pool.reserve(bound, &name).map_err(Reason::Pool)?;
         let base = reserved.address();
         let mut words = vec![0; reserved.capacity()];
-        let mut asm = Assembler::new(&mut words, base);
-        let body = emit_entry(&mut asm, &entry);
+        let mut storage = Storage::new(programs.len());
+        let mut asm = storage.lend(Assembler::new(&mut words, base));
+        let body = description.emit(&mut asm);
         let len = asm.finish().map_err(Reason::Code)?;
         words.truncate(len);
+        let (needed, limit) = (body.stack_bytes, pool.platform().stack_limit());
+        if needed > limit {
+            return Err(Reason::Stack { needed, limit });
+        }
 
         let label = Label {
             owner: Owner::Trampoline { function },
             record: Some(body.record),
         };
         let code = reserved.publish(label, &words).map_err(Reason::Platform)?;
-        let calls = body.calls.iter().map(|index| base + 4 * *index as u64);
-        let calls = programs.iter().map(|p| p.id).zip(calls).collect();
+        let at = |index: usize| base + 4 * index as u64;
+        let calls = body.calls.iter().filter_map(|call| {
+            Some(CallSite {
+                program: programs.get(call.program)?.id,
+                at: at(call.at),
+                resume: at(call.resume),
+            })
+        });
+        let calls = calls.collect();
         Ok(Self {
             code,
             spans: body.spans,
             calls,
             callees,
             stack_bytes: body.stack_bytes,
+            may_block: body.may_block,
         })
     }
 
@@ -76,5 +112,37 @@ impl<P: Platform> Image<P> {
             end += span.len;
             index < end
         })
+    }
+
+    /// What has to be over before it may be freed.
+    pub(crate) fn grace(&self) -> Grace {
+        let start = self.code.address();
+        match self.may_block {
+            true => Grace::Unreferenced(start..start + 4 * self.code.words() as u64),
+            false => Grace::Tasks,
+        }
+    }
+
+    /// Takes the calls of a program out, where they are: each BL becomes a NOP, or a B behind what it is there for. They may replace
+    /// each other while cores execute them (patch.rs). Does nothing a second time.
+    pub(crate) fn silence(&self, id: AttachId) -> Result<(), Reason> {
+        let platform = self.code.pool().platform();
+        for call in self.calls.iter().filter(|call| call.program == id) {
+            let at = call.at;
+            let word = platform.read(at);
+            let word = word.ok_or(Reason::Platform(PlatformError::NotCode { at }))?;
+            if !a64::is_call(word) {
+                continue; // silent already
+            }
+            let distance = call.resume.wrapping_sub(at) as i64;
+            let over = match distance {
+                4 => Ok(Inst::NOP),
+                _ => a64::ops::b().with_offset(distance),
+            };
+            let over = over.map_err(|error| Reason::Code(AsmError::Immediate { pc: at, error }))?;
+            let over = over.encode();
+            patch(platform, at, word, over).map_err(Reason::Platform)?;
+        }
+        Ok(())
     }
 }

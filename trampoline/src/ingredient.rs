@@ -20,8 +20,12 @@ pub enum Ingredient {
     Exit,
     /// Restores what was saved.
     Restore,
+    /// Calls the function, of an image that something comes after.
+    Function,
     /// Goes on in the function, or returns to its caller.
     Return,
+    /// No instruction: a word that names a program to its guard.
+    Literal,
 }
 
 impl Ingredient {
@@ -35,7 +39,9 @@ impl Ingredient {
             Self::Program => "program",
             Self::Exit => "exit",
             Self::Restore => "restore",
+            Self::Function => "function",
             Self::Return => "return",
+            Self::Literal => "literal",
         }
     }
 }

@@ -2,9 +2,9 @@
 //! Function hooks by direct-call trampolines; knows no kernel and no BPF.
 //!
 //! Every function that can be hooked begins with two NOPs, its *site* ([`site`]). To attach a
-//! program to a function's entry, the [`Engine`] generates an *image* ([`body`]) in the executable
+//! program ([`program`]: at the entry, instead, at the exit), the [`Engine`] generates an *image* ([`body`]) in the executable
 //! pool ([`pool`]): save what is live, call the programs, restore, branch to the function behind its
-//! site. Then one store makes the first NOP a branch to the image ([`patch`]). Several programs on a
+//! site or call it and go on. Then one store makes the first NOP a branch to the image ([`patch`]). Several programs on a
 //! function are one image, rebuilt with all of them and swapped by one store. To detach is the way
 //! back; the old image is freed by callback, when nobody can be executing it.
 //!
@@ -18,20 +18,26 @@ extern crate alloc;
 #[cfg(feature = "fakes")]
 extern crate std;
 
+pub mod args;
 pub mod attach;
 pub mod body;
 #[cfg(feature = "fakes")]
 pub mod fakes;
+mod frame;
 pub mod image;
 pub mod ingredient;
 pub mod patch;
 pub mod platform;
 pub mod pool;
+pub mod program;
+pub mod runtime;
 pub mod site;
 
+pub use args::ArgSpec;
 pub use attach::{AttachError, AttachId, DetachError, Engine, Line, Reason};
-pub use body::{ArgSpec, Callee};
 pub use ingredient::{CallerIn, Ingredient};
-pub use platform::{Platform, PlatformError, Retired};
+pub use platform::{Grace, Platform, PlatformError, Retired};
 pub use pool::{Code, Found, Label, Owner, Pool, PoolError, Record, Reserved};
+pub use program::{Callee, Guard, Kind, State};
+pub use runtime::Runtime;
 pub use site::{Site, SiteError, SiteState, SiteTable};

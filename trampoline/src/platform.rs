@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What the host kernel provides: memory for code, patching, synchronisation, freeing later.
 
+use crate::runtime::Runtime;
 use alloc::boxed::Box;
 use alloc::string::String;
 use core::fmt;
@@ -97,6 +98,17 @@ impl fmt::Debug for Retired {
     }
 }
 
+/// What has to be over before something retired may be dropped.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Grace {
+    /// A tasks-RCU grace period: every task that may have been executing in the pool, or was preempted or interrupted there,
+    /// has since been seen elsewhere, or given up its core of its own will.
+    Tasks,
+    /// A tasks-RCU grace period, and then no task's stack, saved registers or shadow stack hold an address in the range: a
+    /// task may block in a sleepable program, or in a function that it called from there.
+    Unreferenced(Range<u64>),
+}
+
 /// What a host kernel provides to the engine.
 pub trait Platform: Send + Sync + 'static {
     /// The window of executable memory for images, by the addresses that the code runs at.
@@ -123,9 +135,14 @@ pub trait Platform: Send + Sync + 'static {
     /// The word of code at an address; `None` if there is no code.
     fn read(&self, at: u64) -> Option<u32>;
 
-    /// Drops `retired` after a tasks-RCU grace period; does not wait for it.
-    ///
-    /// That is when every task that may have been executing in the pool, or was preempted or
-    /// interrupted there, has since been seen elsewhere.
-    fn defer(&self, retired: Retired);
+    /// What generated code knows of this host.
+    fn runtime(&self) -> Runtime;
+
+    /// The deepest stack that the image of one function may take with its programs, in bytes.
+    fn stack_limit(&self) -> u32 {
+        u32::MAX
+    }
+
+    /// Drops `retired` when `grace` is over; does not wait for it.
+    fn defer(&self, retired: Retired, grace: Grace);
 }

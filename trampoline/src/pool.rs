@@ -6,8 +6,9 @@
 //!
 //! ```text
 //! +0  owner, low half     +4  owner, high half     +8  words of code
-//! +12 bit 0: a program's code (else a trampoline's)   bit 8: it makes a frame record
-//!     bits 16-23: instructions before the record is there, bits 24-31: after it is gone
+//! +12 bit 0: a program's code (else a trampoline's)   bit 1: it makes a frame record
+//!     bits 2-7: instructions before the record is there
+//!     bits 8-15: instructions at which it is gone, bits 16-31: the first of them
 //! +16 code
 //! ```
 //!
@@ -97,16 +98,40 @@ pub enum Owner {
 }
 
 /// Which instructions of a block run with a frame record of the block's own.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
-    /// Instructions at the start that run before x29 points to it.
-    pub before: u8,
-    /// Instructions at the end that run after x29 and x30 are restored.
-    pub after: u8,
+    /// Instructions at the start that run before x29 points to it; at most 63.
+    pub before: usize,
+    /// Instructions at which x29 and x30 are the caller's again; at most 255, the first below 65536.
+    pub gone: Range<usize>,
+}
+
+impl Record {
+    /// Its bits in a header; `None` if it has none.
+    fn encode(&self) -> Option<u32> {
+        let before = u32::try_from(self.before).ok().filter(|b| *b < 1 << 6)?;
+        let first = u16::try_from(self.gone.start).ok()?;
+        let count = u8::try_from(self.gone.len()).ok()?;
+        Some(2 | before << 2 | u32::from(count) << 8 | u32::from(first) << 16)
+    }
+
+    fn decode(word: u32) -> Option<Self> {
+        let [low, count, ..] = word.to_le_bytes();
+        let first = (word >> 16) as usize;
+        (low & 2 != 0).then(|| Self {
+            before: (low >> 2).into(),
+            gone: first..first + usize::from(count),
+        })
+    }
+
+    /// Whether it is there at the instruction of that index.
+    fn covers(&self, index: usize) -> bool {
+        index >= self.before && !self.gone.contains(&index)
+    }
 }
 
 /// What the pool knows about a block of code.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Label {
     /// Whose it is.
     pub owner: Owner,
@@ -115,14 +140,12 @@ pub struct Label {
 }
 
 impl Label {
-    fn encode(self, words: u32) -> [u32; HEADER_WORDS] {
+    fn encode(&self, words: u32) -> [u32; HEADER_WORDS] {
         let (id, kind) = match self.owner {
             Owner::Trampoline { function } => (function, 0),
             Owner::Program { id } => (id, 1),
         };
-        let record = self.record.map_or(0, |r| {
-            1 << 8 | (r.before as u32) << 16 | (r.after as u32) << 24
-        });
+        let record = self.record.as_ref().and_then(Record::encode).unwrap_or(0);
         [id as u32, (id >> 32) as u32, words, kind | record]
     }
 
@@ -132,14 +155,13 @@ impl Label {
             0 => Owner::Trampoline { function: id },
             _ => Owner::Program { id },
         };
-        let [_, _, before, after] = flags.to_le_bytes();
-        let record = (flags >> 8 & 1 == 1).then_some(Record { before, after });
+        let record = Record::decode(flags);
         (Self { owner, record }, words)
     }
 }
 
 /// What an address in the pool belongs to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Found {
     /// The block's label.
     pub label: Label,
@@ -275,11 +297,10 @@ impl<P: Platform> Pool<P> {
         if index >= words {
             return None;
         }
-        let caller = match label.record {
-            Some(r) if index >= r.before as u64 && index + (r.after as u64) < words => {
-                CallerIn::FrameRecord
-            }
-            _ => CallerIn::LinkRegister,
+        let record = label.record.as_ref();
+        let caller = match record.is_some_and(|record| record.covers(index as usize)) {
+            true => CallerIn::FrameRecord,
+            false => CallerIn::LinkRegister,
         };
         Some(Found {
             label,
@@ -423,6 +444,18 @@ impl<P: Platform> Reserved<P> {
         let end = block.units.start + needed;
         release(&block.pool.used, end..block.units.end);
         block.units.end = end;
+        if label
+            .record
+            .as_ref()
+            .is_some_and(|record| record.encode().is_none())
+        {
+            let why = "its frame record cannot be described: more than 65535 instructions before it is gone; \
+                       attach fewer programs";
+            return Err(PlatformError::Host {
+                at,
+                why: why.into(),
+            });
+        }
         block.written = true;
         let header = label.encode(words.len() as u32);
         block
@@ -453,6 +486,11 @@ impl<P: Platform> Code<P> {
     /// Address of its first instruction.
     pub fn address(&self) -> u64 {
         self.block.code()
+    }
+
+    /// The pool that it lies in.
+    pub fn pool(&self) -> &Arc<Pool<P>> {
+        &self.block.pool
     }
 
     /// Its instructions.

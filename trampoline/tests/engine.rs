@@ -6,8 +6,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use trampoline::fakes::{Call, FakePlatform};
 use trampoline::pool::FILL;
 use trampoline::{
-    ArgSpec, AttachError, AttachId, Callee, CallerIn, DetachError, Engine, Ingredient, Owner,
-    Platform, PlatformError, PoolError, Reason, Site, SiteError, SiteState, SiteTable,
+    ArgSpec, AttachError, AttachId, Callee, CallerIn, DetachError, Engine, Grace, Guard,
+    Ingredient, Kind, Owner, Platform, PlatformError, PoolError, Reason, Runtime, Site, SiteError,
+    SiteState, SiteTable,
 };
 
 const F: u64 = 0xffff_ffff_8000_1000;
@@ -38,6 +39,9 @@ fn callee(name: &str) -> Callee {
         data: Some(1),
         name: name.into(),
         stack_bytes: 64,
+        guard: Guard::None,
+        state: 0,
+        sleepable: false,
         keep: None,
     }
 }
@@ -47,7 +51,7 @@ fn attach(
     function: u64,
     name: &str,
 ) -> Result<AttachId, AttachError> {
-    engine.attach_entry(function, ArgSpec::UNKNOWN, callee(name))
+    engine.attach(function, ArgSpec::UNKNOWN, Kind::Fentry, callee(name))
 }
 
 /// The programs of a function's image in order, and that they are the ones that are listed.
@@ -90,7 +94,11 @@ fn an_image_is_written_and_synchronised_before_the_site_leads_to_it() {
     engine.detach(id).unwrap();
     assert_eq!(
         platform.take_calls(),
-        [Call::Patch(F, site, NOP), Call::Sync, Call::Defer]
+        [
+            Call::Patch(F, site, NOP),
+            Call::Sync,
+            Call::Defer(Grace::Tasks)
+        ]
     );
     assert_eq!(engine.state(F), Some(SiteState::Nops));
 }
@@ -122,7 +130,7 @@ fn several_programs_are_one_image_in_attach_order() {
             Call::Sync,
             Call::Patch(..),
             Call::Sync,
-            Call::Defer
+            Call::Defer(_)
         ]
     ));
     engine.detach(ids[0]).unwrap();
@@ -169,7 +177,9 @@ fn what_an_image_names_lives_as_long_as_it_does() {
         keep: Some(keep.clone()),
         ..callee("a")
     };
-    let id = engine.attach_entry(F, ArgSpec::UNKNOWN, callee).unwrap();
+    let id = engine
+        .attach(F, ArgSpec::UNKNOWN, Kind::Fentry, callee)
+        .unwrap();
     engine.detach(id).unwrap();
     assert!(
         Arc::strong_count(&keep) > 1,
@@ -186,7 +196,10 @@ fn unchanged(platform: &FakePlatform, engine: &Engine<FakePlatform>, free: u64) 
     assert_eq!(engine.attached().count(), 0);
     assert_eq!(engine.pool().free_bytes(), free);
     assert!(
-        !platform.take_calls().contains(&Call::Defer),
+        !platform
+            .take_calls()
+            .iter()
+            .any(|c| matches!(c, Call::Defer(_))),
         "nothing was in use"
     );
 }
@@ -251,8 +264,11 @@ fn a_patch_that_loses_a_race_gives_the_memory_back() {
         fn read(&self, at: u64) -> Option<u32> {
             self.0.read(at)
         }
-        fn defer(&self, retired: trampoline::Retired) {
-            self.0.defer(retired)
+        fn runtime(&self) -> Runtime {
+            self.0.runtime()
+        }
+        fn defer(&self, retired: trampoline::Retired, grace: Grace) {
+            self.0.defer(retired, grace)
         }
     }
     let fake = FakePlatform::new(POOL..POOL + 0x1000, &FUNCTIONS);
@@ -264,7 +280,7 @@ fn a_patch_that_loses_a_race_gives_the_memory_back() {
     let mut engine = Engine::new(Racing(fake.clone()), sites).unwrap();
     let free = engine.pool().free_bytes();
     let error = engine
-        .attach_entry(F, ArgSpec::UNKNOWN, callee("a"))
+        .attach(F, ArgSpec::UNKNOWN, Kind::Fentry, callee("a"))
         .unwrap_err();
     let expected = PlatformError::Mismatch {
         at: F,
@@ -301,7 +317,9 @@ fn what_cannot_be_hooked_says_why() {
         address: 0xffff_0000_0000_0000,
         ..callee("far")
     };
-    let error = engine.attach_entry(F, ArgSpec::UNKNOWN, far).unwrap_err();
+    let error = engine
+        .attach(F, ArgSpec::UNKNOWN, Kind::Fentry, far)
+        .unwrap_err();
     assert!(matches!(error.reason, Reason::Code(_)), "{error}");
     assert!(error.to_string().contains("0xffff000000000000"), "{error}");
 }
@@ -418,11 +436,14 @@ fn programs_have_code_in_the_pool_as_well() {
     );
     assert!(at % 16 == 0 && reserved.capacity() >= 10);
     let code = reserved
-        .publish(label, &[NOP, a64::ops::ret().encode()])
+        .publish(label.clone(), &[NOP, a64::ops::ret().encode()])
         .unwrap();
     assert_eq!((code.address(), code.words(), code.bytes()), (at, 2, 32));
     let found = engine.pool().find(at + 4).unwrap();
-    assert_eq!((found.label, found.caller), (label, CallerIn::LinkRegister));
+    assert_eq!(
+        (found.label, found.caller),
+        (label.clone(), CallerIn::LinkRegister)
+    );
     assert_eq!(
         engine.pool().free_bytes(),
         0x1000 - 32,
@@ -525,7 +546,7 @@ fn the_larger_argument_list_counts() {
         ArgSpec::new(2, false).unwrap(),
         ArgSpec::new(4, false).unwrap(),
     );
-    engine.attach_entry(F, two, callee("a")).unwrap();
+    engine.attach(F, two, Kind::Fentry, callee("a")).unwrap();
     let stores = |e: &Engine<FakePlatform>| {
         e.describe(F)
             .filter(|l| l.ingredient == Ingredient::Save)
@@ -533,7 +554,7 @@ fn the_larger_argument_list_counts() {
             - 2
     };
     assert_eq!(stores(&engine), 1);
-    engine.attach_entry(F, four, callee("b")).unwrap();
+    engine.attach(F, four, Kind::Fentry, callee("b")).unwrap();
     assert_eq!(stores(&engine), 2);
     assert_eq!(ArgSpec::new(9, false), None);
     // 16 for the record, 32 for four registers, 64 for the deepest program

@@ -4,7 +4,7 @@
 use std::fmt::Write;
 use std::path::Path;
 use trampoline::fakes::FakePlatform;
-use trampoline::{ArgSpec, Callee, CallerIn, Engine, Ingredient, Site, SiteTable};
+use trampoline::{ArgSpec, Callee, CallerIn, Engine, Guard, Ingredient, Kind, Site, SiteTable};
 
 const FUNCTION: u64 = 0xffff_ffff_8000_1000;
 const POOL: u64 = 0xffff_ffff_8400_0000;
@@ -26,6 +26,9 @@ fn callee(name: &str, address: u64, data: Option<u64>) -> Callee {
         data,
         name: name.into(),
         stack_bytes: 0,
+        guard: Guard::None,
+        state: 0,
+        sleepable: false,
         keep: None,
     }
 }
@@ -34,7 +37,7 @@ fn hooked(args: ArgSpec, programs: &[Callee]) -> Engine<FakePlatform> {
     let mut engine = engine();
     for program in programs {
         engine
-            .attach_entry(FUNCTION, args, program.clone())
+            .attach(FUNCTION, args, Kind::Fentry, program.clone())
             .unwrap();
     }
     engine
@@ -95,6 +98,54 @@ fn typed_arguments_only() {
         let engine = hooked(args, &[callee("typed", PROGRAM, None)]);
         compare(&format!("typed_{registers}.txt"), &engine);
     }
+}
+
+/// Each kind by itself with a guard of its own, and all of them with several programs; two arguments.
+#[test]
+fn kinds_and_guards() {
+    let args = ArgSpec::new(2, false).unwrap();
+    let guarded = |name: &str, number: u64| Callee {
+        guard: Guard::Word,
+        state: 0xffff_ffff_9000_0000 + 0x40 * number,
+        ..callee(name, PROGRAM + 0x100 * number, None)
+    };
+    let kinds = [Kind::Fentry, Kind::FmodRet, Kind::Fexit, Kind::Fsession];
+    for kind in kinds {
+        let mut engine = engine();
+        engine
+            .attach(FUNCTION, args, kind, guarded("one", 0))
+            .unwrap();
+        compare(&format!("{kind}.txt"), &engine);
+    }
+    let mut engine = engine();
+    for (number, kind) in (0..).zip(kinds.into_iter().chain(kinds)) {
+        let name = format!("{kind}{}", number / 4 + 1);
+        engine
+            .attach(FUNCTION, args, kind, guarded(&name, number))
+            .unwrap();
+    }
+    compare("all_kinds.txt", &engine);
+    let mut engine = self::engine();
+    for (name, guard, sleepable) in [
+        ("pinned", Guard::Pinned, false),
+        ("sleepable", Guard::Pinned, true),
+        (
+            "called",
+            Guard::Call {
+                enter: PROGRAM + 0x800,
+                exit: PROGRAM + 0x900,
+            },
+            false,
+        ),
+    ] {
+        let callee = Callee {
+            guard,
+            sleepable,
+            ..guarded(name, 1)
+        };
+        engine.attach(FUNCTION, args, Kind::Fentry, callee).unwrap();
+    }
+    compare("other_guards.txt", &engine);
 }
 
 #[test]

@@ -12,7 +12,11 @@ use a64::{Assembler, SP, Size, XZR};
 use core::arch::asm;
 use core::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
-use trampoline::{ArgSpec, Callee, Engine, Platform, PlatformError, Retired, Site, SiteTable};
+use trampoline::runtime::{TRACE_LEFT, TRACE_NESTING_MASK};
+use trampoline::{
+    ArgSpec, Callee, Engine, Grace, Guard, Kind, Platform, PlatformError, Retired, Runtime, Site,
+    SiteTable, State,
+};
 
 /// Text in the lower half, the pool in the upper.
 const BYTES: usize = 128 << 10;
@@ -81,9 +85,73 @@ impl Platform for Memory {
     fn read(&self, at: u64) -> Option<u32> {
         Some(self.word(at)?.load(Ordering::Relaxed))
     }
-    fn defer(&self, retired: Retired) {
+    fn runtime(&self) -> Runtime {
+        runtime(self.0 + ADMIT)
+    }
+    fn defer(&self, retired: Retired, _: Grace) {
         retired.free(); // one thread, which is not in the pool
     }
+}
+
+/// Where the bench has the branch to [`admit`].
+const ADMIT: u64 = 0x3000;
+
+std::thread_local! {
+    /// What of hooks lies in a task: the recursion word, the count of reasons to stay, the count of sleepable programs.
+    static TASK: [AtomicU64; 3] = const { [const { AtomicU64::new(0) }; 3] };
+}
+
+/// This thread as a task: its variables lie above the thread pointer (AAELF64, "TLS variant 1").
+fn runtime(admit: u64) -> Runtime {
+    let pointer: u64;
+    // SAFETY: reads the thread pointer.
+    unsafe { asm!("mrs {}, tpidr_el0", out(reg) pointer, options(nomem, nostack)) };
+    let task = TASK.with(|task| task.as_ptr() as u64);
+    let word = u16::try_from(task - pointer).expect("near the thread pointer");
+    Runtime {
+        task: a64::SysReg::new(3, 3, 13, 0, 2), // TPIDR_EL0
+        word,
+        migrate: word + 8,
+        trace: word + 16,
+        admit,
+        admit_stack: 0,
+    }
+}
+
+/// A field, as far as it counts what is active.
+fn task(field: usize) -> u64 {
+    let mask = if field == 2 {
+        TRACE_NESTING_MASK.into()
+    } else {
+        u64::MAX
+    };
+    TASK.with(|task| task[field].load(Ordering::Relaxed)) & mask
+}
+
+/// What a host does if the word is not zero: as `Runtime::admit` says.
+extern "C" fn admit(literal: *const u64, frame: *mut u64) -> u64 {
+    // SAFETY: the image's literal.
+    let state = unsafe { literal.read() } as *const State;
+    // SAFETY: the state that the callee was made with, leaked.
+    let state = unsafe { &*state };
+    let mut at = task(0) as *const u64;
+    while !at.is_null() {
+        // SAFETY: a frame of an image that is active on this thread, with a guard record.
+        let (next, other) = unsafe { (at.add(2).read(), at.add(3).read() as *const u64) };
+        // SAFETY: the literal of a program that is active.
+        let other = unsafe { other.read() };
+        if state.is_whole_context() || other == state.address() {
+            state.miss(0);
+            return 0;
+        }
+        at = next as *const u64;
+    }
+    // SAFETY: the frame's own guard record.
+    unsafe { frame.add(2).write(task(0)) };
+    // SAFETY: as above.
+    unsafe { frame.add(3).write(literal as u64) };
+    TASK.with(|task| task[0].store(frame as u64, Ordering::Relaxed));
+    1
 }
 
 /// What a place of execution saw: x0-x8, then x29, x30 and sp.
@@ -214,10 +282,16 @@ fn bench() -> Bench {
     target(&memory, function, seen);
     // The test binary may be out of BL's reach.
     let stub = memory.0 + 0x2000;
-    write(&memory, stub, |asm| {
-        asm.mov_imm(X16, program as *const () as u64);
-        asm.emit(br(X16));
-    });
+    for (at, to) in [
+        (stub, program as *const ()),
+        (stub + 0x40, acting as *const ()),
+        (memory.0 + ADMIT, admit as *const ()),
+    ] {
+        write(&memory, at, |asm| {
+            asm.mov_imm(X16, to as u64);
+            asm.emit(br(X16));
+        });
+    }
     let sites = SiteTable::new([Site {
         address: function,
         notrace: false,
@@ -245,6 +319,9 @@ impl Bench {
                 data,
                 name: "program".into(),
                 stack_bytes: 256,
+                guard: Guard::None,
+                state: 0,
+                sleepable: false,
                 keep: None,
             },
         )
@@ -280,7 +357,10 @@ fn a_hooked_function_gets_its_registers_and_the_program_its_context() {
             let mut b = bench();
             let (hits, callee) = b.callee(registers as usize);
             let args = ArgSpec::new(registers, indirect_result).unwrap();
-            let id = b.engine.attach_entry(b.function, args, callee).unwrap();
+            let id = b
+                .engine
+                .attach(b.function, args, Kind::Fentry, callee)
+                .unwrap();
             for count in 1..=3 {
                 let [fp, lr, _] = b.check(registers as usize, indirect_result);
                 assert_eq!(hits.count.load(Ordering::Relaxed), count);
@@ -307,7 +387,7 @@ fn several_programs_come_and_go_while_the_function_works() {
         let (hits, callee) = b.callee(8);
         let id = b
             .engine
-            .attach_entry(b.function, ArgSpec::UNKNOWN, callee)
+            .attach(b.function, ArgSpec::UNKNOWN, Kind::Fentry, callee)
             .unwrap();
         attached.push((id, hits));
         b.check(8, true);
@@ -352,4 +432,305 @@ fn constants_arrive() {
         });
         assert_eq!(call(memory.0).0, value.wrapping_add(1));
     }
+}
+
+/// A program that does as it is told, and writes down what it saw.
+struct Acts {
+    state: State,
+    log: std::sync::Mutex<Vec<Vec<u64>>>,
+    /// Words of its context to write down.
+    words: usize,
+    /// What it returns.
+    result: AtomicU64,
+    /// A function that it calls, itself hooked, so many times deep.
+    calls: AtomicU64,
+    depth: AtomicU64,
+    /// Whether it uses the word of a session.
+    session: bool,
+}
+
+extern "C" fn acting(ctx: *mut u64, data: u64) -> u64 {
+    // SAFETY: `data` is the leaked value that the callee was made with.
+    let acts = unsafe { &*(data as *const Acts) };
+    // SAFETY: the image stored so many words at ctx.
+    let word = |i: usize| unsafe { ctx.wrapping_add(i).read() };
+    let mut seen: Vec<_> = (0..acts.words).map(word).collect();
+    if acts.session {
+        // SAFETY: a session's word lies below ctx: its address, and in bit 0 whether this is the exit.
+        let session = unsafe { ctx.wrapping_sub(1).read() };
+        let word = (session & !1) as *mut u64;
+        // SAFETY: the session's own word.
+        seen.extend([session & 1, unsafe { word.read() }]);
+        // SAFETY: as above.
+        unsafe { word.write(word.read() + 0x77) };
+    }
+    seen.extend([task(0).min(1), task(1), task(2)]);
+    acts.log.lock().unwrap().push(seen);
+    if acts.calls.load(Ordering::Relaxed) != 0 && acts.depth.fetch_sub(1, Ordering::Relaxed) > 0 {
+        call(acts.calls.load(Ordering::Relaxed));
+    }
+    acts.depth.fetch_add(1, Ordering::Relaxed);
+    acts.result.load(Ordering::Relaxed)
+}
+
+fn acts(words: usize, whole: bool, session: bool) -> &'static Acts {
+    Box::leak(Box::new(Acts {
+        state: State::new(whole),
+        log: std::sync::Mutex::default(),
+        words,
+        result: AtomicU64::new(0),
+        calls: AtomicU64::new(0),
+        depth: AtomicU64::new(1),
+        session,
+    }))
+}
+
+impl Acts {
+    fn take(&self) -> Vec<Vec<u64>> {
+        core::mem::take(&mut self.log.lock().unwrap())
+    }
+}
+
+impl Bench {
+    fn acting(&self, acts: &'static Acts, guard: Guard) -> Callee {
+        Callee {
+            address: self.stub + 0x40,
+            data: Some(acts as *const Acts as u64),
+            name: "acting".into(),
+            stack_bytes: 256,
+            guard,
+            state: acts.state.address(),
+            sleepable: false,
+            keep: None,
+        }
+    }
+}
+
+const GUARDS: [Guard; 3] = [Guard::None, Guard::Pinned, Guard::Word];
+/// Two arguments, a result.
+fn two() -> ArgSpec {
+    ArgSpec::new(2, false).unwrap()
+}
+
+#[test]
+fn an_exit_program_gets_arguments_and_result() {
+    for guard in GUARDS {
+        let mut b = bench();
+        let acts = acts(3, false, false);
+        let callee = b.acting(acts, guard);
+        let id = b
+            .engine
+            .attach(b.function, two(), Kind::Fexit, callee)
+            .unwrap();
+        let protected = [
+            (guard == Guard::Word) as u64,
+            (guard == Guard::Pinned) as u64,
+            0,
+        ];
+        b.check_called(2);
+        assert_eq!(acts.take(), [[[0x100, 0x101, 42], protected].concat()]);
+        assert_eq!([task(0), task(1), task(2)], [0; 3], "{guard:?}");
+        b.engine.detach(id).unwrap();
+        b.check(2, false);
+        assert!(acts.take().is_empty());
+        assert_eq!(b.engine.pool().free_bytes(), BYTES as u64 / 2);
+    }
+}
+
+impl Bench {
+    /// As `check`, of a function that the image calls: it sees another x29, x30 and sp.
+    fn check_called(&self, registers: usize) {
+        self.seen.iter().for_each(|v| v.store(0, Ordering::Relaxed));
+        let (result, _) = call(self.function);
+        assert_eq!(result, 42);
+        let expected: Vec<u64> = (0x100..0x108).collect();
+        assert_eq!(values(self.seen)[..registers], expected[..registers]);
+    }
+}
+
+#[test]
+fn fmod_ret_skips_the_function_or_does_not() {
+    for guard in GUARDS {
+        let mut b = bench();
+        let (first, modify, exit) = (
+            acts(2, false, false),
+            acts(3, false, false),
+            acts(3, false, false),
+        );
+        for (kind, acts) in [
+            (Kind::Fexit, exit),
+            (Kind::FmodRet, modify),
+            (Kind::Fentry, first),
+        ] {
+            let callee = b.acting(acts, guard);
+            b.engine.attach(b.function, two(), kind, callee).unwrap();
+        }
+        let protected = [
+            (guard == Guard::Word) as u64,
+            (guard == Guard::Pinned) as u64,
+            0,
+        ];
+        b.check_called(2);
+        assert_eq!(first.take(), [[&[0x100, 0x101], &protected[..]].concat()]);
+        assert_eq!(
+            modify.take(),
+            [[&[0x100, 0x101, 0], &protected[..]].concat()]
+        );
+        assert_eq!(
+            exit.take(),
+            [[&[0x100, 0x101, 42], &protected[..]].concat()]
+        );
+
+        modify.result.store(7, Ordering::Relaxed);
+        b.seen.iter().for_each(|v| v.store(0, Ordering::Relaxed));
+        let (result, _) = call(b.function);
+        assert_eq!(result, 7);
+        assert_eq!(values(b.seen), [0; 12], "the function ran");
+        assert_eq!(exit.take(), [[&[0x100, 0x101, 7], &protected[..]].concat()]);
+        assert_eq!([task(0), task(1), task(2)], [0; 3]);
+    }
+}
+
+#[test]
+fn sessions_have_a_word_each() {
+    let mut b = bench();
+    let sessions = [
+        acts(2, false, true),
+        acts(2, false, true),
+        acts(2, false, true),
+    ];
+    for acts in sessions {
+        let callee = b.acting(acts, Guard::Word);
+        b.engine
+            .attach(b.function, two(), Kind::Fsession, callee)
+            .unwrap();
+    }
+    for _ in 0..2 {
+        b.check_called(2);
+        for acts in sessions {
+            let entry = vec![0x100, 0x101, 0, 0, 1, 0, 0];
+            let exit = vec![0x100, 0x101, 1, 0x77, 1, 0, 0];
+            assert_eq!(acts.take(), [entry, exit]);
+        }
+    }
+}
+
+#[test]
+fn a_program_is_turned_away_from_itself_and_that_is_counted() {
+    for (whole, kind) in [false, true]
+        .into_iter()
+        .flat_map(|w| [Kind::Fentry, Kind::Fexit, Kind::Fsession, Kind::FmodRet].map(|k| (w, k)))
+    {
+        let mut b = bench();
+        let (caller, other) = (acts(2, whole, false), acts(2, whole, false));
+        caller.calls.store(b.function, Ordering::Relaxed);
+        for acts in [caller, other] {
+            let callee = b.acting(acts, Guard::Word);
+            b.engine.attach(b.function, two(), kind, callee).unwrap();
+        }
+        b.check_called(2);
+        let runs = if kind == Kind::Fsession { 2 } else { 1 };
+        // The nested call: the first is turned away, the second is not active yet.
+        let nested = if whole { 0 } else { runs };
+        let misses = [caller.state.misses()[0], other.state.misses()[0]];
+        assert_eq!(caller.take().len(), runs, "{kind} whole {whole}");
+        assert_eq!(
+            other.take().len(),
+            runs + runs * nested,
+            "{kind} whole {whole}"
+        );
+        assert_eq!(misses[0] as usize, runs * runs, "{kind} whole {whole}");
+        assert_eq!(misses[1] as usize, if whole { runs * runs } else { 0 });
+        assert_eq!([task(0), task(1), task(2)], [0; 3]);
+    }
+}
+
+#[test]
+fn sleepable_programs_are_counted_while_they_run() {
+    let mut b = bench();
+    let (normal, sleepable) = (acts(2, false, false), acts(2, false, false));
+    for (acts, sleeps) in [(normal, false), (sleepable, true)] {
+        let callee = Callee {
+            sleepable: sleeps,
+            ..b.acting(acts, Guard::Word)
+        };
+        b.engine
+            .attach(b.function, two(), Kind::Fexit, callee)
+            .unwrap();
+    }
+    b.check_called(2);
+    assert_eq!(sleepable.take(), [[0x100, 0x101, 1, 0, 1]]);
+    let left = TASK.with(|task| task[2].load(Ordering::Relaxed)) / u64::from(TRACE_LEFT);
+    assert_eq!(left, 1, "leaving the outermost is seen");
+    assert_eq!([task(0), task(1), task(2)], [0; 3]);
+}
+
+/// A function with 12 arguments: the sum of those on the stack, each with its weight.
+fn twelve(memory: &Memory, at: u64) {
+    write(memory, at, |asm| {
+        asm.emit(nop());
+        asm.emit(nop());
+        asm.mov_imm(X0, 0);
+        for i in 0..4 {
+            asm.emit(a64::ops::ldr(X9, SP, 8 * i));
+            asm.mov_imm(X10, i as u64 + 1);
+            asm.emit(a64::ops::madd(Size::X, X0, X9, X10, X0));
+        }
+        asm.emit(ret());
+    });
+}
+
+#[test]
+fn arguments_on_the_stack_arrive() {
+    let mut b = bench();
+    twelve(b.engine.platform(), b.function);
+    let function: extern "C" fn(u64, u64, u64, u64, u64, u64, u64, u64, u64, u64, u64, u64) -> u64 =
+        // SAFETY: the code just written, of that type.
+        unsafe { std::mem::transmute(b.function) };
+    let run = || function(1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12);
+    assert_eq!(run(), 110);
+    let args = ArgSpec::new(8, false)
+        .and_then(|a| a.with_stack(4))
+        .unwrap();
+    for kind in [Kind::Fentry, Kind::FmodRet, Kind::Fexit, Kind::Fsession] {
+        let acts = acts(13, false, false);
+        let callee = b.acting(acts, Guard::Word);
+        let id = b.engine.attach(b.function, args, kind, callee).unwrap();
+        assert_eq!(run(), 110, "{kind}");
+        for seen in acts.take() {
+            assert_eq!(seen[..12], (1..=12).collect::<Vec<_>>(), "{kind}");
+        }
+        b.engine.detach(id).unwrap();
+    }
+    let callee = b.acting(acts(0, false, false), Guard::None);
+    let refused = b
+        .engine
+        .attach(b.function, ArgSpec::UNKNOWN, Kind::Fexit, callee);
+    assert_eq!(refused.unwrap_err().reason, trampoline::Reason::Arguments);
+}
+
+#[test]
+fn a_hundred_programs_of_all_kinds_on_one_function() {
+    let mut b = bench();
+    let kinds = [Kind::Fentry, Kind::Fexit, Kind::FmodRet, Kind::Fsession];
+    let all: Vec<_> = (0..100)
+        .map(|n| {
+            let (acts, kind) = (acts(2, false, false), kinds[n % 4]);
+            let callee = b.acting(acts, Guard::Word);
+            let id = b.engine.attach(b.function, two(), kind, callee).unwrap();
+            (acts, kind, id)
+        })
+        .collect();
+    b.check_called(2);
+    for (acts, kind, _) in &all {
+        assert_eq!(
+            acts.take().len(),
+            if *kind == Kind::Fsession { 2 } else { 1 }
+        );
+    }
+    for (_, _, id) in all {
+        b.engine.detach(id).unwrap();
+    }
+    b.check(2, false);
+    assert_eq!(b.engine.pool().free_bytes(), BYTES as u64 / 2);
 }

@@ -598,7 +598,7 @@ impl<'a> Fusion<'a> {
                     a,
                     b: Rhs::Imm(first),
                 },
-            ) if (inner == width && a != Name::FP) || (width == Width::W32 && a != Name::FP) => {
+            ) if a != Name::FP && (inner == width || width == Width::W32) => {
                 let sum = truncated(width, first.wrapping_add(value));
                 with_constant(Binary::Add, width, a, sum).unwrap_or(Node::Copy(a))
             }

@@ -2,33 +2,66 @@
 //! Rust functions as a trampoline's callees: `extern "C" fn(ctx, data) -> u64`, with data that lives long enough.
 
 use crate::hook::ProgramCode;
+use crate::symbols;
 use alloc::sync::Arc;
+use bpf_vm::attachment::Attachment;
 use core::any::Any;
+use core::sync::atomic::AtomicU64;
 
 /// A hook written in Rust, with what it works on.
 pub(crate) trait NativeHook: Send + Sync + 'static {
-    /// One hit; `context` gives the arguments. Runs in any context: no lock, no allocation, nothing that has a site.
-    fn hit(&self, context: &Context) -> u64;
+    /// The most bytes of stack that a hit takes, where the audit does not tell: it follows no branch whose target a rule leaves out.
+    const STACK: u32 = 1024;
+
+    /// One hit. Runs in any context: no lock, no allocation, nothing that has a site.
+    ///
+    /// The result counts for fmod_ret only: if it is not 0 the function is skipped and returns it.
+    fn hit(&self, hit: &Hit<'_>) -> u64;
 }
 
-/// The arguments of a hit: the `u64 ctx[]` that the trampoline stored.
-#[repr(transparent)]
-pub(crate) struct Context(*const u64);
+/// One hit of a hook: the `u64 ctx[]` that the trampoline stored, and the place that it stored it for.
+pub(crate) struct Hit<'a> {
+    context: *const u64,
+    place: &'a Place,
+}
 
-/// How many argument words a trampoline stores: x0 to x7.
-pub(crate) const ARGUMENTS: usize = 8;
+/// Where a hook is attached.
+struct Place {
+    attachment: Attachment,
+    session: bool,
+}
 
-impl Context {
-    /// The words: x0 to x7 as the hooked function got them.
+impl Hit<'_> {
+    /// The function's arguments, and behind them its result if the hook is one of its exit.
     #[inline(always)]
-    pub(crate) fn words(&self) -> &[u64; ARGUMENTS] {
-        // SAFETY: only `thunk` makes a Context, from the ctx of a trampoline, which stored ARGUMENTS words there that no
-        // one else writes until the hit is over.
-        unsafe { &*self.0.cast() }
+    pub(crate) fn words(&self) -> &[u64] {
+        let attachment = &self.place.attachment;
+        let words = attachment.arguments as usize + attachment.has_result as usize;
+        // SAFETY: only `thunk` makes a Hit, from the ctx of a trampoline and the attachment that it was generated for: it stored
+        // so many words there, which no one else writes until the hit is over.
+        unsafe { core::slice::from_raw_parts(self.context, words) }
+    }
+
+    /// Of a session: whether this is its exit, and the word that both ends share.
+    pub(crate) fn session(&self) -> Option<(bool, &AtomicU64)> {
+        if !self.place.session {
+            return None;
+        }
+        // SAFETY: below the ctx of a session lies a word with the address of the session's own word, and in bit 0 whether
+        // this is the exit (trampoline/src/frame.rs).
+        let which = unsafe { self.context.sub(1).read() };
+        // SAFETY: the session's word lies in the trampoline's frame, aligned, and no one else uses it during the hit.
+        let word = unsafe { AtomicU64::from_ptr((which & !1) as *mut u64) };
+        Some((which & 1 != 0, word))
+    }
+
+    /// Where the program is attached.
+    pub(crate) fn attachment(&self) -> &Attachment {
+        &self.place.attachment
     }
 }
 
-/// What a trampoline needs to call a [`NativeHook`], and what keeps it alive.
+/// What a trampoline needs to call a [`NativeHook`] or a compiled program, and what keeps it alive.
 pub(crate) struct Callee {
     /// Address of the function.
     pub address: u64,
@@ -40,23 +73,33 @@ pub(crate) struct Callee {
     pub keep: Arc<dyn Any + Send + Sync>,
 }
 
-/// What a hook written in Rust is allowed: the interpreter's frame of 512 bytes, its registers, and formatting.
-const NATIVE_STACK: u32 = 3072;
-
-extern "C" fn thunk<T: NativeHook>(context: *const u64, data: *const T) -> u64 {
-    // SAFETY: `data` is the Arc's contents of the Callee that this thunk's address came with; whoever attaches it keeps
-    // `keep` until a grace period after the last trampoline that names it was taken off its site.
-    let hook = unsafe { &*data };
-    hook.hit(&Context(context))
+/// A hook at its place.
+struct Placed<T> {
+    place: Place,
+    hook: Arc<T>,
 }
 
-/// Makes a callee of a hook.
-pub(crate) fn callee<T: NativeHook>(hook: Arc<T>) -> Callee {
+extern "C" fn thunk<T: NativeHook>(context: *const u64, data: *const Placed<T>) -> u64 {
+    // SAFETY: `data` is the Arc's contents of the Callee that this thunk's address came with; whoever attaches it keeps
+    // `keep` until a grace period after the last trampoline that names it was taken off its site.
+    let placed = unsafe { &*data };
+    let place = &placed.place;
+    placed.hook.hit(&Hit { context, place })
+}
+
+/// Makes a callee of a hook, for the place that it is attached to.
+pub(crate) fn callee<T: NativeHook>(hook: Arc<T>, attachment: Attachment, session: bool) -> Callee {
+    let place = Place {
+        attachment,
+        session,
+    };
+    let placed = Arc::new(Placed { place, hook });
+    let address = thunk::<T> as *const () as usize as u64;
     Callee {
-        address: thunk::<T> as *const () as usize as u64,
-        data: Some(Arc::as_ptr(&hook).expose_provenance() as u64),
-        stack_bytes: NATIVE_STACK,
-        keep: hook,
+        address,
+        data: Some(Arc::as_ptr(&placed).expose_provenance() as u64),
+        stack_bytes: symbols::stack_of(address).unwrap_or(T::STACK).max(T::STACK),
+        keep: placed,
     }
 }
 

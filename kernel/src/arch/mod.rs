@@ -4,6 +4,7 @@
 //! One of the rooms where `unsafe` may live. What leaves it is safe to call from anywhere, from any context, unless its
 //! first line says otherwise.
 
+pub(crate) mod admit;
 pub(crate) mod barrier;
 pub(crate) mod callee;
 pub(crate) mod code;

@@ -7,7 +7,7 @@
 //! 0xffffffff_84000000  executable pool, RX                                                8 MiB
 //! 0xffffffff_87000000  patch mappings, a page a core, mapped only while a core writes code
 //! 0xffffffff_90000000  map values and what else hooked code reaches by ADRP, RW-NX      256 MiB
-//! 0xffffffff_a0000000  stacks: slots of 64 KiB, the upper half mapped                   256 MiB
+//! 0xffffffff_a0000000  stacks: slots of 256 KiB, the upper half mapped                   256 MiB
 //! 0xffffffff_b0000000  device tree, RO                                                    4 MiB
 //! ```
 //! Image, pool and patch mappings share one 128 MiB window, so B and BL always reach (Arm ARM C6.2, B: ±128 MiB).
@@ -32,8 +32,8 @@ pub(crate) const NEAR: usize = IMAGE + (256 << 20);
 pub(crate) const NEAR_SIZE: usize = 256 << 20;
 /// Stacks.
 pub(crate) const STACKS: usize = IMAGE + (512 << 20);
-/// Bytes in a stack slot; the upper half is the stack, the lower half is never mapped (vectors.s tests bit 15).
-pub(crate) const STACK_SLOT: usize = 64 << 10;
+/// Bytes in a stack slot; the upper half is the stack, the lower half is never mapped (vectors.s tests bit 17).
+pub(crate) const STACK_SLOT: usize = 256 << 10;
 /// Bytes in a stack.
 pub(crate) const STACK_SIZE: usize = STACK_SLOT / 2;
 /// How many stacks there can be.
@@ -43,4 +43,4 @@ pub(crate) const DEVICE_TREE: usize = IMAGE + (768 << 20);
 /// Bytes mapped there.
 pub(crate) const DEVICE_TREE_SIZE: usize = 4 << 20;
 
-const _: () = assert!(STACK_SIZE == 1 << 15, "vectors.s tests bit 15 of sp");
+const _: () = assert!(STACK_SIZE == 1 << 17, "vectors.s tests bit 17 of sp");

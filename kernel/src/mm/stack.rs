@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Stacks: the upper half of a 64 KiB slot, its lower half a guard that is never mapped.
+//! Stacks: the upper half of a 256 KiB slot, its lower half a guard that is never mapped.
 
 use super::layout::{LINEAR, PAGE, STACK_COUNT, STACK_SIZE, STACK_SLOT, STACKS};
 use super::{Access, frames, table};
@@ -7,9 +7,9 @@ use crate::arch::lock::SpinLock;
 use alloc::vec::Vec;
 use core::arch::asm;
 
-/// The last bytes of every stack, a quarter: only hooks use them. That the kernel stays above is measured by paint; an attach
+/// The last bytes of every stack, three quarters: only hooks use them. That the kernel stays above is measured by paint; an attach
 /// is refused when the worst case of what it adds is more.
-pub(crate) const HOOK_RESERVE: usize = STACK_SIZE / 4;
+pub(crate) const HOOK_RESERVE: usize = STACK_SIZE / 4 * 3;
 
 /// What an untouched stack byte holds; painted at allocation, read by [`Stack::high_water`].
 const PAINT: u8 = 0xa5;

@@ -5,7 +5,7 @@ use super::inspect;
 use super::{Shell, ShellError};
 use crate::arch::pmu::{self, Counter};
 use crate::bpf::Engine;
-use crate::hook::{self, Function, HookId, Native};
+use crate::hook::{self, Function, HookId, Native, Point, Protection};
 use crate::ksyms::Flags;
 use crate::workload::{TARGETS, TRANSFER_BYTES, Transfer};
 use crate::{arch, bench, bpf, integrity, println, sched, symbols, system};
@@ -13,6 +13,7 @@ use alloc::borrow::ToOwned;
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
+use trampoline::Kind;
 
 /// What a command returns.
 pub(super) type Outcome = Result<(), ShellError>;
@@ -68,11 +69,13 @@ pub(super) static COMMANDS: &[Command] = commands![
     "functions", "[PATTERN]", [Argument::Function], inspect::functions, "functions that can be hooked
     PATTERN is a name in which * stands for anything; without a * every name that holds it fits";
     "programs", "", [], inspect::programs, "BPF programs of the initrd's objects";
-    "attach", "PROGRAM FUNCTION [interp|jit|native]", [Argument::Program, Argument::Function], attach,
-    "hooks a program onto a function's entry
+    "attach", "PROGRAM FUNCTION [interp|jit|native] [KIND] [GUARD] [cookie=N]", [Argument::Program, Argument::Function], attach,
+    "hooks a program onto a function, as its section says
     PROGRAM is OBJECT/PROGRAM, or OBJECT if it has one program, run by the interpreter or compiled (jit, if not said)
-    or, with native, one of the kernel's own: empty, count
-    FUNCTION is a full name or the end of one";
+    or, with native, one of the kernel's own: empty, count; then KIND is fentry, if not said, fexit, fmod_ret or fsession
+    FUNCTION is a full name or the end of one
+    GUARD keeps the program from running inside itself: word, if not said; context: inside any program; pinned: not, but it
+    stays on its core; none: not";
     "detach", "ID|FUNCTION", [Argument::Function], detach, "takes off a hook, or all hooks of a function";
     "hooks", "", [], inspect::hooks, "what is hooked";
     "show", "FUNCTION", [Argument::Function], inspect::show, "live code of a function's entry and of its trampoline";
@@ -239,34 +242,62 @@ fn help(_: &mut Shell, _: &'static Command, arguments: &str) -> Outcome {
 }
 
 /// How a program is run, by the word for it.
+/// What runs a program.
+#[derive(Clone, Copy)]
 enum By {
     Engine(Engine),
     Native,
 }
 
+/// What may stand behind the function's name.
 const ENGINES: [(&str, By); 3] = [
     ("interp", By::Engine(Engine::Interpreter)),
     ("jit", By::Engine(Engine::Jit)),
     ("native", By::Native),
 ];
+const KINDS: [Kind; 4] = [Kind::Fentry, Kind::FmodRet, Kind::Fexit, Kind::Fsession];
+const PROTECTIONS: [Protection; 4] = [
+    Protection::Program,
+    Protection::Context,
+    Protection::Pinned,
+    Protection::None,
+];
 
 fn attach(_: &mut Shell, command: &'static Command, arguments: &str) -> Outcome {
-    let (program, rest) = first_word(arguments);
-    let (before, last) = rest.rsplit_once(' ').unwrap_or(("", rest));
-    let (name, by) = match ENGINES.iter().find(|(word, _)| *word == last) {
-        Some((_, by)) => (before.trim_end(), by),
-        None => (rest, &By::Engine(Engine::Jit)),
-    };
+    let (program, mut name) = first_word(arguments);
+    let (mut by, mut kind, mut protection) = (By::Engine(Engine::Jit), None, None);
+    let mut cookie = 0;
+    // Names of functions may hold spaces: words are taken from the end as long as they say something.
+    while let Some((before, last)) = name.rsplit_once(' ') {
+        if let Some((_, engine)) = ENGINES.iter().find(|(word, _)| *word == last) {
+            by = *engine;
+        } else if let Some(found) = KINDS.iter().find(|kind| kind.name() == last) {
+            kind = Some(*found);
+        } else if let Some(found) = PROTECTIONS.iter().find(|p| p.name() == last) {
+            protection = Some(*found);
+        } else if let Some(number) = last.strip_prefix("cookie=") {
+            let parsed = number.parse().ok();
+            cookie = parsed.ok_or(ShellError::Usage(command))?;
+        } else {
+            break;
+        }
+        name = before.trim_end();
+    }
     let function = function(command, name)?;
+    let change = |point: Point| Point {
+        protection: protection.unwrap_or(point.protection),
+        cookie,
+        ..point
+    };
     let id = match by {
-        By::Engine(engine) => bpf::attach(program, &function, *engine)?,
+        By::Engine(_) if kind.is_some() => return Err(ShellError::Usage(command)),
+        By::Engine(engine) => bpf::attach_at(program, &function, engine, change)?,
         By::Native => {
             let natives = [Native::Empty, Native::Count];
             let native = natives.into_iter().find(|native| native.name() == program);
-            hook::attach_native(
-                &function,
-                native.ok_or_else(|| ShellError::Native(program.to_owned()))?,
-            )?
+            let native = native.ok_or_else(|| ShellError::Native(program.to_owned()))?;
+            let point = Point::of(kind.unwrap_or(Kind::Fentry));
+            hook::attach_native(&function, native, change(point))?
         }
     };
     println!("hook {id}: {program} on {}", function.name);

@@ -70,25 +70,36 @@ pub(super) fn hooks(_: &mut Shell, command: &'static Command, arguments: &str) -
         println!("nothing is hooked");
         return Ok(());
     }
-    let row =
-        |id: &str, kind: &str, program: &str, engine: &str, bytes: &str, hits: &str, name: &str| {
-            println!("{id:>4}  {kind:8}  {program:20}  {engine:12}  {bytes:>6}  {hits:>8}  {name}");
-        };
-    row(
-        "id", "kind", "program", "engine", "bytes", "hits", "function",
-    );
+    let row = |cells: [&str; 9]| {
+        let [id, kind, program, engine, bytes, stack, hits, misses, name] = cells;
+        println!(
+            "{id:>4}  {kind:10}  {program:20}  {engine:12}  {bytes:>6}  {stack:>6}  {hits:>8}  {misses:>8}  {name}"
+        );
+    };
+    row([
+        "id", "kind", "program", "engine", "bytes", "stack", "hits", "misses", "function",
+    ]);
     for h in hooks {
         let (id, bytes) = (format!("{}", h.id), format!("{}", h.bytes));
+        let stack = format!("{}", h.stack_bytes);
         let hits = hook::hits(h.id).map_or(String::new(), |hits| format!("{hits}"));
-        row(
+        // By context: task, softirq, hardirq, NMI.
+        let misses = match h.misses {
+            [0, 0, 0, 0] => String::from("0"),
+            [task, softirq, hardirq, nmi] => format!("{task}/{softirq}/{hardirq}/{nmi}"),
+        };
+        let kind = format!("{}{}", h.kind, if h.sleepable { ".s" } else { "" });
+        row([
             &id,
-            h.kind,
+            &kind,
             &h.program,
             h.engine,
             &bytes,
+            &stack,
             &hits,
+            &misses,
             &h.function,
-        );
+        ]);
     }
     Ok(())
 }
@@ -103,7 +114,10 @@ pub(super) fn show(_: &mut Shell, command: &'static Command, arguments: &str) ->
             println!("  ...");
         }
         next = Some(line.address + 4);
-        let text = format!("{}", a64::display_word(line.word, line.address as u64));
+        let text = match line.ingredient {
+            "literal" => format!(".word {:#010x}", line.word),
+            _ => format!("{}", a64::display_word(line.word, line.address as u64)),
+        };
         let target = match a64::branch_target(line.word, line.address as u64) {
             Some(target) => format!("{}", symbols::Name(target as usize)),
             None => String::new(),

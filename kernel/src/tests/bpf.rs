@@ -5,6 +5,7 @@ use super::hooks::function;
 use super::{Failure, Outcome, Test};
 use crate::arch::{callee, cpu, irq, switch, timer};
 use crate::bpf::{self, Engine};
+use crate::hook::Point;
 use crate::workload::workload_call;
 use crate::{check, hook, initrd, mm, rcu, trace};
 use alloc::format;
@@ -101,7 +102,8 @@ pub(super) fn hooked_with(
     calls: impl FnOnce() -> Outcome,
 ) -> Outcome {
     let target = function("workload_call")?;
-    let id = bpf::attach_with(program, &target, engine, cookie).map_err(|e| failed(&e))?;
+    let id = bpf::attach_at(program, &target, engine, |point| Point { cookie, ..point })
+        .map_err(|e| failed(&e))?;
     let outcome = calls();
     hook::detach(id).map_err(|e| failed(&e))?;
     outcome
@@ -314,8 +316,8 @@ fn offered() -> Outcome {
     Ok(())
 }
 
-/// What a program of one helper call returns, compiled.
-fn answer(helper: u32) -> Result<u64, Failure> {
+/// A program of one helper call, compiled.
+fn asks(helper: u32) -> Result<hook::ProgramCode, Failure> {
     let case = Case {
         name: "answer",
         text: format!("call {helper}\nexit\n"),
@@ -326,8 +328,12 @@ fn answer(helper: u32) -> Result<u64, Failure> {
         let compiled = jit::compile(&program, &bpf::target(base, 1));
         compiled.map(|c| c.words).map_err(|e| e.to_string())
     };
-    let code = hook::place("answer", words).map_err(|e| failed(&e))?;
-    Ok(callee::entry(&code)(0, 0))
+    hook::place("answer", words).map_err(|e| failed(&e))
+}
+
+/// What it returns.
+fn answer(helper: u32) -> Result<u64, Failure> {
+    Ok(callee::entry(&asks(helper)?)(0, 0))
 }
 
 fn in_place() -> Outcome {
@@ -344,10 +350,10 @@ fn in_place() -> Outcome {
         (before..=after).contains(&time),
         "{time} ns is not from {before} to {after}"
     );
+    let code = asks(8)?;
     let state = irq::disable();
-    let (core, answered) = (cpu::index() as u64, answer(8));
+    let (core, answered) = (cpu::index() as u64, callee::entry(&code)(0, 0));
     irq::restore(state);
-    let answered = answered?;
     check!(
         answered == core,
         "this is core {core}, and its number {answered}"

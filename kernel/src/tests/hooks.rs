@@ -3,9 +3,9 @@
 
 use super::tasks::spawn;
 use super::{Failure, Outcome, Test};
-use crate::arch::callee::{Context, NativeHook, callee};
+use crate::arch::callee::{Hit, NativeHook};
 use crate::arch::{code, cpu, timer};
-use crate::hook::{self, Function, HookId, Native};
+use crate::hook::{self, Function, HookId, Native, Point};
 use crate::mm::layout::POOL;
 use crate::sched;
 use crate::workload::{workload_call, workload_six};
@@ -16,6 +16,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::hint::black_box;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use trampoline::Kind;
 
 pub(super) const TESTS: &[Test] = &[
     Test {
@@ -104,9 +105,9 @@ impl Recorder {
 }
 
 impl NativeHook for Recorder {
-    fn hit(&self, context: &Context) -> u64 {
+    fn hit(&self, hit: &Hit<'_>) -> u64 {
         self.hits.fetch_add(1, Ordering::Relaxed);
-        for (to, from) in self.words.iter().zip(context.words()) {
+        for (to, from) in self.words.iter().zip(hit.words()) {
             to.store(*from, Ordering::Relaxed);
         }
         u64::MAX // a result that would do harm if it were used
@@ -114,11 +115,11 @@ impl NativeHook for Recorder {
 }
 
 fn attach<T: NativeHook>(name: &str, hook: &Arc<T>) -> Result<HookId, Failure> {
-    hook::attach(
+    hook::attach_hook(
         &function(name)?,
+        Point::of(Kind::Fentry),
         "test".into(),
-        "native",
-        callee(hook.clone()),
+        hook.clone(),
     )
     .map_err(|e| failed(&e))
 }
@@ -128,8 +129,12 @@ fn detach(id: HookId) -> Outcome {
 }
 
 fn counts() -> Outcome {
-    let id =
-        hook::attach_native(&function("workload_call")?, Native::Count).map_err(|e| failed(&e))?;
+    let id = hook::attach_native(
+        &function("workload_call")?,
+        Native::Count,
+        Point::of(Kind::Fentry),
+    )
+    .map_err(|e| failed(&e))?;
     for i in 0..1000 {
         check!(
             call(i, 7) == 3 * i + 7,
@@ -173,7 +178,7 @@ static ORDER: AtomicU64 = AtomicU64::new(0);
 struct Digit(u64);
 
 impl NativeHook for Digit {
-    fn hit(&self, _: &Context) -> u64 {
+    fn hit(&self, _: &Hit<'_>) -> u64 {
         ORDER.store(
             ORDER.load(Ordering::Relaxed) * 10 + self.0,
             Ordering::Relaxed,
@@ -289,7 +294,11 @@ fn pool_full() -> Outcome {
     rcu::barrier();
     let before = hook::pool_free();
     let hog = hook::take_pool();
-    let error = hook::attach_native(&function("workload_call")?, Native::Count);
+    let error = hook::attach_native(
+        &function("workload_call")?,
+        Native::Count,
+        Point::of(Kind::Fentry),
+    );
     let result = call(2, 2);
     drop(hog);
     let Err(error) = error else {
@@ -329,7 +338,7 @@ fn refused() -> Outcome {
         address: function("workload_call")?.address + 8,
         name: "not_an_entry",
     };
-    match hook::attach_native(&nowhere, Native::Empty) {
+    match hook::attach_native(&nowhere, Native::Empty, Point::of(Kind::Fentry)) {
         Ok(_) => check!(false, "attached to an address that is no entry"),
         Err(e) => check!(
             e.to_string().contains("not_an_entry"),
@@ -374,8 +383,10 @@ struct Stamps {
 }
 
 impl NativeHook for Stamps {
-    fn hit(&self, context: &Context) -> u64 {
-        let [stamp, worker, ..] = context.words();
+    fn hit(&self, hit: &Hit<'_>) -> u64 {
+        let [stamp, worker, ..] = hit.words() else {
+            return 0;
+        };
         let worker = *worker as usize & 7;
         if self.last[worker].swap(*stamp, Ordering::Relaxed) == *stamp {
             self.count[worker].fetch_add(1, Ordering::Relaxed);
@@ -449,7 +460,12 @@ fn stress(changes: u64) -> Outcome {
     let mut outcome = Ok(());
     for round in 0..changes {
         PHASE.fetch_add(1, Ordering::SeqCst);
-        match hook::attach(&function, "stress".into(), "native", callee(stamps.clone())) {
+        match hook::attach_hook(
+            &function,
+            Point::of(Kind::Fentry),
+            "stress".into(),
+            stamps.clone(),
+        ) {
             Ok(id) => {
                 PHASE.fetch_add(1, Ordering::SeqCst);
                 if round % 16 == 0 {

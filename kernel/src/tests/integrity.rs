@@ -3,16 +3,18 @@
 
 use super::tasks::spawn;
 use super::{Failure, Outcome, Test};
-use crate::arch::callee::{Context, NativeHook, callee};
+use crate::arch::callee::{Hit, NativeHook, callee};
 use crate::arch::{code, timer};
-use crate::hook::{self, Native};
+use crate::hook::{self, Native, Point};
 use crate::workload::{workload_call, workload_six};
 use crate::{check, hooked, integrity, rcu, symbols};
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use bpf_vm::attachment::Attachment;
 use core::sync::atomic::{AtomicBool, Ordering};
+use trampoline::Kind;
 
 pub(super) const TESTS: &[Test] = &[
     Test {
@@ -64,8 +66,10 @@ fn marks() -> Outcome {
     let name = || format!("{}", symbols::Name(inside() as usize));
     check!(name() == "workload_call+0x8", "{} before", name());
     let function = hook::resolve("workload_call").map_err(|e| failed(&e))?;
-    let first = hook::attach_native(&function, Native::Count).map_err(|e| failed(&e))?;
-    let second = hook::attach_native(&function, Native::Empty).map_err(|e| failed(&e))?;
+    let first = hook::attach_native(&function, Native::Count, Point::of(Kind::Fentry))
+        .map_err(|e| failed(&e))?;
+    let second = hook::attach_native(&function, Native::Empty, Point::of(Kind::Fentry))
+        .map_err(|e| failed(&e))?;
     let both = "workload_call+0x8 [hooked: fentry count, fentry empty]";
     check!(name() == both, "{} with two hooks", name());
     let listed: Vec<_> = hooked::all().map(|(name, _)| name).collect();
@@ -185,8 +189,14 @@ fn every_change() -> Outcome {
     let mut hooks = Vec::new();
     for name in ["workload_call", "workload_six", "workload_struct"] {
         let function = hook::resolve(name).map_err(|e| failed(&e))?;
-        hooks.push(hook::attach_native(&function, Native::Count).map_err(|e| failed(&e))?);
-        hooks.push(hook::attach_native(&function, Native::Empty).map_err(|e| failed(&e))?);
+        hooks.push(
+            hook::attach_native(&function, Native::Count, Point::of(Kind::Fentry))
+                .map_err(|e| failed(&e))?,
+        );
+        hooks.push(
+            hook::attach_native(&function, Native::Empty, Point::of(Kind::Fentry))
+                .map_err(|e| failed(&e))?,
+        );
     }
     let three = differences()?;
     check!(three == (3, 0), "{three:?} with three functions hooked");
@@ -217,7 +227,8 @@ fn behind_the_back() -> Outcome {
     check!(found[0].ends_with(text), "{found:?}");
     // A hook's word that someone took away is none of the hook's.
     let function = hook::resolve("workload_six").map_err(|e| failed(&e))?;
-    let id = hook::attach_native(&function, Native::Count).map_err(|e| failed(&e))?;
+    let id = hook::attach_native(&function, Native::Count, Point::of(Kind::Fentry))
+        .map_err(|e| failed(&e))?;
     let branch = code::read(at).unwrap_or_default();
     code::patch(at, branch, NOP).map_err(|e| failed(&e))?;
     let lost = differences();
@@ -234,11 +245,11 @@ fn behind_the_back() -> Outcome {
 fn stacks() -> Outcome {
     struct Nothing;
     impl NativeHook for Nothing {
-        fn hit(&self, _: &Context) -> u64 {
+        fn hit(&self, _: &Hit<'_>) -> u64 {
             0
         }
     }
-    let thunk = callee(Arc::new(Nothing)).address;
+    let thunk = callee(Arc::new(Nothing), Attachment::NONE, false).address;
     let found = symbols::stack_of(thunk);
     check!(
         found.is_some_and(|bytes| bytes <= 256),

@@ -11,6 +11,7 @@ mod helpers;
 mod hooks;
 mod integrity;
 mod interrupts;
+mod kinds;
 mod memory;
 mod overflow;
 mod rendezvous;
@@ -53,6 +54,7 @@ const TESTS: &[&[Test]] = &[
     overflow::TESTS,
     grace::TESTS,
     hooks::TESTS,
+    kinds::TESTS,
     integrity::TESTS,
     bpf::TESTS,
     helpers::TESTS,

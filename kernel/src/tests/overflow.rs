@@ -3,14 +3,16 @@
 
 use super::tasks::spawn;
 use super::{Failure, Outcome, Test};
-use crate::arch::callee::{Context, NativeHook, callee};
+use crate::arch::callee::{Hit, NativeHook};
 use crate::arch::{cpu, crash, overflow, switch};
+use crate::hook::Point;
 use crate::sched::{self, Died};
 use crate::{check, hook, mm, rcu};
 use alloc::format;
 use alloc::sync::Arc;
 use core::hint::black_box;
 use core::sync::atomic::{AtomicU64, Ordering};
+use trampoline::Kind;
 
 pub(super) const TESTS: &[Test] = &[
     Test {
@@ -77,7 +79,9 @@ fn alone() -> Outcome {
 struct Deep;
 
 impl NativeHook for Deep {
-    fn hit(&self, _: &Context) -> u64 {
+    const STACK: u32 = 2048;
+
+    fn hit(&self, _: &Hit<'_>) -> u64 {
         let mut local = [1u64; 128];
         black_box(&mut local);
         local[5]
@@ -91,8 +95,13 @@ fn hooked() -> Outcome {
     let name = "arch::crash::deeper";
     let function = hook::resolve(name).map_err(|e| Failure::Failed(format!("{e}")))?;
     let failed = |e: hook::HookError| Failure::Failed(format!("{e}"));
-    let id =
-        hook::attach(&function, "deep".into(), "native", callee(Arc::new(Deep))).map_err(failed)?;
+    let id = hook::attach_hook(
+        &function,
+        Point::of(Kind::Fentry),
+        "deep".into(),
+        Arc::new(Deep),
+    )
+    .map_err(failed)?;
     let outcome = dies(0, run);
     let (_, named) = overflow::last();
     hook::detach(id).map_err(failed)?;

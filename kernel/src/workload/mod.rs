@@ -8,7 +8,9 @@ mod tcp;
 
 pub(crate) use tcp::{TCP_TARGET, TCP_TARGET_SHORT, TRANSFER_BYTES, Transfer, TransferError};
 
+use crate::sched::WaitQueue;
 use core::hint::black_box;
+use core::sync::atomic::{AtomicBool, Ordering};
 
 /// What [`call_loop`] calls.
 pub(crate) type Callable = extern "C" fn(u64, u64) -> u64;
@@ -38,6 +40,59 @@ pub(crate) extern "C" fn workload_six(a: u64, b: u64, c: u64, d: u64, e: u64, f:
         .fold(0, |sum, (value, weight)| {
             value.wrapping_mul(weight).wrapping_add(sum)
         })
+}
+
+/// Twelve arguments, four of them on the stack, each with its own weight in the result.
+#[expect(
+    unsafe_code,
+    reason = "hooks name it, and its arguments have to be as declared"
+)]
+#[expect(clippy::too_many_arguments, reason = "that is what it is for")]
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn workload_twelve(
+    a: u64,
+    b: u64,
+    c: u64,
+    d: u64,
+    e: u64,
+    f: u64,
+    g: u64,
+    h: u64,
+    i: u64,
+    j: u64,
+    k: u64,
+    l: u64,
+) -> u64 {
+    [a, b, c, d, e, f, g, h, i, j, k, l]
+        .iter()
+        .zip(1..)
+        .fold(0, |sum, (value, weight)| {
+            value.wrapping_mul(weight).wrapping_add(sum)
+        })
+}
+
+/// What [`workload_blocks`] waits for.
+static GATE: (AtomicBool, WaitQueue) = (AtomicBool::new(true), WaitQueue::new());
+
+/// Opens or closes the gate that [`workload_blocks`] waits for.
+pub(crate) fn set_gate(open: bool) {
+    GATE.0.store(open, Ordering::Release);
+    if open {
+        GATE.1.wake_all();
+    }
+}
+
+/// A function that blocks until the gate is open: `a + 2b`. Task context.
+#[expect(
+    unsafe_code,
+    reason = "hooks name it, and its arguments have to be as declared"
+)]
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn workload_blocks(a: u64, b: u64) -> u64 {
+    GATE.1.wait_until(|| GATE.0.load(Ordering::Acquire));
+    b.wrapping_mul(2).wrapping_add(a)
 }
 
 /// A function with a site that calls another: `workload_call(a, b) + workload_call(b, a)`.

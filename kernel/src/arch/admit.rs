@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Who may run although something is active in this context: the slow side of a trampoline's guard.
+//!
+//! The task's recursion word heads the list of frames of trampolines whose programs are active in the present context, each with a
+//! guard record (trampoline/src/runtime.rs). A trampoline comes here only if the word is not zero. All of it is of this context on
+//! this task: whatever interrupts it starts with a word of its own and puts this one back, so plain loads and stores do.
+
+use super::switch;
+use crate::context;
+use core::sync::atomic::Ordering::Relaxed;
+use trampoline::State;
+use trampoline::runtime::{RECORD_NEXT, RECORD_PROGRAM};
+
+/// Stack that [`admit`] and what it calls take, in bytes; a test holds it against what `cargo xtask audit` computes.
+pub(crate) const STACK: u32 = 256;
+
+/// A word of a frame on this stack.
+///
+/// # Safety
+/// `frame` is the frame of a trampoline that is active on this stack, with a guard record.
+unsafe fn word(frame: u64, offset: i64) -> *mut u64 {
+    core::ptr::with_exposed_provenance_mut(frame.wrapping_add_signed(offset) as usize)
+}
+
+/// As [`trampoline::Runtime::admit`] says: 1 and the frame heads the list, or 0 and the program's miss is counted.
+pub(crate) extern "C" fn admit(literal: *const u64, frame: u64) -> u64 {
+    // SAFETY: the literal of a trampoline that is being executed: the address of a State that it keeps alive, exposed.
+    let state = unsafe { literal.read() };
+    // SAFETY: as above.
+    let program = unsafe { &*core::ptr::with_exposed_provenance::<State>(state as usize) };
+    let head = &switch::current().word;
+    let mut at = head.load(Relaxed);
+    while at != 0 {
+        // SAFETY: the list holds frames of trampolines that are active in this context.
+        let active = unsafe { word(at, RECORD_PROGRAM).read() };
+        // SAFETY: the address of the active program's literal.
+        let active = unsafe { core::ptr::with_exposed_provenance::<u64>(active as usize).read() };
+        if active == state || program.is_whole_context() {
+            program.miss(context::current() as usize);
+            return 0;
+        }
+        // SAFETY: as above.
+        at = unsafe { word(at, RECORD_NEXT).read() };
+    }
+    // SAFETY: the calling trampoline's own guard record.
+    unsafe { word(frame, RECORD_NEXT).write(head.load(Relaxed)) };
+    // SAFETY: as above.
+    unsafe { word(frame, RECORD_PROGRAM).write(literal.expose_provenance() as u64) };
+    head.store(frame, Relaxed);
+    1
+}

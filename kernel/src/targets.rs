@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What hooks may do to a function beside looking at it.
+//!
+//! A function says by its name here that its return value may be changed from outside, or that it may block, as Linux's
+//! functions do by `ALLOW_ERROR_INJECTION`.
+
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+
+/// What a function allows.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Target {
+    /// A hook may skip it and return something else.
+    Overridable,
+    /// It is called only where a task may block.
+    Sleepable,
+}
+
+/// Functions and what they allow.
+const TARGETS: &[(&str, &[Target])] = &[
+    ("workload_call", &[Target::Overridable, Target::Sleepable]),
+    ("workload_six", &[Target::Overridable, Target::Sleepable]),
+    ("workload_twelve", &[Target::Overridable, Target::Sleepable]),
+    ("workload_nested", &[Target::Overridable, Target::Sleepable]),
+    ("workload_struct", &[Target::Overridable, Target::Sleepable]),
+    ("workload_blocks", &[Target::Overridable, Target::Sleepable]),
+];
+
+/// Whether a function allows it.
+pub(crate) fn is(function: &str, wanted: Target) -> bool {
+    let row = TARGETS.iter().find(|(name, _)| *name == function);
+    row.is_some_and(|(_, allowed)| allowed.contains(&wanted))
+}
+
+/// Says that it does not, and which functions do.
+pub(crate) fn missing(wanted: Target, what: &str) -> String {
+    let names: Vec<_> = TARGETS
+        .iter()
+        .filter(|(_, allowed)| allowed.contains(&wanted))
+        .map(|(name, _)| *name)
+        .collect();
+    let property = match wanted {
+        Target::Overridable => "overridable",
+        Target::Sleepable => "sleepable",
+    };
+    format!(
+        "{what}, and it is not marked {property} (kernel/src/targets.rs); these are: {}",
+        names.join(", ")
+    )
+}

@@ -1,0 +1,515 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Kinds of hooks and what protects them: fexit, fmod_ret, sessions, many on one function, recursion in each context, blocking.
+
+use super::hooks::function;
+use super::tasks::spawn;
+use super::{Failure, Outcome, Test};
+use crate::arch::callee::{Hit, NativeHook};
+use crate::arch::{code, cpu, smp};
+use crate::context::{self, Context, Softirq};
+use crate::hook::{self, HookId, Point, Protection};
+use crate::workload::{set_gate, workload_blocks, workload_call, workload_twelve};
+use crate::{check, rcu, sched};
+use alloc::string::ToString;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::hint::black_box;
+use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use trampoline::Kind;
+
+pub(super) const TESTS: &[Test] = &[
+    Test {
+        name: "kinds.fexit_gets_arguments_and_result",
+        seconds: 20,
+        run: fexit,
+    },
+    Test {
+        name: "kinds.fmod_ret_skips_the_function",
+        seconds: 20,
+        run: fmod_ret,
+    },
+    Test {
+        name: "kinds.fsession_shares_a_word",
+        seconds: 20,
+        run: fsession,
+    },
+    Test {
+        name: "kinds.twelve_arguments_arrive",
+        seconds: 20,
+        run: twelve,
+    },
+    Test {
+        name: "kinds.sixty_programs_on_one_function",
+        seconds: 60,
+        run: sixty,
+    },
+    Test {
+        name: "kinds.cookies_are_each_attachments_own",
+        seconds: 20,
+        run: cookies,
+    },
+    Test {
+        name: "kinds.a_program_is_turned_away_from_itself",
+        seconds: 20,
+        run: recursion,
+    },
+    Test {
+        name: "kinds.every_context_runs_in_every_other",
+        seconds: 20,
+        run: contexts,
+    },
+    Test {
+        name: "kinds.sleepable_programs_block",
+        seconds: 30,
+        run: sleepable,
+    },
+    Test {
+        name: "kinds.detached_under_ten_sleepers",
+        seconds: 60,
+        run: sleepers,
+    },
+    Test {
+        name: "kinds.what_a_function_does_not_allow_is_refused",
+        seconds: 20,
+        run: refused,
+    },
+];
+
+fn failed(e: &dyn core::fmt::Display) -> Failure {
+    Failure::Failed(e.to_string())
+}
+
+/// What a program does beside noting what it saw.
+#[derive(Default)]
+struct Program {
+    hits: AtomicU64,
+    words: [AtomicU64; 16],
+    /// The session: how often the word was 0 at an entry, and the entry's own at the exit.
+    matched: [AtomicU64; 2],
+    cookie: AtomicU64,
+    result: AtomicU64,
+    /// Calls the hooked function from inside.
+    recursing: AtomicU64,
+    /// Blocks for so long, in nanoseconds.
+    sleeps: AtomicU64,
+    /// Hits by context.
+    contexts: [AtomicU64; 4],
+    climb: AtomicU64,
+}
+
+impl NativeHook for Program {
+    fn hit(&self, hit: &Hit<'_>) -> u64 {
+        let hits = self.hits.fetch_add(1, Relaxed);
+        for (to, from) in self.words.iter().zip(hit.words()) {
+            to.store(*from, Relaxed);
+        }
+        self.cookie.store(hit.attachment().cookie, Relaxed);
+        if let Some((exit, word)) = hit.session() {
+            let expected = if exit { hits + 6 } else { 0 };
+            if word.swap(hits + 7, Relaxed) == expected {
+                self.matched[usize::from(exit)].fetch_add(1, Relaxed);
+            }
+        }
+        if self.recursing.load(Relaxed) != 0 {
+            call(1, 1);
+        }
+        // By pointers that nothing sees through: what a hook may not do is not on the path of hooks (linker/audit.rules).
+        match self.sleeps.load(Relaxed) {
+            0 => {}
+            time => black_box(sched::sleep_ns as fn(u64))(time),
+        }
+        if self.climb.load(Relaxed) != 0 {
+            black_box(Program::climb as fn(&Program))(self);
+        }
+        self.result.load(Relaxed)
+    }
+}
+
+impl Program {
+    /// Calls the hooked function from the next higher context, in the middle of this hit.
+    fn climb(&self) {
+        let here = context::current();
+        self.contexts[here as usize].fetch_add(1, Relaxed);
+        call(1, 1); // in the same context: turned away
+        let above = match here {
+            Context::Task => {
+                context::raise(Softirq::Test);
+                Context::Softirq
+            }
+            Context::Softirq => {
+                smp::send(cpu::index(), smp::Ipi::Test);
+                Context::Hardirq
+            }
+            Context::Hardirq => {
+                smp::send_nmi(cpu::index());
+                Context::Nmi
+            }
+            Context::Nmi => return,
+        };
+        for _ in 0..1_000_000 {
+            if self.contexts[above as usize].load(Relaxed) != 0 {
+                break;
+            }
+            core::hint::spin_loop();
+        }
+    }
+
+    fn take_hits(&self) -> u64 {
+        self.hits.swap(0, Relaxed)
+    }
+
+    fn word(&self, index: usize) -> u64 {
+        self.words.get(index).map_or(0, |w| w.load(Relaxed))
+    }
+}
+
+/// Calls the hooked function through a pointer that the compiler does not see through.
+fn call(a: u64, b: u64) -> u64 {
+    black_box(workload_call as extern "C" fn(u64, u64) -> u64)(a, b)
+}
+
+fn attach(name: &str, point: Point, program: &Arc<Program>) -> Result<HookId, Failure> {
+    hook::attach_hook(&function(name)?, point, "test".into(), program.clone())
+        .map_err(|e| failed(&e))
+}
+
+fn detach(id: HookId) -> Outcome {
+    hook::detach(id).map_err(|e| failed(&e))
+}
+
+/// All ways to protect a program that nothing here makes recurse.
+const PROTECTIONS: [Protection; 4] = [
+    Protection::Program,
+    Protection::Context,
+    Protection::Pinned,
+    Protection::None,
+];
+
+fn fexit() -> Outcome {
+    for protection in PROTECTIONS {
+        let program = Arc::new(Program::default());
+        let point = Point {
+            protection,
+            ..Point::of(Kind::Fexit)
+        };
+        let id = attach("workload_call", point, &program)?;
+        for n in 0..100 {
+            check!(call(n, 7) == 3 * n + 7, "{protection:?}: a wrong result");
+            let seen = [program.word(0), program.word(1), program.word(2)];
+            check!(
+                seen == [n, 7, 3 * n + 7],
+                "{protection:?}: the program saw {seen:?}"
+            );
+        }
+        detach(id)?;
+        call(1, 1);
+        let hits = program.take_hits();
+        check!(hits == 100, "{protection:?}: 100 calls, {hits} hits");
+    }
+    Ok(())
+}
+
+fn fmod_ret() -> Outcome {
+    for protection in PROTECTIONS {
+        let point = |kind| Point {
+            protection,
+            ..Point::of(kind)
+        };
+        let programs: [Arc<Program>; 3] = Default::default();
+        let [entry, modify, exit] = &programs;
+        let ids = [
+            attach("workload_call", point(Kind::Fexit), exit)?,
+            attach("workload_call", point(Kind::FmodRet), modify)?,
+            attach("workload_call", point(Kind::Fentry), entry)?,
+        ];
+        check!(call(5, 6) == 21, "the function did not run");
+        check!(exit.word(2) == 21, "fexit saw {}", exit.word(2));
+        modify.result.store(99, Relaxed);
+        check!(call(5, 6) == 99, "the function ran");
+        check!(exit.word(2) == 99, "fexit saw {}", exit.word(2));
+        for id in ids {
+            detach(id)?;
+        }
+        check!(call(5, 6) == 21, "still changed");
+        let hits = programs.each_ref().map(|p| p.take_hits());
+        check!(hits == [2, 2, 2], "{protection:?}: 2 calls, {hits:?} hits");
+    }
+    Ok(())
+}
+
+fn fsession() -> Outcome {
+    let programs: [Arc<Program>; 3] = Default::default();
+    let mut ids = Vec::new();
+    for program in &programs {
+        ids.push(attach("workload_call", Point::of(Kind::Fsession), program)?);
+    }
+    for n in 0..50 {
+        check!(call(n, 1) == 3 * n + 1, "a wrong result");
+    }
+    for id in ids {
+        detach(id)?;
+    }
+    for program in &programs {
+        let matched = program.matched.each_ref().map(|m| m.load(Relaxed));
+        check!(
+            matched == [50, 50] && program.take_hits() == 100,
+            "entries and exits that found their word: {matched:?} of 50"
+        );
+    }
+    Ok(())
+}
+
+fn twelve() -> Outcome {
+    let f = black_box(
+        workload_twelve
+            as extern "C" fn(u64, u64, u64, u64, u64, u64, u64, u64, u64, u64, u64, u64) -> u64,
+    );
+    let run = || f(1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12);
+    let expected = run();
+    for kind in [Kind::Fentry, Kind::FmodRet, Kind::Fexit, Kind::Fsession] {
+        let program = Arc::new(Program::default());
+        let id = attach("workload_twelve", Point::of(kind), &program)?;
+        let result = run();
+        detach(id)?;
+        check!(result == expected, "{kind}: {result} instead of {expected}");
+        for index in 0..12 {
+            let word = program.word(index);
+            check!(
+                word == index as u64 + 1,
+                "{kind}: argument {index} is {word}"
+            );
+        }
+    }
+    Ok(())
+}
+
+fn sixty() -> Outcome {
+    rcu::barrier();
+    let before = hook::pool_free();
+    let kinds = [Kind::Fentry, Kind::Fexit, Kind::FmodRet, Kind::Fsession];
+    let mut all = Vec::new();
+    for kind in kinds.iter().cycle().take(60) {
+        let program = Arc::new(Program::default());
+        all.push((
+            attach("workload_call", Point::of(*kind), &program)?,
+            *kind,
+            program,
+        ));
+    }
+    check!(call(2, 3) == 9, "a wrong result");
+    for (_, kind, program) in &all {
+        let expected = if *kind == Kind::Fsession { 2 } else { 1 };
+        let hits = program.take_hits();
+        check!(hits == expected, "{kind}: {hits} hits of one call");
+    }
+    for (index, (id, ..)) in all.iter().enumerate() {
+        detach(*id)?;
+        check!(call(2, 3) == 9, "a wrong result after {index} detached");
+    }
+    rcu::barrier();
+    let after = hook::pool_free();
+    check!(
+        before == after,
+        "{before} bytes of the pool were free, now {after}"
+    );
+    Ok(())
+}
+
+fn cookies() -> Outcome {
+    let programs: [Arc<Program>; 2] = Default::default();
+    let mut ids = Vec::new();
+    for (cookie, program) in [0x1234, u64::MAX].into_iter().zip(&programs) {
+        let point = Point {
+            cookie,
+            ..Point::of(Kind::Fentry)
+        };
+        ids.push(attach("workload_call", point, program)?);
+    }
+    call(1, 1);
+    for id in ids {
+        detach(id)?;
+    }
+    let seen = programs.each_ref().map(|p| p.cookie.load(Relaxed));
+    check!(seen == [0x1234, u64::MAX], "cookies are {seen:x?}");
+    Ok(())
+}
+
+fn recursion() -> Outcome {
+    for kind in [Kind::Fentry, Kind::Fexit, Kind::FmodRet, Kind::Fsession] {
+        for protection in [Protection::Program, Protection::Context] {
+            let programs: [Arc<Program>; 2] = Default::default();
+            let point = Point {
+                protection,
+                ..Point::of(kind)
+            };
+            let caller = attach("workload_call", point, &programs[0])?;
+            let other = attach("workload_call", point, &programs[1])?;
+            programs[0].recursing.store(1, Relaxed);
+            check!(call(4, 5) == 17, "{kind}: a wrong result");
+            let misses = [hook::misses(caller)[0], hook::misses(other)[0]];
+            let hits = programs.each_ref().map(|p| p.take_hits());
+            detach(caller)?;
+            detach(other)?;
+            let runs = if kind == Kind::Fsession { 2 } else { 1 };
+            // Each run of the first makes one call, from which it is turned away as often as that would run it; the other is
+            // turned away only where any active program does that.
+            let nested = runs * runs;
+            let expected = match protection {
+                Protection::Context => ([runs, runs], [nested, nested]),
+                _ => ([runs, runs + nested], [nested, 0]),
+            };
+            check!(
+                (hits, misses) == expected,
+                "{kind}, {protection:?}: hits {hits:?} and misses {misses:?} instead of {expected:?}"
+            );
+        }
+    }
+    Ok(())
+}
+
+fn contexts() -> Outcome {
+    let program = Arc::new(Program::default());
+    for slot in SLOTS {
+        slot.set(Some(&(call_from_above as fn())));
+    }
+    program.climb.store(1, Relaxed);
+    let id = attach("workload_call", Point::of(Kind::Fentry), &program)?;
+    let result = call(1, 2);
+    for slot in SLOTS {
+        slot.set(None);
+    }
+    let misses = hook::misses(id);
+    detach(id)?;
+    check!(result == 5, "a wrong result: {result}");
+    let hits = program.contexts.each_ref().map(|c| c.load(Relaxed));
+    check!(
+        hits == [1; 4],
+        "hits in task, softirq, hardirq and NMI, nested: {hits:?}"
+    );
+    check!(
+        misses == [1; 4],
+        "turned away in task, softirq, hardirq and NMI: {misses:?}"
+    );
+    Ok(())
+}
+
+/// Where tests hang in, from softirq up.
+const SLOTS: [&context::Slot; 3] = [
+    &context::TEST_SOFTIRQ,
+    &context::TEST_HARDIRQ,
+    &context::TEST_NMI,
+];
+
+fn call_from_above() {
+    call(1, 1);
+}
+
+fn sleepable() -> Outcome {
+    let program = Arc::new(Program::default());
+    program.sleeps.store(2_000_000, Relaxed);
+    let point = Point {
+        sleepable: true,
+        ..Point::of(Kind::Fentry)
+    };
+    let id = attach("workload_call", point, &program)?;
+    let tasks: Result<Vec<_>, _> = (0..6)
+        .map(|n| spawn("sleeper", move || call(n, 1) == 3 * n + 1))
+        .collect();
+    let right = tasks?.into_iter().map(|t| t.join()).all(|right| right);
+    detach(id)?;
+    check!(
+        right,
+        "a call whose program blocked returned a wrong result"
+    );
+    let hits = program.take_hits();
+    check!(hits == 6, "6 calls, {hits} hits");
+    rcu::barrier();
+    Ok(())
+}
+
+/// The address of a hooked function's image, inverted: an address on this stack would keep the image alive.
+#[inline(never)]
+fn hidden_image(function: &hook::Function) -> usize {
+    let word = code::read(function.address);
+    let image = word.and_then(|word| a64::branch_target(word, function.address as u64));
+    image.map_or(0, |image| !(image as usize))
+}
+
+/// The first word of an image, by its inverted address.
+#[inline(never)]
+fn first_word(hidden: usize) -> Option<u32> {
+    code::read(!black_box(hidden))
+}
+
+fn sleepers() -> Outcome {
+    rcu::barrier();
+    let free = hook::pool_free();
+    let program = Arc::new(Program::default());
+    let function = function("workload_blocks")?;
+    let id = attach("workload_blocks", Point::of(Kind::Fexit), &program)?;
+    let hidden = hidden_image(&function);
+    check!(hidden != 0, "no branch at the hooked entry");
+    set_gate(false);
+    let tasks: Result<Vec<_>, _> = (0..10)
+        .map(|n| spawn("sleeper", move || workload_blocks(n, 5) == n + 10))
+        .collect();
+    let tasks = tasks?;
+    sched::sleep_ns(5_000_000);
+    detach(id)?;
+    // Longer than any grace period takes: the image has to stay, for ten tasks will return into it.
+    sched::sleep_ns(50_000_000);
+    let kept = first_word(hidden).is_some_and(|word| word != trampoline::pool::FILL);
+    set_gate(true);
+    let right = tasks.into_iter().map(|t| t.join()).all(|right| right);
+    check!(
+        kept,
+        "the image was freed under ten tasks that sleep in the function"
+    );
+    check!(
+        right,
+        "a call over which the hook was taken off returned a wrong result"
+    );
+    let hits = program.take_hits();
+    check!(hits == 0, "{hits} hits after the detach");
+    rcu::barrier();
+    let word = first_word(hidden);
+    check!(
+        word == Some(trampoline::pool::FILL),
+        "the freed image holds {word:x?}, not BRK"
+    );
+    let now = hook::pool_free();
+    check!(free == now, "{free} bytes of the pool were free, now {now}");
+    Ok(())
+}
+
+fn refused() -> Outcome {
+    let program = Arc::new(Program::default());
+    let sleepable = Point {
+        sleepable: true,
+        ..Point::of(Kind::Fentry)
+    };
+    for (name, point, part) in [
+        (
+            "springboard_main",
+            Point::of(Kind::FmodRet),
+            "not marked overridable",
+        ),
+        ("springboard_main", sleepable, "not marked sleepable"),
+        (
+            "springboard::workload::call_loop",
+            Point::of(Kind::Fexit),
+            "arguments are not known",
+        ),
+    ] {
+        let function = function(name)?;
+        let attached = hook::attach_hook(&function, point, "test".into(), program.clone());
+        match attached {
+            Ok(_) => check!(false, "{name} was hooked"),
+            Err(e) => {
+                let text = e.to_string();
+                check!(text.contains(part) && text.contains(name), "{name}: {text}");
+            }
+        }
+    }
+    Ok(())
+}

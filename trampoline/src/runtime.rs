@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What generated code knows of its host: where the current task is, and what of hooks lies in it.
+//!
+//! **The recursion word.** Each context (task, softirq, hardirq, NMI) has one: the host's asynchronous exceptions and its entry
+//! to softirq save the interrupted one and start with zero. It lies in the task, which is reached by a register that the scheduler
+//! switches, so it is right between any two instructions, on whatever core the task goes on. It heads the list of what is active in
+//! the context: the address of a frame record of an image, behind which lies the image's *guard record*:
+//!
+//! ```text
+//!   word -> +0  x29          +16  the word that was there before
+//!           +8  x30          +24  address of a literal: the address of the active program's State, or 0
+//! ```
+
+use a64::SysReg;
+
+/// Offset of the guard record from the frame record: what the word was.
+pub const RECORD_NEXT: i64 = 16;
+/// Offset in a frame of the address of the literal that names the active program.
+pub const RECORD_PROGRAM: i64 = 24;
+
+/// The bits of [`Runtime::trace`] that count the sleepable programs that the task is in.
+pub const TRACE_NESTING_MASK: u32 = 0xffff;
+/// What leaving the outermost sleepable program adds to [`Runtime::trace`]; it wraps. A task that sleeps in one after the other is
+/// never seen outside of one, but this is seen to change.
+pub const TRACE_LEFT: u32 = 1 << 16;
+
+/// What generated code knows of its host. Offsets are in bytes, from the task's address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Runtime {
+    /// The system register that holds the address of the current task.
+    pub task: SysReg,
+    /// The recursion word: 8 bytes.
+    pub word: u16,
+    /// The count of reasons for which the task stays on its core: 4 bytes.
+    pub migrate: u16,
+    /// The count of sleepable programs that the task is in ([`TRACE_NESTING_MASK`], [`TRACE_LEFT`]): 4 bytes.
+    pub trace: u16,
+    /// Address of an `extern "C" fn(literal: *const u64, frame: *mut u64) -> u64` that is called if the word is not zero.
+    ///
+    /// It walks the list. If the program that the literal names may run it makes `frame` the head of the list, with
+    /// that literal, and returns 1; else it counts a miss and returns 0. It keeps no register that a function may change.
+    pub admit: u64,
+    /// The most stack that it uses, in bytes.
+    pub admit_stack: u32,
+}
