@@ -14,11 +14,8 @@ use trampoline::runtime::{RECORD_NEXT, RECORD_PROGRAM};
 /// Stack that [`admit`] and what it calls take, in bytes; a test holds it against what `cargo xtask audit` computes.
 pub(crate) const STACK: u32 = 256;
 
-/// A word of a frame on this stack.
-///
-/// # Safety
-/// `frame` is the frame of a trampoline that is active on this stack, with a guard record.
-unsafe fn word(frame: u64, offset: i64) -> *mut u64 {
+/// The address of a word of a frame.
+fn word(frame: u64, offset: i64) -> *mut u64 {
     core::ptr::with_exposed_provenance_mut(frame.wrapping_add_signed(offset) as usize)
 }
 

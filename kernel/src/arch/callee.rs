@@ -49,7 +49,7 @@ impl Hit<'_> {
         }
         // SAFETY: below the ctx of a session lies a word with the address of the session's own word, and in bit 0 whether
         // this is the exit (trampoline/src/frame.rs).
-        let which = unsafe { self.context.sub(1).read() };
+        let which = unsafe { self.context.wrapping_sub(1).read() };
         // SAFETY: the session's word lies in the trampoline's frame, aligned, and no one else uses it during the hit.
         let word = unsafe { AtomicU64::from_ptr((which & !1) as *mut u64) };
         Some((which & 1 != 0, word))

@@ -415,7 +415,7 @@ fn sleepable() -> Outcome {
     let tasks: Result<Vec<_>, _> = (0..6)
         .map(|n| spawn("sleeper", move || call(n, 1) == 3 * n + 1))
         .collect();
-    let right = tasks?.into_iter().map(|t| t.join()).all(|right| right);
+    let right = tasks?.into_iter().all(|t| t.join());
     detach(id)?;
     check!(
         right,
@@ -460,7 +460,7 @@ fn sleepers() -> Outcome {
     sched::sleep_ns(50_000_000);
     let kept = first_word(hidden).is_some_and(|word| word != trampoline::pool::FILL);
     set_gate(true);
-    let right = tasks.into_iter().map(|t| t.join()).all(|right| right);
+    let right = tasks.into_iter().all(|t| t.join());
     check!(
         kept,
         "the image was freed under ten tasks that sleep in the function"

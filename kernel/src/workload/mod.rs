@@ -47,7 +47,6 @@ pub(crate) extern "C" fn workload_six(a: u64, b: u64, c: u64, d: u64, e: u64, f:
     unsafe_code,
     reason = "hooks name it, and its arguments have to be as declared"
 )]
-#[expect(clippy::too_many_arguments, reason = "that is what it is for")]
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub(crate) extern "C" fn workload_twelve(
