@@ -360,10 +360,13 @@ struct Interpreted {
 impl NativeHook for Interpreted {
     fn hit(&self, hit: &Hit<'_>) -> u64 {
         let words = hit.words();
+        let context = Region::constant(words);
+        let session = hit.session().map(|(_, word)| core::slice::from_ref(word));
+        let regions = [context, session.map_or(context, Region::words)];
         match self.interpreter.run_for(
             hit.attachment(),
             &[words.as_ptr().expose_provenance() as u64],
-            &[Region::constant(words)],
+            &regions,
             BUDGET,
         ) {
             Ok(outcome) => outcome.r0,
@@ -404,6 +407,13 @@ pub(crate) fn attach_at(
         sleepable: point.sleepable,
         ..Point::of(kind)
     });
+    let kind = point.kind;
+    if kind != Kind::Fsession && offered::asks_for_session(&program) {
+        return Err(BpfError::Refused {
+            object: spec.into(),
+            why: "the program calls bpf_session_*, which only programs in fsession/... may".into(),
+        });
+    }
     let label = spec.to_string();
     match engine {
         Engine::Interpreter => {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What BPF programs may refer to by name: kernel functions and variables (`__ksym`), configuration (`__kconfig`), pins.
 
-use crate::arch::{cpu, switch, timer};
+use crate::arch::{callee, cpu, switch, timer};
 use crate::mm::layout::PAGE;
 use crate::sched::Mutex;
 use crate::symbols;
@@ -11,10 +11,10 @@ use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use bpf_vm::btf::{Btf, BtfError, Kind};
-use bpf_vm::helpers::{Function, Helper, Returns};
+use bpf_vm::helpers::{Argument, Function, Helper, Returns};
 use bpf_vm::map::Map;
 use bpf_vm::object::Environment;
-use bpf_vm::program::KernelVariable;
+use bpf_vm::program::{KernelVariable, ValidatedProgram};
 
 /// What does not change while the kernel runs, for programs that ask by CO-RE.
 #[repr(C)]
@@ -55,13 +55,38 @@ extern "C" fn call_task_id(_: u64, _: u64, _: u64, _: u64, _: u64) -> u64 {
 }
 
 /// Kernel functions that declare themselves callable (kfuncs).
-static FUNCTIONS: &[Helper] = &[Helper::new(
-    0,
-    "springboard_task_id",
-    &[],
-    Returns::Scalar,
-    Function::Plain(call_task_id),
-)];
+static FUNCTIONS: &[Helper] = &[
+    Helper::new(
+        0,
+        "springboard_task_id",
+        &[],
+        Returns::Scalar,
+        Function::Plain(call_task_id),
+    ),
+    Helper::new(
+        0,
+        SESSION_IS_RETURN,
+        &[Argument::Context],
+        Returns::Scalar,
+        Function::Plain(callee::session_is_return),
+    ),
+    Helper::new(
+        0,
+        SESSION_COOKIE,
+        &[Argument::Context],
+        Returns::Word,
+        Function::Plain(callee::session_cookie),
+    ),
+];
+
+const SESSION_IS_RETURN: &str = "bpf_session_is_return";
+const SESSION_COOKIE: &str = "bpf_session_cookie";
+
+/// Whether a program calls what only one of kind fsession may.
+pub(crate) fn asks_for_session(program: &ValidatedProgram) -> bool {
+    let mut names = program.kfuncs().iter().map(|kfunc| kfunc.name);
+    names.any(|name| [SESSION_IS_RETURN, SESSION_COOKIE].contains(&name))
+}
 
 /// The Linux whose BPF this kernel follows, as KERNEL_VERSION(6, 12, 0) has it.
 const LINUX_VERSION: u32 = 6 << 16 | 12 << 8;

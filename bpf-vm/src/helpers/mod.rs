@@ -151,6 +151,8 @@ impl Argument {
 /// What a helper leaves in r0.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Returns {
+    /// The address of 8 writable, aligned bytes.
+    Word,
     /// A number; negative ones are Linux's error numbers.
     Scalar,
     /// The address of a value of the map that it was given (of a map of maps: the inner map's handle), or 0.

@@ -61,6 +61,46 @@ impl Hit<'_> {
     }
 }
 
+/// What lies below the ctx of a session: the address of the session's word, and in bit 0 whether this is the exit.
+///
+/// # Safety
+/// `context` is the ctx that a trampoline gave to a program of kind fsession.
+unsafe fn session_of(context: u64) -> u64 {
+    let context = core::ptr::with_exposed_provenance::<u64>(context as usize);
+    // SAFETY: a trampoline stores that word right below the ctx of a session (trampoline/src/frame.rs).
+    unsafe { context.wrapping_sub(1).read() }
+}
+
+/// `bool bpf_session_is_return(void *ctx)`: whether a session's program is at its function's exit.
+///
+/// # Safety
+/// `context` is the ctx that a trampoline gave to a program of kind fsession.
+pub(crate) unsafe extern "C" fn session_is_return(
+    context: u64,
+    _: u64,
+    _: u64,
+    _: u64,
+    _: u64,
+) -> u64 {
+    // SAFETY: as this function asks for.
+    unsafe { session_of(context) & 1 }
+}
+
+/// `__u64 *bpf_session_cookie(void *ctx)`: the word that a session's entry and exit share, 0 at the entry.
+///
+/// # Safety
+/// `context` is the ctx that a trampoline gave to a program of kind fsession.
+pub(crate) unsafe extern "C" fn session_cookie(
+    context: u64,
+    _: u64,
+    _: u64,
+    _: u64,
+    _: u64,
+) -> u64 {
+    // SAFETY: as this function asks for.
+    unsafe { session_of(context) & !1 }
+}
+
 /// What a trampoline needs to call a [`NativeHook`] or a compiled program, and what keeps it alive.
 pub(crate) struct Callee {
     /// Address of the function.

@@ -14,6 +14,7 @@ use alloc::vec::Vec;
 use bpf_vm::jit;
 use bpf_vm::suite::Case;
 use core::hint::black_box;
+use trampoline::Kind;
 
 pub(super) const TESTS: &[Test] = &[
     Test {
@@ -55,6 +56,11 @@ pub(super) const TESTS: &[Test] = &[
         name: "bpf.kernel_functions_and_types_are_found",
         seconds: 20,
         run: offered,
+    },
+    Test {
+        name: "bpf.sessions_keep_a_word",
+        seconds: 20,
+        run: session,
     },
     Test {
         name: "bpf.program_arrays_hold_programs_from_the_start",
@@ -358,6 +364,41 @@ fn in_place() -> Outcome {
         answered == core,
         "this is core {core}, and its number {answered}"
     );
+    Ok(())
+}
+
+fn session() -> Outcome {
+    let counts = || -> Result<[u64; 3], Failure> {
+        Ok([
+            variable("session", "entries")?,
+            variable("session", "exits")?,
+            variable("session", "matched")?,
+        ])
+    };
+    for engine in ENGINES {
+        let before = counts()?;
+        hooked("session", engine, || {
+            for n in 0..40 {
+                check!(call(n, 9) == 3 * n + 9, "a wrong result");
+            }
+            Ok(())
+        })?;
+        let after = counts()?;
+        let added: Vec<_> = after.iter().zip(before).map(|(a, b)| a - b).collect();
+        check!(
+            added == [40; 3],
+            "{engine:?}: entries, exits and exits that found their word: {added:?} of 40"
+        );
+    }
+    // The same program elsewhere would look below a context that has nothing there.
+    let target = function("workload_call")?;
+    for kind in [Kind::Fentry, Kind::Fexit] {
+        let point = |point: Point| Point { kind, ..point };
+        match bpf::attach_at("session", &target, Engine::Jit, point) {
+            Ok(_) => check!(false, "a session's program was attached as {kind}"),
+            Err(e) => check!(e.to_string().contains("fsession"), "{kind}: {e}"),
+        }
+    }
     Ok(())
 }
 
