@@ -115,4 +115,9 @@ fn what_is_wrong_is_said() {
     let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml");
     let error = run(&manifest, &[]).unwrap_err();
     assert!(error.contains("not a BPF object"), "{error}");
+    #[cfg(unix)]
+    {
+        let error = run(Path::new("/dev/zero"), &[]).unwrap_err();
+        assert!(error.contains("more than 67108864 bytes"), "{error}");
+    }
 }

@@ -25,11 +25,6 @@ const COMPILER: session::Compiler = session::Compiler {
     tail_entry: |program| compiled::tail_entry(program, |target| target),
 };
 
-fn read(file: &Path) -> Result<Vec<u8>, String> {
-    let bytes = std::fs::read(file);
-    bytes.map_err(|error| format!("cannot read {}: {error}", file.display()))
-}
-
 fn run() -> Result<String, String> {
     let (mut file, mut program, mut given, mut jit) = (None, None, Vec::new(), false);
     let mut types = None;
@@ -44,7 +39,7 @@ fn run() -> Result<String, String> {
         match argument.to_str() {
             Some("--program") => program = Some(value()?),
             Some("--memory") => given = memory::hex("memory", &value()?)?,
-            Some("--btf") => types = Some(read(Path::new(&value()?))?),
+            Some("--btf") => types = Some(session::read(Path::new(&value()?))?),
             Some("--jit") => jit = true,
             Some(option) if option.starts_with("--") => {
                 return Err(format!("{option:?} is no option\n{USAGE}"));
@@ -54,7 +49,7 @@ fn run() -> Result<String, String> {
         }
     }
     let file = file.ok_or(USAGE)?;
-    let object = Object::parse(&read(&file)?);
+    let object = Object::parse(&session::read(&file)?);
     let object = object.map_err(|error| format!("{}: {error}", file.display()))?;
     let kernel = session::Kernel::new(types.as_deref())?;
     let index = session::choose(&object, program.as_deref())?;

@@ -3,6 +3,9 @@
 use std::{
     fmt,
     fmt::Write as _,
+    fs,
+    io::Read as _,
+    path::Path,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -22,6 +25,8 @@ use super::memory::Memory;
 
 /// Instructions after which a program is taken to have no end.
 const BUDGET: u64 = 1 << 28;
+/// Bytes of a file that are read at most: far more than the longest program with its types takes, and a device has no end.
+const MOST_FILE: u64 = 64 << 20;
 /// Bytes that an object's maps may take together.
 const MAP_MEMORY: usize = 1 << 30;
 /// Elements of a map that are looked at, and lines that are printed of it.
@@ -31,6 +36,21 @@ const MOST_LINES: usize = 64;
 const MOST_TEXT: usize = 1 << 20;
 /// The first address that could belong to anything.
 const PAGE: u64 = 4096;
+
+/// All bytes of an object or of a kernel's types.
+pub(crate) fn read(file: &Path) -> Result<Vec<u8>, String> {
+    let mut bytes = Vec::new();
+    fs::File::open(file)
+        .and_then(|open| open.take(MOST_FILE + 1).read_to_end(&mut bytes))
+        .map_err(|error| format!("cannot read {}: {error}", file.display()))?;
+    match bytes.len() as u64 > MOST_FILE {
+        false => Ok(bytes),
+        true => Err(format!(
+            "{} has more than {MOST_FILE} bytes, the limit for an object; is it one?",
+            file.display()
+        )),
+    }
+}
 
 /// The host of programs on a PC. Everything it says is the same in every run, so that runs can be compared: one core, one
 /// task, and a clock that goes on by a microsecond each time it is asked.

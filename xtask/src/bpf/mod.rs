@@ -16,7 +16,6 @@ use bpf_vm::object::Object;
 use clap::{Args, Subcommand};
 
 use crate::Outcome;
-use crate::files;
 use crate::setup;
 use crate::workspace::{USER_TARGET, Workspace};
 
@@ -131,14 +130,14 @@ struct File {
 
 impl File {
     fn read(path: &Path, types: Option<&Path>) -> Outcome<Self> {
-        let object = Object::parse(&files::read(path)?).map_err(|error| BpfError::Object {
+        let object = Object::parse(&session::read(path)?).map_err(|error| BpfError::Object {
             file: path.to_owned(),
             error,
         })?;
         Ok(Self {
             path: path.to_owned(),
             object,
-            types: types.map(files::read).transpose()?,
+            types: types.map(session::read).transpose()?,
         })
     }
 
