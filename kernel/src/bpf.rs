@@ -233,6 +233,30 @@ fn object_name(path: &str) -> &str {
         .unwrap_or(file)
 }
 
+/// Whether a program may call what it calls: by its licence, and by whether it may sleep.
+fn may_call(program: &ValidatedProgram, gpl: bool, license: &str) -> Result<(), String> {
+    let sleepable = AttachPoint::parse(program.section()).is_ok_and(|point| point.sleepable);
+    for i in program.instructions() {
+        let Some(helper) = program.called(i.op) else {
+            continue;
+        };
+        let (name, helper_name) = (program.name(), helper.name);
+        if helper.gpl_only && !gpl {
+            return Err(format!(
+                "program `{name}` calls {helper_name}, which is for programs under a licence compatible with the GPL; its licence \
+                 is {license:?}"
+            ));
+        }
+        if helper.may_sleep && !sleepable {
+            return Err(format!(
+                "program `{name}` calls {helper_name}, which may sleep, and is not sleepable; put it in a section that is \
+                 (fentry.s/...)"
+            ));
+        }
+    }
+    Ok(())
+}
+
 /// Loads an object from bytes: all of it or nothing.
 fn load(name: &str, bytes: &[u8]) -> Result<Loaded, BpfError> {
     let refused = |why: &dyn fmt::Display| BpfError::Refused {
@@ -240,6 +264,11 @@ fn load(name: &str, bytes: &[u8]) -> Result<Loaded, BpfError> {
         why: why.to_string(),
     };
     let object = Object::parse(bytes).map_err(|e| refused(&e))?;
+    let (gpl, license) = (
+        object.is_gpl_compatible(),
+        object.license().unwrap_or("none"),
+    );
+    let license = String::from(license);
     let offered = Offered::new().map_err(|e| refused(&e))?;
     let object = object
         .instantiate_in(&offered, &Near)
@@ -249,6 +278,9 @@ fn load(name: &str, bytes: &[u8]) -> Result<Loaded, BpfError> {
         .into_iter()
         .map(|p| p.validate().map(Arc::new).map_err(|e| refused(&e)))
         .collect::<Result<Vec<_>, _>>()?;
+    for program in &programs {
+        may_call(program, gpl, &license).map_err(|why| refused(&why))?;
+    }
     let mut loaded = Loaded {
         name: name.into(),
         maps: object.maps,

@@ -473,6 +473,18 @@ fn bad_objects() -> Outcome {
     };
     helper[at + 4..at + 8].copy_from_slice(&9999u32.to_le_bytes());
     refused("helper", &helper, "9999")?;
+    // A licence that is not compatible with the GPL's, of a program that prints.
+    let mut licence = object("printk.bpf.o")?;
+    let text = b"Dual MIT/GPL";
+    let Some(at) = licence.windows(text.len()).position(|w| w == text) else {
+        check!(
+            false,
+            "printk.bpf.o has another licence than the test knows"
+        );
+        return Ok(());
+    };
+    licence[at..at + text.len()].copy_from_slice(b"Proprietary\0");
+    refused("licence", &licence, "licence is \"Proprietary\"")?;
     // The object is still good, and so is the kernel.
     rcu::barrier();
     count()
