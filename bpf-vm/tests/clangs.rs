@@ -37,8 +37,8 @@ const OWN: [&str; 6] = [
     "linking",
     "maps",
 ];
-/// The sample that only loads where the kernel is Springboard.
-const OF_ONE_KERNEL: &str = "offered";
+/// The samples that only load where the kernel is Springboard.
+const OF_ONE_KERNEL: [&str; 2] = ["offered", "session"];
 /// Programs whose result is a number that a compiler chose.
 const CHOSEN: [&str; 1] = ["local_id"];
 /// Optimisations and processors to try.
@@ -102,7 +102,7 @@ fn sources() -> Vec<PathBuf> {
     for sample in samples.map(|entry| entry.unwrap().path()) {
         let name = sample.file_name().unwrap().to_str().unwrap();
         if let Some(name) = name.strip_suffix(".bpf.c")
-            && name != OF_ONE_KERNEL
+            && !OF_ONE_KERNEL.contains(&name)
         {
             sources.push(sample);
         }
