@@ -53,3 +53,16 @@ shell patching.txt 'show workload_call' 'attach count workload_call' 'show workl
     'detach workload_call' 'call 1000' 'map dump count.calls' 'show workload_call'
 shell trampoline.txt 'attach empty workload_call' 'show workload_call'
 shell several.txt 'attach empty workload_call' 'attach count workload_call' 'show workload_call' 'hooks' 'detach 1' 'show workload_call'
+shell exit.txt 'attach hooks/fexit_count workload_call' 'show workload_call' 'call 1000' 'map dump hooks.calls' 'hooks'
+shell exit-modify.txt 'attach hooks/fentry_empty workload_call' 'attach hooks/fmod_ret_empty workload_call' \
+    'attach hooks/fexit_empty workload_call' 'show workload_call' 'hooks' 'detach 3' \
+    'detach workload_call' 'integrity'
+objects=target/springboard/programs
+command instructions.txt "cargo xtask bpf disasm $objects/count.bpf.o"
+command instructions-info.txt "cargo xtask bpf info $objects/count.bpf.o"
+command instructions-filter.txt "cargo xtask bpf disasm $objects/filter.bpf.o"
+command interpreter.txt "cargo xtask bpf run $objects/count.bpf.o; echo; cargo xtask bpf run $objects/filter.bpf.o --memory 2a00000000000000"
+command interpreter-refusal.txt "! cargo --quiet xtask bpf run $objects/filter.bpf.o 2>&1"
+command interpreter-suite.txt 'cargo xtask bench --suite interpreter'
+command jit.txt "cargo xtask bpf jit $objects/count.bpf.o"
+command jit-suite.txt 'cargo xtask bench --suite jit'
