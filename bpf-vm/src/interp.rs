@@ -274,8 +274,8 @@ impl Interpreter {
         for (reg, argument) in Reg::arguments().zip(arguments) {
             regs.set(reg.into(), *argument);
         }
-        let mut memory = Memory::new(Region::words(&stack), regions, program);
-        regs.set(Place::R10, memory.enter(0));
+        let memory = Memory::new(Region::words(&stack), regions, program);
+        regs.set(Place::R10, memory.r10());
         let mut machine = Machine {
             context: regs.get(Place::R1),
             regs,
@@ -550,9 +550,24 @@ impl<'p> Machine<'p, '_> {
                 Code::Goto => jump!(i),
                 Code::Call => follow!(self.call_number(i.off, code.len() - next.len())),
                 Code::CallKernel => follow!(self.call_kernel(i.off, code.len() - next.len())),
-                Code::CallLocal => follow!(self.enter(i.off as usize, code.len() - next.len())),
+                Code::CallLocal => {
+                    if !self.push(code.len() - next.len()) {
+                        fail!(FaultKind::CallDepth);
+                    }
+                    jump!(i);
+                }
                 Code::CallReg => follow!(self.call_reg(self.regs.get(i.dst), code.len() - next.len())),
-                Code::Exit => follow!(self.leave()),
+                Code::Exit => match self.pop() {
+                    Some(return_to) => {
+                        let left = limit.wrapping_sub((code.len() - next.len()) as i64);
+                        if left <= 0 {
+                            fail!(FaultKind::Budget(budget));
+                        }
+                        limit = left.wrapping_add(return_to as i64);
+                        next = code.get(return_to..).unwrap_or_default().iter();
+                    }
+                    None => follow!(self.leave()),
+                },
                 Code::Invalid => fail!(FaultKind::Structure),
             });
         }
@@ -579,25 +594,50 @@ impl<'p> Machine<'p, '_> {
         }
     }
 
-    /// The frame that a call from here fills, if there is another one for the callee.
-    fn next_frame(&mut self) -> Result<&mut Frame<'p>, FaultKind> {
-        let more = self.depth + 1 < self.frames.len();
-        let frame = self.frames.get_mut(self.depth).filter(|_| more);
-        frame.ok_or(FaultKind::CallDepth)
+    /// Fills the frame that a call from here needs, and makes the next one run; false if there is none for the callee.
+    #[inline(always)]
+    fn push(&mut self, return_to: usize) -> bool {
+        let callee = self.depth.wrapping_add(1);
+        if callee >= self.frames.len() {
+            return false;
+        }
+        let Some(frame) = self.frames.get_mut(self.depth) else {
+            return false;
+        };
+        let [_, _, _, _, _, _, a, b, c, d, ..] = self.regs.0;
+        frame.program = self.memory.program;
+        (frame.return_to, frame.then) = (return_to, Then::Return);
+        frame.saved = [a, b, c, d];
+        self.depth = callee;
+        self.memory.push();
+        self.regs.set(Place::R10, self.memory.r10());
+        true
+    }
+
+    /// Takes the innermost frame down, if a function of the running program called one of the same: where that goes on.
+    #[inline(always)]
+    fn pop(&mut self) -> Option<usize> {
+        let caller = self.depth.checked_sub(1)?;
+        let frame = self.frames.get(caller)?;
+        let plain = matches!(frame.then, Then::Return);
+        if !plain || !core::ptr::eq(frame.program, self.memory.program) {
+            return None;
+        }
+        let [_, _, _, _, _, _, a, b, c, d, ..] = &mut self.regs.0;
+        [*a, *b, *c, *d] = frame.saved;
+        self.depth = caller;
+        self.memory.pop();
+        self.regs.set(Place::R10, self.memory.r10());
+        Some(frame.return_to)
     }
 
     /// Calls a function of the program.
     #[inline(never)]
     fn enter(&mut self, target: usize, return_to: usize) -> Result<Next, FaultKind> {
-        let program = self.memory.program;
-        let [.., a, b, c, d, _, _, _, _, _, _] = self.regs.0;
-        let frame = self.next_frame()?;
-        (frame.program, frame.return_to, frame.then) = (program, return_to, Then::Return);
-        frame.saved = [a, b, c, d];
-        self.depth += 1;
-        let r10 = self.memory.enter(self.depth);
-        self.regs.set(Place::R10, r10);
-        Ok(Next::At(target))
+        match self.push(return_to) {
+            true => Ok(Next::At(target)),
+            false => Err(FaultKind::CallDepth),
+        }
     }
 
     /// Returns from a function, to its caller, to the next round of a callback, or to whoever started the run.
@@ -630,23 +670,19 @@ impl<'p> Machine<'p, '_> {
 
     /// Takes the innermost frame down; its caller goes on with that in r0.
     fn return_with(&mut self, r0: u64) -> Result<Next, FaultKind> {
-        self.depth -= 1;
-        let frame = self.frames.get(self.depth);
+        let caller = self.depth.checked_sub(1);
+        let frame = caller.and_then(|caller| self.frames.get_mut(caller));
         let frame = frame.ok_or(FaultKind::Structure)?;
-        let [_, _, _, _, _, _, a, b, c, d, ..] = &mut self.regs.0;
-        [*a, *b, *c, *d] = frame.saved;
-        let return_to = frame.return_to;
+        frame.then = Then::Return;
+        self.memory.lend_key(0, 0);
+        let return_to = self.pop().ok_or(FaultKind::Structure)?;
         self.regs.set(Place::R0, r0);
-        let r10 = self.memory.enter(self.depth);
-        self.regs.set(Place::R10, r10);
         Ok(Next::At(return_to))
     }
 
     /// Prepares the callback of the innermost frame for another round; where it starts. `None` after the last round.
     fn next_round(&mut self) -> Option<usize> {
         let frame = self.frames.get_mut(self.depth.checked_sub(1)?)?;
-        let r10 = self.memory.enter(self.depth);
-        self.regs.set(Place::R10, r10);
         match frame.then {
             Then::Loop { round, rounds } if round < rounds => {
                 self.regs.set(Place::R1, round);

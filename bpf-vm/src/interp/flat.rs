@@ -42,7 +42,7 @@ pub(crate) struct Flat {
     pub(super) src: Place,
     /// Offset of an access; index of the instruction that may be jumped to; number of a helper or function.
     pub(super) off: u32,
-    /// The immediate, sign extended; of a jump what [`jump_imm_of`] makes.
+    /// The immediate, sign extended; of a jump or local call what [`jump_imm_of`] makes.
     pub(super) imm: u64,
 }
 
@@ -356,7 +356,7 @@ impl Flat {
             } => flat(jump_imm(width, cond)?, dst.into(), none, target, jump(imm)),
             Op::Call { helper } => flat(Code::Call, none, none, helper, 0),
             Op::CallKernel { function } => flat(Code::CallKernel, none, none, function, 0),
-            Op::CallLocal { .. } => flat(Code::CallLocal, none, none, target, 0),
+            Op::CallLocal { .. } => flat(Code::CallLocal, none, none, target, jump(0)),
             Op::CallReg { target } => flat(Code::CallReg, target.into(), none, 0, 0),
             Op::Exit => flat(Code::Exit, none, none, 0, 0),
         }

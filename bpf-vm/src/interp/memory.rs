@@ -109,7 +109,7 @@ pub(super) struct Memory<'a> {
     given: &'a [Region<'a>],
     /// The program that runs, whose maps' values and variables it may access.
     pub(super) program: &'a ValidatedProgram,
-    /// The keys that callbacks of a walk were given, by frame: address, bytes.
+    /// The keys that callbacks of a walk were given, by frame: address, bytes. None in frames that do not run.
     keys: [(u64, u64); MAX_FRAMES],
 }
 
@@ -130,21 +130,37 @@ impl<'a> Memory<'a> {
             program,
             keys: [(0, 0); MAX_FRAMES],
         };
-        memory.enter(0);
+        memory.forget();
         memory
     }
 
-    /// Makes that frame the one that runs; its r10.
-    pub(super) fn enter(&mut self, depth: usize) -> u64 {
-        self.depth = depth;
-        self.frame = self.stack.start + (depth * STRIDE) as u64;
+    /// The end of the running frame's stack: its r10.
+    #[inline(always)]
+    pub(super) fn r10(&self) -> u64 {
+        self.frame.wrapping_add(STACK_BYTES)
+    }
+
+    /// Makes the next frame the one that runs; there is one.
+    #[inline(always)]
+    pub(super) fn push(&mut self) {
+        self.depth = self.depth.wrapping_add(1);
+        self.frame = self.frame.wrapping_add(STRIDE as u64);
+        self.frame_changed();
+    }
+
+    /// Makes the frame before it the one that runs; there is one. The one that ends has given its key back.
+    #[inline(always)]
+    pub(super) fn pop(&mut self) {
+        self.depth = self.depth.wrapping_sub(1);
+        self.frame = self.frame.wrapping_sub(STRIDE as u64);
+        self.frame_changed();
+    }
+
+    #[inline(always)]
+    fn frame_changed(&mut self) {
         if !self.hot_lasts {
             self.forget();
         }
-        if let Some(key) = self.keys.get_mut(depth) {
-            *key = (0, 0);
-        }
-        self.frame + STACK_BYTES
     }
 
     /// Forgets the region that was used last: it may have been a frame's that is left, or another program's.
@@ -161,11 +177,12 @@ impl<'a> Memory<'a> {
         }
     }
 
-    /// Lets the frame that runs read a key.
+    /// Lets the frame that runs read a key, and none that it could read before; no bytes are no key.
     pub(super) fn lend_key(&mut self, address: u64, bytes: u64) {
         if let Some(key) = self.keys.get_mut(self.depth) {
             *key = (address, bytes);
         }
+        self.frame_changed();
     }
 
     /// Whether an access of at most [`LARGEST`] bytes lies in one region that allows it.
