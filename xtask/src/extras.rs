@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What only tests use, and do without where it cannot be had: bpftool, and every clang from 14 on that the package
-//! manager has.
+//! What only tests use, and do without where it cannot be had: bpftool, valgrind, and every clang from 14 on that the
+//! package manager has.
 //!
 //! Unlike the needs in [`crate::setup`] none of this stops anything: a test that finds nothing to work with is skipped.
 
@@ -16,8 +16,10 @@ const OLDEST_CLANG: u32 = 14;
 const NEWEST_CLANG: u32 = 40;
 /// Reads BTF.
 const BPFTOOL: &str = "bpftool";
+/// Counts what the interpreter executes; what it is held against are x86-64's figures.
+const VALGRIND: &str = "valgrind";
 /// What the packages are for.
-const WHY: &str = "what only tests use: other versions of clang, and bpftool";
+const WHY: &str = "what only tests use: other versions of clang, bpftool, valgrind";
 /// Where Debian has it, outside of the path of users.
 const BPFTOOL_OF_ROOT: &str = "/usr/sbin/bpftool";
 
@@ -28,7 +30,7 @@ fn query(os: Os) -> Option<&'static [&'static str]> {
             "apt-cache",
             "search",
             "--names-only",
-            "^(bpftool|clang-[0-9]+)$",
+            "^(bpftool|valgrind|clang-[0-9]+)$",
         ]),
         Os::Fedora => Some(&[
             "dnf",
@@ -37,6 +39,7 @@ fn query(os: Os) -> Option<&'static [&'static str]> {
             "--qf",
             "%{name}\n",
             "bpftool",
+            "valgrind",
             "clang[0-9]*",
         ]),
         Os::Macos => None,
@@ -50,8 +53,10 @@ fn wanted(list: &str) -> Vec<(String, String)> {
         .filter_map(|line| line.split_whitespace().next());
     let names: BTreeSet<_> = names.collect();
     let program = |name: &str| {
-        if name == BPFTOOL {
-            return Some(name.to_owned());
+        match name {
+            BPFTOOL => return Some(name.to_owned()),
+            VALGRIND => return cfg!(target_arch = "x86_64").then(|| name.to_owned()),
+            _ => {}
         }
         // clang-16 is Debian's name, clang16 Fedora's; the program is clang-16 in both.
         let version = name.strip_prefix("clang")?;
@@ -74,6 +79,11 @@ pub(crate) fn bpftool() -> Option<&'static str> {
     places.find(|program| setup::succeeds(&[program, "version"]))
 }
 
+/// Whether valgrind is here.
+pub(crate) fn valgrind() -> bool {
+    setup::succeeds(&[VALGRIND, "--version"])
+}
+
 /// All clangs from 14 on that are here and compile for BPF: those with a version in their name, else the one that
 /// programs are compiled with.
 pub(crate) fn clangs() -> Vec<String> {
@@ -90,6 +100,7 @@ pub(crate) fn clangs() -> Vec<String> {
 fn is_here(program: &str) -> bool {
     match program {
         BPFTOOL => bpftool().is_some(),
+        VALGRIND => valgrind(),
         clang => setup::compiles_bpf(clang),
     }
 }
@@ -175,5 +186,10 @@ mod tests {
             ]
         );
         assert_eq!(wanted(""), []);
+        let counted = wanted("valgrind - instrumentation framework\nvalgrind-dbg - symbols\n");
+        match cfg!(target_arch = "x86_64") {
+            true => assert_eq!(counted, [pair("valgrind", "valgrind")]),
+            false => assert_eq!(counted, []),
+        }
     }
 }

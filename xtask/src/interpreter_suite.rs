@@ -11,9 +11,9 @@ use std::process::{Command, Stdio};
 use serde_json::{Value, json};
 
 use crate::Outcome;
+use crate::extras;
 use crate::files;
 use crate::progress::Progress;
-use crate::setup;
 use crate::test::silent;
 use crate::workspace::Workspace;
 
@@ -219,7 +219,7 @@ pub(crate) fn cannot_count() -> Option<String> {
     if !cfg!(all(target_arch = "x86_64", target_os = "linux")) {
         return Some("the limits are those of x86-64, where callgrind runs on Linux".into());
     }
-    match setup::succeeds(&["valgrind", "--version"]) {
+    match extras::valgrind() {
         true => None,
         false => Some("no valgrind here; the system's package of that name has callgrind".into()),
     }

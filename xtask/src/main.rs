@@ -342,6 +342,7 @@ fn execute(command: Task) -> Outcome<i32> {
 /// Counts and times the interpreter on this machine, and holds the figures against their limits.
 fn bench_interpreter(workspace: &Workspace, json: Option<&Path>) -> Outcome<i32> {
     setup::ensure(workspace)?;
+    extras::ensure(workspace);
     if let Some(why) = interpreter_suite::cannot_count() {
         return Err(why.into());
     }

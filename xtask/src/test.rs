@@ -77,7 +77,7 @@ const TRANSCRIPTS: &str = "xtask/tests/console";
 pub(crate) fn run(workspace: &Workspace, filter: Option<&str>, only: &[Kind]) -> Outcome<bool> {
     let mut report = Report::default();
     let wanted = |kind| only.is_empty() || only.contains(&kind);
-    if [Kind::Host, Kind::User, Kind::Tools]
+    if [Kind::Host, Kind::User, Kind::Tools, Kind::Bench]
         .into_iter()
         .any(wanted)
     {
