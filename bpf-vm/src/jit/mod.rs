@@ -17,6 +17,7 @@ use a64::{
     reg::{X6, X14, X15},
 };
 
+mod accesses;
 mod alloc;
 mod facts;
 mod flow;
@@ -28,6 +29,7 @@ mod lower;
 mod moves;
 mod select;
 mod shape;
+mod simplify;
 
 pub use self::alloc::RegisterSet;
 use self::{
