@@ -438,7 +438,7 @@ impl<'e, 'a, 'b> Emitter<'e, 'a, 'b> {
                 self.asm.emit(store(X11, X29, RECORD_PROGRAM));
                 self.span(Ingredient::Guard, Some(run.program));
             }
-            self.run(run, skip);
+            self.run(run, Some(skip));
         }
         self.unprotect(&part);
         self.asm.bind(done);
@@ -526,7 +526,7 @@ impl<'e, 'a, 'b> Emitter<'e, 'a, 'b> {
             let Some(program) = self.program(run.program) else {
                 continue;
             };
-            let (next, skip) = (self.asm.new_label(), self.asm.new_label());
+            let next = self.asm.new_label();
             if program.guard == Guard::Word {
                 self.adr(X0, run.program);
                 self.asm.emit(ops::mov(Size::X, X1, X29));
@@ -539,8 +539,7 @@ impl<'e, 'a, 'b> Emitter<'e, 'a, 'b> {
                 self.add_to(runtime.trace, true, true);
                 self.span(Ingredient::Enter, Some(run.program));
             }
-            self.run(run, skip);
-            self.asm.bind(skip); // of fmod_ret; the result is in its slot
+            self.run(run, None);
             if program.sleepable {
                 self.asm.emit(mrs(X9, runtime.task));
                 self.add_to(runtime.trace, false, true);
@@ -564,7 +563,8 @@ impl<'e, 'a, 'b> Emitter<'e, 'a, 'b> {
     }
 
     /// One run of a program; one of kind fmod_ret that wants the function skipped goes to `skip`, its result stored.
-    fn run(&mut self, run: Run, skip: Label) {
+    /// Without a `skip` the caller looks at that result.
+    fn run(&mut self, run: Run, skip: Option<Label>) {
         let Some(program) = self.program(run.program) else {
             return;
         };
@@ -593,7 +593,7 @@ impl<'e, 'a, 'b> Emitter<'e, 'a, 'b> {
         let called = matches!(program.guard, Guard::Call { .. });
         if run.kind == Kind::FmodRet {
             self.asm.emit(store(X0, X29, self.frame.results));
-            if !called {
+            if let Some(skip) = skip.filter(|_| !called) {
                 self.asm.branch(cbnz(Size::X, X0), skip);
             }
             self.span(Ingredient::Exit, Some(run.program));
@@ -605,7 +605,7 @@ impl<'e, 'a, 'b> Emitter<'e, 'a, 'b> {
         });
         if let Guard::Call { exit, .. } = program.guard {
             self.ask(program, exit);
-            if run.kind == Kind::FmodRet {
+            if let Some(skip) = skip.filter(|_| run.kind == Kind::FmodRet) {
                 self.asm.emit(ldr(X0, X29, self.frame.results));
                 self.asm.branch(cbnz(Size::X, X0), skip);
             }
