@@ -155,6 +155,14 @@ impl ValidatedProgram {
         }
     }
 
+    /// What it may call: the helpers and kernel functions that its instructions name, and all helpers if one of them calls
+    /// by register.
+    pub fn callable(&self) -> impl Iterator<Item = &'static Helper> {
+        let by_register = self.instructions.iter().any(|i| i.op.is_callx());
+        let named = self.instructions.iter().filter_map(|i| self.called(i.op));
+        named.chain(self.helpers.iter().filter(move |_| by_register))
+    }
+
     /// Whether anything that it calls asks for the [`Attachment`](crate::attachment::Attachment) that it runs for.
     pub fn needs_attachment(&self) -> bool {
         let asks = |i: &Instruction| {

@@ -14,6 +14,7 @@ use crate::{
     helpers::{self, HELPERS, Helper},
     interp::flat,
     isa::{DecodeError, Insn, Op, Reg},
+    object::AttachPoint,
     program::{Instruction, MAX_SLOTS, UncheckedProgram, ValidatedProgram},
 };
 
@@ -29,7 +30,7 @@ pub struct ValidateError {
 }
 
 /// What is wrong with a program.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reason {
     /// It has no instructions.
     Empty,
@@ -48,7 +49,12 @@ pub enum Reason {
     /// Execution runs past the end of the program or function.
     FallsOff,
     /// No helper has that number.
-    UnknownHelper(u32),
+    UnknownHelper {
+        /// The number found.
+        number: u32,
+        /// Those that exist, by name and number.
+        existing: Vec<(&'static str, u32)>,
+    },
     /// A call with the immediate -1, which a loader should have replaced.
     Unresolved,
     /// The instruction needs what the kernel does not have, and the program can reach it.
@@ -103,10 +109,13 @@ impl fmt::Display for Reason {
             Self::FallsOff => f.write_str(
                 "execution runs past the end of the function here; end it with `exit` or a jump",
             ),
-            Self::UnknownHelper(number) => {
+            Self::UnknownHelper {
+                number,
+                ref existing,
+            } => {
                 write!(f, "there is no helper {number}; these exist:")?;
-                for helper in helpers::HELPERS {
-                    write!(f, " {} ({})", helper.name, helper.number)?;
+                for (name, number) in existing {
+                    write!(f, " {name} ({number})")?;
                 }
                 Ok(())
             }
@@ -150,6 +159,59 @@ impl fmt::Display for ValidateError {
 }
 
 impl core::error::Error for ValidateError {}
+
+/// A call that a program's licence or its section does not allow.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ForbiddenCall {
+    /// The program's name.
+    pub program: String,
+    /// The name of what it calls, or may call by register.
+    pub called: &'static str,
+    /// Whether what it calls may sleep and it may not; else its licence is the matter.
+    pub sleeps: bool,
+}
+
+impl fmt::Display for ForbiddenCall {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "program `{}` may call {}, which ",
+            self.program, self.called
+        )?;
+        f.write_str(match self.sleeps {
+            true => "may sleep, and is not sleepable; put it in a section that is (fentry.s/...)",
+            false => {
+                "is for programs under a licence compatible with the GPL; name one in section `license`, or do without"
+            }
+        })
+    }
+}
+
+impl core::error::Error for ForbiddenCall {}
+
+impl ValidatedProgram {
+    /// Checks that it may call what it calls: by its object's licence
+    /// ([`is_gpl_compatible`](crate::object::Object::is_gpl_compatible)), and by whether its section lets it sleep.
+    ///
+    /// # Errors
+    /// The first call that is forbidden.
+    pub fn check_calls(&self, gpl_compatible: bool) -> Result<(), ForbiddenCall> {
+        let sleepable = AttachPoint::parse(&self.section).is_ok_and(|point| point.sleepable);
+        let forbidden = self.callable().find_map(|called| {
+            let sleeps = called.may_sleep && !sleepable;
+            let closed = called.gpl_only && !gpl_compatible;
+            (sleeps || closed).then_some((called.name, sleeps))
+        });
+        match forbidden {
+            None => Ok(()),
+            Some((called, sleeps)) => Err(ForbiddenCall {
+                program: self.name.clone(),
+                called,
+                sleeps,
+            }),
+        }
+    }
+}
 
 /// A reason and the slot it is about.
 type Refusal = (Option<usize>, Reason);
@@ -282,7 +344,10 @@ impl UncheckedProgram {
         match op {
             Op::Call { helper: u32::MAX } | Op::CallLocal { off: -1 } => Err(Reason::Unresolved),
             Op::Call { helper } if helpers::find(helpers, helper).is_none() => {
-                Err(Reason::UnknownHelper(helper))
+                Err(Reason::UnknownHelper {
+                    number: helper,
+                    existing: helpers.iter().map(|h| (h.name, h.number)).collect(),
+                })
             }
             Op::CallKernel { function } if self.kfuncs.len() <= function as usize => {
                 Err(Reason::NoSuchKfunc {

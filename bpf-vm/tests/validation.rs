@@ -4,6 +4,7 @@ mod support;
 
 use bpf_vm::{
     asm::assemble,
+    helpers::{Function, Helper, Returns},
     isa::{DecodeError, Insn, Op},
     program::MAX_SLOTS,
 };
@@ -224,4 +225,62 @@ fn every_opcode_decodes_to_itself_or_is_refused() {
         }
     }
     assert!(decoded > 400, "{decoded}");
+}
+
+extern "C" fn nothing(_: u64, _: u64, _: u64, _: u64, _: u64) -> u64 {
+    0
+}
+
+const FREE: Helper = Helper::new(1, "free", &[], Returns::Scalar, Function::Plain(nothing));
+/// A host's own helpers.
+static OWN: &[Helper] = &[
+    FREE,
+    Helper {
+        number: 2,
+        name: "closed",
+        ..FREE
+    }
+    .gpl_only(),
+];
+static SLEEPS: Helper = Helper {
+    name: "slow",
+    ..FREE
+}
+.sleeps();
+
+#[test]
+fn an_unknown_helper_is_told_from_those_of_the_host() {
+    let program = unchecked(assemble("call 3\nexit").unwrap(), &[]);
+    let error = program.validate_with(OWN).map(|_| ()).unwrap_err();
+    let text = error.to_string();
+    assert!(
+        text.ends_with("there is no helper 3; these exist: free (1) closed (2)"),
+        "{text}"
+    );
+}
+
+#[test]
+fn licence_and_section_say_what_may_be_called() {
+    let check = |text: &str, section: &str, gpl| {
+        let mut program = unchecked(assemble(text).unwrap(), &[]);
+        program.section = section.into();
+        program.kfuncs = vec![&SLEEPS];
+        let checked = program.validate_with(OWN).unwrap().check_calls(gpl);
+        checked.map_err(|error| (error.called, error.sleeps))
+    };
+    let by_register = "r1 = 1\ncallx r1\nexit";
+    for section in ["fentry/f", "fentry.s/f"] {
+        assert_eq!(check("call 1\nexit", section, false), Ok(()));
+        assert_eq!(check("call 2\nexit", section, true), Ok(()));
+        assert_eq!(
+            check("call 2\nexit", section, false),
+            Err(("closed", false))
+        );
+        assert_eq!(check(by_register, section, true), Ok(()));
+        assert_eq!(check(by_register, section, false), Err(("closed", false)));
+    }
+    let kernel = "call kfunc[0]\nexit";
+    assert_eq!(check(kernel, "fentry.s/f", false), Ok(()));
+    assert_eq!(check(kernel, "fentry/f", true), Err(("slow", true)));
+    assert_eq!(check(kernel, "", true), Err(("slow", true)));
 }

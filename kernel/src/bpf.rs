@@ -233,30 +233,6 @@ fn object_name(path: &str) -> &str {
         .unwrap_or(file)
 }
 
-/// Whether a program may call what it calls: by its licence, and by whether it may sleep.
-fn may_call(program: &ValidatedProgram, gpl: bool, license: &str) -> Result<(), String> {
-    let sleepable = AttachPoint::parse(program.section()).is_ok_and(|point| point.sleepable);
-    for i in program.instructions() {
-        let Some(helper) = program.called(i.op) else {
-            continue;
-        };
-        let (name, helper_name) = (program.name(), helper.name);
-        if helper.gpl_only && !gpl {
-            return Err(format!(
-                "program `{name}` calls {helper_name}, which is for programs under a licence compatible with the GPL; its licence \
-                 is {license:?}"
-            ));
-        }
-        if helper.may_sleep && !sleepable {
-            return Err(format!(
-                "program `{name}` calls {helper_name}, which may sleep, and is not sleepable; put it in a section that is \
-                 (fentry.s/...)"
-            ));
-        }
-    }
-    Ok(())
-}
-
 /// Loads an object from bytes: all of it or nothing.
 fn load(name: &str, bytes: &[u8]) -> Result<Loaded, BpfError> {
     let refused = |why: &dyn fmt::Display| BpfError::Refused {
@@ -264,11 +240,7 @@ fn load(name: &str, bytes: &[u8]) -> Result<Loaded, BpfError> {
         why: why.to_string(),
     };
     let object = Object::parse(bytes).map_err(|e| refused(&e))?;
-    let (gpl, license) = (
-        object.is_gpl_compatible(),
-        object.license().unwrap_or("none"),
-    );
-    let license = String::from(license);
+    let gpl = object.is_gpl_compatible();
     let offered = Offered::new().map_err(|e| refused(&e))?;
     let object = object
         .instantiate_in(&offered, &Near)
@@ -279,7 +251,7 @@ fn load(name: &str, bytes: &[u8]) -> Result<Loaded, BpfError> {
         .map(|p| p.validate().map(Arc::new).map_err(|e| refused(&e)))
         .collect::<Result<Vec<_>, _>>()?;
     for program in &programs {
-        may_call(program, gpl, &license).map_err(|why| refused(&why))?;
+        program.check_calls(gpl).map_err(|e| refused(&e))?;
     }
     let mut loaded = Loaded {
         name: name.into(),
@@ -513,13 +485,7 @@ pub(crate) fn target(base: u64, arguments: usize) -> jit::Target<'static> {
 /// register may call any.
 fn called_stack(program: &ValidatedProgram) -> u32 {
     let of = |helper: &Helper| helper.function.address().and_then(symbols::stack_of);
-    let named = program
-        .instructions()
-        .iter()
-        .filter_map(|i| program.called(i.op));
-    let by_register = program.instructions().iter().any(|i| i.op.is_callx());
-    let any = program.helpers().iter().filter(|_| by_register);
-    named.chain(any).filter_map(of).max().unwrap_or(0)
+    program.callable().filter_map(of).max().unwrap_or(0)
 }
 
 /// A compiled program: its code, what the code is told of its place, and the program that holds the maps that the code names.
