@@ -160,6 +160,16 @@ impl fmt::Display for ValidateError {
 
 impl core::error::Error for ValidateError {}
 
+/// The licences that Linux takes as compatible with the GPL (`license_is_gpl_compatible` in its `linux/license.h`).
+pub const GPL_COMPATIBLE: [&str; 6] = [
+    "GPL",
+    "GPL v2",
+    "GPL and additional rights",
+    "Dual BSD/GPL",
+    "Dual MIT/GPL",
+    "Dual MPL/GPL",
+];
+
 /// A call that a program's licence or its section does not allow.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ForbiddenCall {
@@ -167,8 +177,20 @@ pub struct ForbiddenCall {
     pub program: String,
     /// The name of what it calls, or may call by register.
     pub called: &'static str,
-    /// Whether what it calls may sleep and it may not; else its licence is the matter.
-    pub sleeps: bool,
+    /// What is in the way.
+    pub why: Forbidden,
+}
+
+/// Why a call is forbidden.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Forbidden {
+    /// What is called may sleep, and the program may not.
+    Sleeps,
+    /// What is called is for programs under a licence compatible with the GPL.
+    Licence {
+        /// What section `license` says; `None`: there is none.
+        found: Option<String>,
+    },
 }
 
 impl fmt::Display for ForbiddenCall {
@@ -178,12 +200,23 @@ impl fmt::Display for ForbiddenCall {
             "program `{}` may call {}, which ",
             self.program, self.called
         )?;
-        f.write_str(match self.sleeps {
-            true => "may sleep, and is not sleepable; put it in a section that is (fentry.s/...)",
-            false => {
-                "is for programs under a licence compatible with the GPL; name one in section `license`, or do without"
-            }
-        })
+        match &self.why {
+            Forbidden::Sleeps => f.write_str(
+                "may sleep, and is not sleepable; put it in a section that is (fentry.s/...)",
+            ),
+            Forbidden::Licence { found: Some(found) } => write!(
+                f,
+                "is for programs under a licence compatible with the GPL, and its licence is {found:?}; name one of {} in section \
+                 `license`, or do without",
+                GPL_COMPATIBLE.join(", ")
+            ),
+            Forbidden::Licence { found: None } => write!(
+                f,
+                "is for programs under a licence compatible with the GPL, and its object has no section `license`; add one with one \
+                 of {}, or do without",
+                GPL_COMPATIBLE.join(", ")
+            ),
+        }
     }
 }
 
@@ -191,11 +224,12 @@ impl core::error::Error for ForbiddenCall {}
 
 impl ValidatedProgram {
     /// Checks that it may call what it calls: by its object's licence
-    /// ([`is_gpl_compatible`](crate::object::Object::is_gpl_compatible)), and by whether its section lets it sleep.
+    /// ([`license`](crate::object::Object::license)), and by whether its section lets it sleep.
     ///
     /// # Errors
     /// The first call that is forbidden.
-    pub fn check_calls(&self, gpl_compatible: bool) -> Result<(), ForbiddenCall> {
+    pub fn check_calls(&self, licence: Option<&str>) -> Result<(), ForbiddenCall> {
+        let gpl_compatible = licence.is_some_and(|licence| GPL_COMPATIBLE.contains(&licence));
         let sleepable = AttachPoint::parse(&self.section).is_ok_and(|point| point.sleepable);
         let forbidden = self.callable().find_map(|called| {
             let sleeps = called.may_sleep && !sleepable;
@@ -207,7 +241,12 @@ impl ValidatedProgram {
             Some((called, sleeps)) => Err(ForbiddenCall {
                 program: self.name.clone(),
                 called,
-                sleeps,
+                why: match sleeps {
+                    true => Forbidden::Sleeps,
+                    false => Forbidden::Licence {
+                        found: licence.map(Into::into),
+                    },
+                },
             }),
         }
     }

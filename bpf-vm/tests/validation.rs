@@ -261,26 +261,34 @@ fn an_unknown_helper_is_told_from_those_of_the_host() {
 
 #[test]
 fn licence_and_section_say_what_may_be_called() {
-    let check = |text: &str, section: &str, gpl| {
+    let check = |text: &str, section: &str, licence: Option<&str>| {
         let mut program = unchecked(assemble(text).unwrap(), &[]);
         program.section = section.into();
         program.kfuncs = vec![&SLEEPS];
-        let checked = program.validate_with(OWN).unwrap().check_calls(gpl);
-        checked.map_err(|error| (error.called, error.sleeps))
+        let checked = program.validate_with(OWN).unwrap().check_calls(licence);
+        checked.map_err(|error| error.to_string())
+    };
+    let gpl = Some("Dual MIT/GPL");
+    let closed = |said: &str| {
+        let text = format!(
+            "program `test` may call closed, which is for programs under a licence compatible with the GPL, and {said}"
+        );
+        move |error: String| error.starts_with(&text)
     };
     let by_register = "r1 = 1\ncallx r1\nexit";
     for section in ["fentry/f", "fentry.s/f"] {
-        assert_eq!(check("call 1\nexit", section, false), Ok(()));
-        assert_eq!(check("call 2\nexit", section, true), Ok(()));
-        assert_eq!(
-            check("call 2\nexit", section, false),
-            Err(("closed", false))
-        );
-        assert_eq!(check(by_register, section, true), Ok(()));
-        assert_eq!(check(by_register, section, false), Err(("closed", false)));
+        assert_eq!(check("call 1\nexit", section, None), Ok(()));
+        for text in ["call 2\nexit", by_register] {
+            assert_eq!(check(text, section, gpl), Ok(()));
+            let own = closed("its licence is \"MIT\"; name one of GPL, ");
+            assert!(check(text, section, Some("MIT")).is_err_and(own));
+            let none = closed("its object has no section `license`; add");
+            assert!(check(text, section, None).is_err_and(none));
+        }
     }
     let kernel = "call kfunc[0]\nexit";
-    assert_eq!(check(kernel, "fentry.s/f", false), Ok(()));
-    assert_eq!(check(kernel, "fentry/f", true), Err(("slow", true)));
-    assert_eq!(check(kernel, "", true), Err(("slow", true)));
+    assert_eq!(check(kernel, "fentry.s/f", None), Ok(()));
+    let sleeps = |error: String| error.contains("may call slow, which may sleep");
+    assert!(check(kernel, "fentry/f", gpl).is_err_and(sleeps));
+    assert!(check(kernel, "", gpl).is_err_and(sleeps));
 }

@@ -240,7 +240,7 @@ fn load(name: &str, bytes: &[u8]) -> Result<Loaded, BpfError> {
         why: why.to_string(),
     };
     let object = Object::parse(bytes).map_err(|e| refused(&e))?;
-    let gpl = object.is_gpl_compatible();
+    let licence = object.license().map(ToString::to_string);
     let offered = Offered::new().map_err(|e| refused(&e))?;
     let object = object
         .instantiate_in(&offered, &Near)
@@ -251,7 +251,9 @@ fn load(name: &str, bytes: &[u8]) -> Result<Loaded, BpfError> {
         .map(|p| p.validate().map(Arc::new).map_err(|e| refused(&e)))
         .collect::<Result<Vec<_>, _>>()?;
     for program in &programs {
-        program.check_calls(gpl).map_err(|e| refused(&e))?;
+        program
+            .check_calls(licence.as_deref())
+            .map_err(|e| refused(&e))?;
     }
     let mut loaded = Loaded {
         name: name.into(),

@@ -110,21 +110,6 @@ impl Object {
         })
     }
 
-    /// Whether the licence is one of those that Linux takes as compatible with the GPL (`license_is_gpl_compatible` in its
-    /// `linux/license.h`), so that programs may call the helpers whose row says so.
-    pub fn is_gpl_compatible(&self) -> bool {
-        const COMPATIBLE: [&str; 6] = [
-            "GPL",
-            "GPL v2",
-            "GPL and additional rights",
-            "Dual BSD/GPL",
-            "Dual MIT/GPL",
-            "Dual MPL/GPL",
-        ];
-        self.license()
-            .is_some_and(|license| COMPATIBLE.contains(&license))
-    }
-
     /// What section `license` says, if it is there.
     pub fn license(&self) -> Option<&str> {
         self.license.as_deref()
