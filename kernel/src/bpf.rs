@@ -4,7 +4,7 @@
 //! An object is loaded when it is first asked for; its maps then live as long as it does, and all its programs share them.
 //! A hook holds its program, and the program its maps, until the grace period after its trampoline was taken off.
 
-use crate::arch::callee::{self, Hit, NativeHook};
+use crate::arch::callee::{self, Hit, NativeHook, Shape};
 use crate::arch::{barrier, cpu, irq, probe, switch, timer, unwind};
 use crate::hook::{self, Function, HookId, Point};
 use crate::initrd::{self, InitrdError};
@@ -420,20 +420,30 @@ pub(crate) fn attach_at(
             why: "the program calls bpf_session_*, which only programs in fsession/... may".into(),
         });
     }
-    let label = spec.to_string();
-    match engine {
+    let program = runnable(spec, program, engine, Shape::of(kind))?;
+    hook::attach(function, point, program).map_err(BpfError::Hook)
+}
+
+/// A program, ready to be hooked in where it gets a context of this shape.
+fn runnable(
+    spec: &str,
+    program: Arc<ValidatedProgram>,
+    engine: Engine,
+    shape: Shape,
+) -> Result<hook::Program, BpfError> {
+    Ok(match engine {
         Engine::Interpreter => {
             let hook = Arc::new(Interpreted {
                 interpreter: Interpreter::new(program),
                 faults: AtomicU64::new(0),
             });
-            let session = kind == Kind::Fsession;
-            let make = |attachment| callee::callee(hook, attachment, session);
-            hook::attach(function, point, label, engine.name(), make).map_err(BpfError::Hook)
+            hook::Program::new(spec.into(), engine.name(), move |attachment| {
+                callee::callee(hook, attachment, shape)
+            })
         }
         Engine::Jit => {
             let (code, made) = compile(spec, &program)?;
-            let make = |attachment: Attachment| {
+            let make = move |attachment: Attachment| {
                 let compiled = Arc::new(Compiled {
                     attachment,
                     code,
@@ -447,9 +457,9 @@ pub(crate) fn attach_at(
                     keep: compiled,
                 }
             };
-            hook::attach(function, point, label, engine.name(), make).map_err(BpfError::Hook)
+            hook::Program::new(spec.into(), engine.name(), make)
         }
-    }
+    })
 }
 
 /// What programs are compiled for here, with `arguments` arguments, to run at `base`.

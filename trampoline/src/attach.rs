@@ -13,16 +13,16 @@
 //! [`Platform::defer`]: someone may be executing it, or have been preempted in it.
 
 use crate::args::ArgSpec;
+use crate::chain::{Chain, Hook, Stub};
 use crate::image::Image;
 use crate::ingredient::{CallerIn, Ingredient};
-use crate::patch::patch;
 use crate::platform::{Platform, PlatformError, Retired};
 use crate::pool::{Found, Pool, PoolError};
 use crate::program::{Callee, Kind};
 use crate::site::{Site, SiteState, SiteTable};
 use a64::{AsmError, Inst};
 use alloc::collections::BTreeMap;
-use alloc::sync::{Arc, Weak};
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
 
@@ -71,6 +71,16 @@ pub enum Reason {
         /// What is there; `None`: no code.
         found: Option<u32>,
     },
+    /// Someone else changes its site by other rules.
+    Claimed {
+        /// Who.
+        by: &'static str,
+    },
+    /// It is replaced already.
+    Replaced {
+        /// Address of what replaces it.
+        by: u64,
+    },
     /// It is not known what the function has on the stack, so it cannot be called from an image.
     Arguments,
     /// A hit would take more stack than the host sets aside for it.
@@ -110,6 +120,11 @@ impl fmt::Display for Reason {
             Self::WordAtSite { at, .. } => {
                 write!(f, "its site at {at:#x} is not mapped as code; map it, or leave it out of the table")
             }
+            Self::Claimed { by } => write!(f, "it is taken by {by}; take these off first"),
+            Self::Replaced { by } => write!(
+                f,
+                "it is replaced already, by code at {by:#x}; end that replacement first"
+            ),
             Self::Arguments => f.write_str(
                 "its arguments are not known, so nothing but fentry fits; types are known of extern \"C\" functions that are \
                  exported (no_mangle)",
@@ -181,14 +196,6 @@ pub(crate) struct Program {
     pub(crate) callee: Callee,
 }
 
-/// A hooked function: the image its site leads to, and the programs in attach order.
-struct Hook<P: Platform> {
-    image: Arc<Image<P>>,
-    programs: Vec<Program>,
-    /// Images that the site led to before and that tasks may still return into.
-    older: Vec<Weak<Image<P>>>,
-}
-
 /// An attached program, as listed.
 pub struct Attached<'a> {
     /// Its number.
@@ -222,7 +229,8 @@ pub struct Line<'a> {
 pub struct Engine<P: Platform> {
     pool: Arc<Pool<P>>,
     sites: SiteTable,
-    hooks: BTreeMap<u64, Hook<P>>,
+    chains: BTreeMap<u64, Chain<P>>,
+    claims: BTreeMap<u64, &'static str>,
     functions: BTreeMap<AttachId, u64>,
     last: u64,
 }
@@ -232,12 +240,12 @@ const NOP: u32 = Inst::NOP.encode();
 impl<P: Platform> Engine<P> {
     /// An engine for these sites, in the platform's pool.
     pub fn new(platform: P, sites: SiteTable) -> Result<Self, PoolError> {
-        let (hooks, functions) = (BTreeMap::new(), BTreeMap::new());
         Ok(Self {
             pool: Pool::new(platform)?,
             sites,
-            hooks,
-            functions,
+            chains: BTreeMap::new(),
+            claims: BTreeMap::new(),
+            functions: BTreeMap::new(),
             last: 0,
         })
     }
@@ -282,6 +290,15 @@ impl<P: Platform> Engine<P> {
     }
 
     fn add(&mut self, function: u64, program: Program) -> Result<(), Reason> {
+        self.check_site(function)?;
+        let hook = self.chains.get(&function).and_then(|c| c.hook.as_ref());
+        let attached = hook.map(|h| h.programs.as_slice()).unwrap_or(&[]);
+        let programs: Vec<_> = attached.iter().cloned().chain([program]).collect();
+        self.swap(function, programs)
+    }
+
+    /// A function can be hooked if it has a site, nobody else holds that, and its words are what the engine left there.
+    fn check_site(&self, function: u64) -> Result<(), Reason> {
         match self.sites.get(function) {
             None => {
                 let nearest = self.sites.at_or_below(function).map(|s| s.address);
@@ -290,11 +307,12 @@ impl<P: Platform> Engine<P> {
             Some(Site { notrace: true, .. }) => return Err(Reason::Notrace),
             Some(_) => {}
         }
-        let old = match self.hooks.get(&function) {
-            Some(hook) => branch(function, &hook.image)?,
-            None => NOP,
-        };
-        for (at, expected) in [(function, old), (function.wrapping_add(4), NOP)] {
+        if let Some(by) = self.claims.get(&function) {
+            return Err(Reason::Claimed { by });
+        }
+        let chain = self.chains.get(&function);
+        let first = chain.map_or(Ok(NOP), Chain::site_word)?;
+        for (at, expected) in [(function, first), (function.wrapping_add(4), NOP)] {
             let found = self.platform().read(at);
             if found != Some(expected) {
                 return Err(Reason::WordAtSite {
@@ -304,42 +322,134 @@ impl<P: Platform> Engine<P> {
                 });
             }
         }
-        let attached = self
-            .hooks
-            .get(&function)
-            .map(|h| h.programs.as_slice())
-            .unwrap_or(&[]);
-        let programs: Vec<_> = attached.iter().cloned().chain([program]).collect();
-        self.swap(function, old, programs)
+        Ok(())
     }
 
-    /// Builds the image of `programs`, leads the site there, retires the image it led to.
-    fn swap(&mut self, function: u64, old: u32, programs: Vec<Program>) -> Result<(), Reason> {
-        let image = Arc::new(Image::new(&self.pool, function, &programs)?);
-        let new = branch(function, &image)?;
-        patch(self.platform(), function, old, new).map_err(Reason::Platform)?;
-        let before = self.hooks.remove(&function);
-        let mut older = Vec::new();
+    /// Builds the image of `programs`, puts it into the function's chain, retires the one that was there.
+    fn swap(&mut self, function: u64, programs: Vec<Program>) -> Result<(), Reason> {
+        let chain = self.chains.entry(function);
+        let chain = chain.or_insert_with(|| Chain::new(function));
+        let replaced =
+            Image::new(&self.pool, function, chain.body(), &programs).and_then(|image| {
+                let mut older = Vec::new();
+                if let Some(hook) = &chain.hook {
+                    older = hook.older.clone();
+                    older.retain(|image| image.strong_count() > 0);
+                    if hook.image.may_block {
+                        older.push(Arc::downgrade(&hook.image));
+                    }
+                }
+                let image = Arc::new(image);
+                chain.set_hook(
+                    self.pool.platform(),
+                    Some(Hook {
+                        image,
+                        programs,
+                        older,
+                    }),
+                )
+            });
+        let before = self.finish(function, replaced)?;
         if let Some(hook) = before {
-            older = hook.older;
-            older.retain(|image| image.strong_count() > 0);
-            if hook.image.may_block {
-                older.push(Arc::downgrade(&hook.image));
-            }
             self.retire(hook.image);
         }
-        let hook = Hook {
-            image,
-            programs,
-            older,
-        };
-        self.hooks.insert(function, hook);
         Ok(())
+    }
+
+    /// After a change of a function's chain, whether it was made or not: forgets the chain if nothing is in it.
+    fn finish<T>(&mut self, function: u64, outcome: Result<T, Reason>) -> Result<T, Reason> {
+        if self.chains.get(&function).is_some_and(Chain::is_empty) {
+            self.chains.remove(&function);
+        }
+        outcome
     }
 
     fn retire(&self, image: Arc<Image<P>>) {
         let grace = image.grace();
         self.platform().defer(Retired::new(image), grace);
+    }
+
+    /// Leads a function's site through a stub, behind those that it leads through already and before its image.
+    ///
+    /// The stub is published code of the caller's; he frees it a grace period after [`Self::remove_stub`].
+    pub fn push_stub(&mut self, function: u64, stub: Stub) -> Result<(), AttachError> {
+        let pushed = self.check_site(function).and_then(|()| {
+            let chain = self.chains.entry(function);
+            let chain = chain.or_insert_with(|| Chain::new(function));
+            let pushed = chain.push(self.pool.platform(), stub);
+            self.finish(function, pushed)
+        });
+        pushed.map_err(|reason| AttachError { function, reason })
+    }
+
+    /// Takes a stub, known by its entry, out of a function's chain; false if it is not there.
+    ///
+    /// Tasks may still be in it, and may leave it by its link, until a grace period is over.
+    pub fn remove_stub(&mut self, function: u64, entry: u64) -> Result<bool, AttachError> {
+        let Some(chain) = self.chains.get_mut(&function) else {
+            return Ok(false);
+        };
+        let removed = chain.remove(self.pool.platform(), entry);
+        self.finish(function, removed)
+            .map_err(|reason| AttachError { function, reason })
+    }
+
+    /// Makes `replacement` the function's body: what its callers and its hooks reach in its stead. `None`: its own again.
+    ///
+    /// # Errors
+    /// Among others: it is replaced already. Tasks may be in the old body, or on their way there, until a grace period is over.
+    pub fn replace(&mut self, function: u64, replacement: Option<u64>) -> Result<(), AttachError> {
+        let replaced = self.check_site(function).and_then(|()| {
+            let chain = self.chains.entry(function);
+            let chain = chain.or_insert_with(|| Chain::new(function));
+            let replaced = match (chain.replacement, replacement) {
+                (Some(by), Some(_)) => Err(Reason::Replaced { by }),
+                _ => chain.set_replacement(self.pool.platform(), replacement),
+            };
+            self.finish(function, replaced)
+        });
+        replaced.map_err(|reason| AttachError { function, reason })
+    }
+
+    /// What a function is replaced by.
+    pub fn replacement(&self, function: u64) -> Option<u64> {
+        self.chains.get(&function)?.replacement
+    }
+
+    /// Keeps everybody else from hooking a function, whose site the caller changes by himself; `by` says who he is.
+    ///
+    /// # Errors
+    /// It is hooked, or claimed.
+    pub fn claim(&mut self, function: u64, by: &'static str) -> Result<(), AttachError> {
+        let claimed = self
+            .check_site(function)
+            .and_then(|()| match self.chains.get(&function) {
+                Some(_) => Err(Reason::Claimed {
+                    by: "hooks by trampoline",
+                }),
+                None => Ok(()),
+            });
+        claimed.map_err(|reason| AttachError { function, reason })?;
+        self.claims.insert(function, by);
+        Ok(())
+    }
+
+    /// Gives a claim up; the site's words are NOPs again.
+    pub fn unclaim(&mut self, function: u64) {
+        self.claims.remove(&function);
+    }
+
+    /// A number that no attachment of this engine has or will have, for hooks that the host keeps itself.
+    pub fn new_id(&mut self) -> AttachId {
+        self.last += 1;
+        AttachId(self.last)
+    }
+
+    /// Every site that is not as linked, by ascending address, with the word that belongs there.
+    pub fn changed_sites(&self) -> impl Iterator<Item = (u64, u32)> {
+        let word =
+            |(function, chain): (&u64, &Chain<P>)| Some((*function, chain.site_word().ok()?));
+        self.chains.iter().filter_map(word)
     }
 
     /// Takes a program off its function. Does not wait: what it leaves is freed by [`Platform::defer`].
@@ -351,31 +461,28 @@ impl<P: Platform> Engine<P> {
         let Some(function) = self.functions.get(&id).copied() else {
             return Err(unknown);
         };
-        let Some(hook) = self.hooks.get(&function) else {
+        let Some(chain) = self.chains.get_mut(&function) else {
             return Err(unknown);
         };
-        let rest: Vec<_> = hook
-            .programs
-            .iter()
-            .filter(|p| p.id != id)
-            .cloned()
-            .collect();
-        let current = hook.image.clone();
-        let older: Vec<_> = hook.older.iter().filter_map(Weak::upgrade).collect();
+        let Some(hook) = &mut chain.hook else {
+            return Err(unknown);
+        };
+        let others = hook.programs.iter().filter(|p| p.id != id);
+        let rest: Vec<_> = others.cloned().collect();
+        let images: Vec<_> = hook.images().collect();
         let stuck = |reason| DetachError::Stuck { function, reason };
-        let old = branch(function, &current).map_err(stuck)?;
         if rest.is_empty() {
-            patch(self.platform(), function, old, NOP)
-                .map_err(|error| stuck(Reason::Platform(error)))?;
-            if let Some(hook) = self.hooks.remove(&function) {
+            let taken = chain.set_hook(self.pool.platform(), None);
+            if let Some(hook) = self.finish(function, taken).map_err(stuck)? {
                 self.retire(hook.image);
             }
         } else {
-            match self.swap(function, old, rest) {
+            match self.swap(function, rest) {
                 // Detaching must not need memory: the calls become branches where they are.
                 Err(Reason::Pool(_)) => {
-                    current.silence(id).map_err(stuck)?;
-                    if let Some(hook) = self.hooks.get_mut(&function) {
+                    let hook = self.chains.get_mut(&function);
+                    if let Some(hook) = hook.and_then(|chain| chain.hook.as_mut()) {
+                        hook.image.silence(id).map_err(stuck)?;
                         hook.programs.retain(|p| p.id != id);
                     }
                 }
@@ -383,25 +490,22 @@ impl<P: Platform> Engine<P> {
             }
         }
         self.functions.remove(&id);
-        for image in older.iter().chain([&current]).filter(|i| i.may_block) {
-            // The program is off its site; a call in an image that cannot be changed is one more of those that had begun.
-            let _ = image.silence(id);
-        }
+        Chain::silence(images.into_iter(), id);
         Ok(())
     }
 
     /// What a function's site leads to; `None` if it has no site.
     pub fn state(&self, function: u64) -> Option<SiteState> {
         self.sites.get(function)?;
-        Some(match self.hooks.get(&function) {
-            Some(hook) => SiteState::Branch(hook.image.code.address()),
-            None => SiteState::Nops,
-        })
+        let head = self.chains.get(&function).and_then(Chain::head);
+        Some(head.map_or(SiteState::Nops, SiteState::Branch))
     }
 
     /// Everything that is attached, function by function, in attach order.
     pub fn attached(&self) -> impl Iterator<Item = Attached<'_>> {
-        self.hooks.iter().flat_map(|(function, hook)| {
+        let hooks = self.chains.iter();
+        let hooks = hooks.filter_map(|(function, chain)| Some((function, chain.hook.as_ref()?)));
+        hooks.flat_map(|(function, hook)| {
             hook.programs.iter().map(|p| Attached {
                 id: p.id,
                 function: *function,
@@ -433,7 +537,7 @@ impl<P: Platform> Engine<P> {
                 note: "",
             })
         });
-        let hook = self.hooks.get(&function);
+        let hook = self.chains.get(&function).and_then(|c| c.hook.as_ref());
         let image = hook.into_iter().flat_map(|hook| {
             (0..hook.image.code.words()).filter_map(|index| {
                 let address = hook.image.code.address() + 4 * index as u64;
@@ -463,13 +567,4 @@ impl<P: Platform> Engine<P> {
     pub fn unwind(&self, pc: u64) -> Option<CallerIn> {
         self.owner(pc).map(|found| found.caller)
     }
-}
-
-/// The word that leads a site to an image.
-fn branch<P: Platform>(function: u64, image: &Image<P>) -> Result<u32, Reason> {
-    let (pc, target) = (function, image.code.address());
-    a64::ops::b()
-        .with_offset(target.wrapping_sub(pc) as i64)
-        .map(Inst::encode)
-        .map_err(|error| Reason::Code(AsmError::OutOfReach { pc, target, error }))
 }

@@ -53,7 +53,6 @@ use crate::ingredient::{Ingredient, Span};
 use crate::pool::Record;
 use crate::program::{Callee, Guard, Kind};
 use crate::runtime::{RECORD_NEXT, RECORD_PROGRAM, Runtime, TRACE_LEFT, TRACE_NESTING_MASK};
-use crate::site::Site;
 use a64::imm::Imm21;
 use a64::inst::PairMode;
 use a64::ops::{self, add_imm, brk, cbnz, cbz, ldp, ldr, mov_sp, mrs, stp, str as store};
@@ -64,8 +63,8 @@ use alloc::vec::Vec;
 
 /// An image to be built.
 pub struct Description<'a> {
-    /// Address of the function.
-    pub function: u64,
+    /// Where the function goes on behind its site, or what replaces it.
+    pub body: u64,
     /// What is live there.
     pub args: ArgSpec,
     /// What to call, in attach order.
@@ -91,6 +90,8 @@ pub struct Body {
     pub spans: Vec<Span>,
     /// Where programs are called.
     pub calls: Vec<Call>,
+    /// Index of the branch, or call, to the function's body.
+    pub onward: usize,
     /// Where x29 points to the image's own record.
     pub record: Record,
     /// The deepest stack: the image's frame and the deepest program's, in bytes.
@@ -226,7 +227,7 @@ impl<'e, 'a, 'b> Emitter<'e, 'a, 'b> {
     }
 
     fn emit(mut self) -> Body {
-        let (function, args) = (self.description.function, self.description.args);
+        let (body, args) = (self.description.body, self.description.args);
         let (entry, exit) = (self.part(When::Entry), self.part(When::Exit));
         let calls_function = self.description.calls_function();
 
@@ -255,7 +256,7 @@ impl<'e, 'a, 'b> Emitter<'e, 'a, 'b> {
         if self.asm.len() > saved || !calls_function {
             self.each(&self.frame.arguments(args), Self::restore);
         }
-        let gone;
+        let (gone, onward);
         if calls_function {
             self.span(Ingredient::Restore, None);
             let outgoing = (8 * stack + 15) & !15;
@@ -267,7 +268,8 @@ impl<'e, 'a, 'b> Emitter<'e, 'a, 'b> {
                     self.asm.emit(store(X9, SP, 8 * word));
                 }
             }
-            self.asm.bl_abs(function.wrapping_add(Site::BYTES));
+            onward = self.asm.len();
+            self.asm.bl_abs(body);
             if outgoing > 0 {
                 self.asm.emit(mov_sp(SP, X29));
             }
@@ -287,7 +289,8 @@ impl<'e, 'a, 'b> Emitter<'e, 'a, 'b> {
             self.asm.bind(self.exit);
             gone = self.leave_frame();
             self.span(Ingredient::Restore, None);
-            self.asm.b_abs(function.wrapping_add(Site::BYTES));
+            onward = self.asm.len();
+            self.asm.b_abs(body);
         }
         let gone = gone..self.asm.len();
         self.span(Ingredient::Return, None);
@@ -315,6 +318,7 @@ impl<'e, 'a, 'b> Emitter<'e, 'a, 'b> {
         Body {
             spans: self.spans,
             calls: self.calls,
+            onward,
             record: Record { before, gone },
             stack_bytes: deepest.saturating_add(self.frame.bytes as u32),
             may_block: calls_function || sleepable,

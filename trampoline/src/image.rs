@@ -33,18 +33,21 @@ pub(crate) struct Image<P: Platform> {
     pub(crate) calls: Vec<CallSite>,
     /// What the instructions name: alive as long as they are.
     pub(crate) callees: Vec<(Kind, Callee)>,
+    /// Address of the branch to the function's body, and whether it is a call.
+    pub(crate) onward: (u64, bool),
     pub(crate) stack_bytes: u32,
     /// Whether a task may block while it is inside, or while it will return there.
     pub(crate) may_block: bool,
 }
 
 impl<P: Platform> Image<P> {
-    /// Generates, writes and publishes the image that calls `programs`, for the function's entry.
+    /// Generates, writes and publishes the image that calls `programs`, for the function's entry, and goes on in `body`.
     ///
     /// No site leads to it yet. On an error the pool is as it was.
     pub(crate) fn new(
         pool: &Arc<Pool<P>>,
         function: u64,
+        body: u64,
         programs: &[Program],
     ) -> Result<Self, Reason> {
         let callees: Vec<_> = programs
@@ -53,12 +56,13 @@ impl<P: Platform> Image<P> {
             .collect();
         let args = programs.iter().map(|p| p.args).reduce(|a, b| a.union(b));
         let args = args.unwrap_or(ArgSpec::UNKNOWN);
-        if args.stack().is_none() && programs.iter().any(|p| p.kind.calls_function()) {
+        let calls_function = programs.iter().any(|p| p.kind.calls_function());
+        if args.stack().is_none() && calls_function {
             return Err(Reason::Arguments);
         }
         let runtime = pool.platform().runtime();
         let description = Description {
-            function,
+            body,
             args,
             programs: &callees,
             runtime: &runtime,
@@ -99,6 +103,7 @@ impl<P: Platform> Image<P> {
             code,
             spans: body.spans,
             calls,
+            onward: (at(body.onward), calls_function),
             callees,
             stack_bytes: body.stack_bytes,
             may_block: body.may_block,

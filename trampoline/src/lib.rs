@@ -21,6 +21,7 @@ extern crate std;
 pub mod args;
 pub mod attach;
 pub mod body;
+mod chain;
 #[cfg(feature = "fakes")]
 pub mod fakes;
 mod frame;
@@ -30,11 +31,13 @@ pub mod patch;
 pub mod platform;
 pub mod pool;
 pub mod program;
+pub mod registers;
 pub mod runtime;
 pub mod site;
 
 pub use args::ArgSpec;
 pub use attach::{AttachError, AttachId, DetachError, Engine, Line, Reason};
+pub use chain::Stub;
 pub use ingredient::{CallerIn, Ingredient};
 pub use platform::{Grace, Platform, PlatformError, Retired};
 pub use pool::{Code, Found, Label, Owner, Pool, PoolError, Record, Reserved};

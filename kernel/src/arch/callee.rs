@@ -7,6 +7,7 @@ use alloc::sync::Arc;
 use bpf_vm::attachment::Attachment;
 use core::any::Any;
 use core::sync::atomic::AtomicU64;
+use trampoline::{Kind, registers};
 
 /// A hook written in Rust, with what it works on.
 pub(crate) trait NativeHook: Send + Sync + 'static {
@@ -25,18 +26,43 @@ pub(crate) struct Hit<'a> {
     place: &'a Place,
 }
 
+/// What a hook's context is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Shape {
+    /// The function's arguments, behind them its result if the hook is one of its exit.
+    Arguments,
+    /// The same of a session, with the word that says which end it is below it.
+    Session,
+    /// The registers, as `struct user_pt_regs` has them ([`trampoline::registers`]).
+    #[expect(dead_code, reason = "the mechanisms that use it come one by one")]
+    Registers,
+}
+
+impl Shape {
+    /// What a trampoline gives to programs of a kind.
+    pub(crate) fn of(kind: Kind) -> Shape {
+        match kind {
+            Kind::Fsession => Shape::Session,
+            Kind::Fentry | Kind::FmodRet | Kind::Fexit => Shape::Arguments,
+        }
+    }
+}
+
 /// Where a hook is attached.
 struct Place {
     attachment: Attachment,
-    session: bool,
+    shape: Shape,
 }
 
 impl Hit<'_> {
-    /// The function's arguments, and behind them its result if the hook is one of its exit.
+    /// The context: as the hook's [`Shape`] says.
     #[inline(always)]
     pub(crate) fn words(&self) -> &[u64] {
         let attachment = &self.place.attachment;
-        let words = attachment.arguments as usize + attachment.has_result as usize;
+        let words = match self.place.shape {
+            Shape::Registers => registers::WORDS,
+            _ => attachment.arguments as usize + attachment.has_result as usize,
+        };
         // SAFETY: only `thunk` makes a Hit, from the ctx of a trampoline and the attachment that it was generated for: it stored
         // so many words there, which no one else writes until the hit is over.
         unsafe { core::slice::from_raw_parts(self.context, words) }
@@ -44,7 +70,7 @@ impl Hit<'_> {
 
     /// Of a session: whether this is its exit, and the word that both ends share.
     pub(crate) fn session(&self) -> Option<(bool, &AtomicU64)> {
-        if !self.place.session {
+        if self.place.shape != Shape::Session {
             return None;
         }
         // SAFETY: below the ctx of a session lies a word with the address of the session's own word, and in bit 0 whether
@@ -128,11 +154,8 @@ extern "C" fn thunk<T: NativeHook>(context: *const u64, data: *const Placed<T>) 
 }
 
 /// Makes a callee of a hook, for the place that it is attached to.
-pub(crate) fn callee<T: NativeHook>(hook: Arc<T>, attachment: Attachment, session: bool) -> Callee {
-    let place = Place {
-        attachment,
-        session,
-    };
+pub(crate) fn callee<T: NativeHook>(hook: Arc<T>, attachment: Attachment, shape: Shape) -> Callee {
+    let place = Place { attachment, shape };
     let placed = Arc::new(Placed { place, hook });
     let address = thunk::<T> as *const () as usize as u64;
     Callee {

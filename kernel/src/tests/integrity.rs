@@ -3,7 +3,7 @@
 
 use super::tasks::spawn;
 use super::{Failure, Outcome, Test};
-use crate::arch::callee::{Hit, NativeHook, callee};
+use crate::arch::callee::{Hit, NativeHook, Shape, callee};
 use crate::arch::{code, timer};
 use crate::hook::{self, Native, Point};
 use crate::workload::{workload_call, workload_six};
@@ -249,7 +249,7 @@ fn stacks() -> Outcome {
             0
         }
     }
-    let thunk = callee(Arc::new(Nothing), Attachment::NONE, false).address;
+    let thunk = callee(Arc::new(Nothing), Attachment::NONE, Shape::Arguments).address;
     let found = symbols::stack_of(thunk);
     check!(
         found.is_some_and(|bytes| bytes <= 256),

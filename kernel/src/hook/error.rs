@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Why a function was not hooked, or a hook not taken off.
+
+use super::HookId;
+use alloc::string::String;
+use core::fmt;
+use trampoline::Reason;
+use trampoline::pool::PoolError;
+
+/// Why a function was not hooked, or a hook not taken off.
+#[derive(Debug)]
+pub(crate) enum HookError {
+    /// The pool is full.
+    Full(PoolError),
+    /// The engine refused: which function, and why.
+    Refused(String, Reason),
+    /// A program could not be compiled, or its code not be written.
+    Code(String),
+    /// There is no such hook.
+    NoSuchHook(HookId),
+    /// The function is not one of those that this kind of hook may be put on.
+    Target {
+        /// Its name.
+        function: String,
+        /// What is missing, and which functions have it.
+        why: String,
+    },
+}
+
+impl fmt::Display for HookError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            HookError::Full(e) => write!(f, "{e}"),
+            HookError::Refused(name, e) => write!(f, "{name} cannot be hooked: {e}"),
+            HookError::Code(why) => write!(f, "the program's code: {why}"),
+            HookError::Target { function, why } => {
+                write!(f, "{function} cannot be hooked so: {why}")
+            }
+            HookError::NoSuchHook(id) => write!(f, "there is no hook {id}; `hooks` lists them"),
+        }
+    }
+}
+
+impl HookError {
+    pub(super) fn refused(name: &str, reason: Reason) -> HookError {
+        match reason {
+            Reason::Pool(full) => HookError::Full(full),
+            other => HookError::Refused(name.into(), other),
+        }
+    }
+}

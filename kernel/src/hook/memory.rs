@@ -1,0 +1,131 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Executable memory: code of programs in the pool, and what an address there belongs to.
+
+use super::platform::Kernel;
+use super::{Change, HookError};
+use crate::arch::code;
+use crate::arch::lock::Late;
+use crate::mm::layout::{POOL, POOL_SIZE};
+use crate::symbols;
+use alloc::boxed::Box;
+use alloc::string::{String, ToString};
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::fmt;
+use core::sync::atomic::{AtomicU64, Ordering};
+use trampoline::pool::{Label, Owner, Pool, Reserved};
+
+/// The pool of the engine, which needs no lock.
+static MEMORY: Late<Arc<Pool<Kernel>>> = Late::new();
+
+/// Where code can be placed from now on.
+pub(super) fn init(pool: Arc<Pool<Kernel>>) {
+    MEMORY.set(Box::leak(Box::new(pool)));
+}
+
+/// Executable memory with a program's code; its drop gives the memory back.
+pub(crate) type ProgramCode = trampoline::pool::Code<Kernel>;
+
+/// Numbers programs, for the unwinder.
+static PROGRAMS: AtomicU64 = AtomicU64::new(1);
+
+/// Places a program's code in the pool. `compile` says what it is at an address; its length may depend on that a little.
+pub(crate) fn place(
+    name: &str,
+    compile: impl Fn(u64) -> Result<Vec<u32>, String>,
+) -> Result<ProgramCode, HookError> {
+    let memory = MEMORY
+        .get()
+        .ok_or_else(|| HookError::Code("the hook engine is not running".into()))?;
+    let mut room = compile(POOL as u64).map_err(HookError::Code)?.len();
+    loop {
+        let reserved = memory.reserve(room, name).map_err(HookError::Full)?;
+        let words = compile(reserved.address()).map_err(HookError::Code)?;
+        if words.len() > reserved.capacity() {
+            room = words.len();
+            continue;
+        }
+        let id = PROGRAMS.fetch_add(1, Ordering::Relaxed);
+        let label = Label {
+            owner: Owner::Program { id },
+            record: None,
+        };
+        return reserved
+            .publish(label, &words)
+            .map_err(|e| HookError::Code(e.to_string()));
+    }
+}
+
+/// Takes all executable memory away, for the test of a full pool.
+pub(crate) fn take_pool() -> Vec<Reserved<Kernel>> {
+    let Some(memory) = MEMORY.get() else {
+        return Vec::new();
+    };
+    let piece = || {
+        memory
+            .reserve(
+                (memory.largest_free() / 4).checked_sub(4)? as usize,
+                "a test",
+            )
+            .ok()
+    };
+    core::iter::from_fn(piece).collect()
+}
+
+/// The function whose trampoline an address lies in. Any context: no lock.
+pub(crate) fn trampoline_of(address: usize) -> Option<u64> {
+    match MEMORY.get()?.find(address as u64)?.label.owner {
+        Owner::Trampoline { function } => Some(function),
+        Owner::Program { .. } => None,
+    }
+}
+
+/// Looks at every word of the pool that is free; returns how many there are, and those that are not filled.
+pub(crate) fn free_words(most: usize) -> (usize, Vec<Change>) {
+    let Some(memory) = MEMORY.get() else {
+        return (0, Vec::new());
+    };
+    let (mut count, mut other) = (0, Vec::new());
+    for address in memory.free().flat_map(|run| run.step_by(4)) {
+        count += 1;
+        let word = code::read(address as usize).unwrap_or_default();
+        // It may have been handed out since.
+        if word != trampoline::pool::FILL
+            && other.len() < most
+            && memory.free().any(|run| run.contains(&address))
+        {
+            other.push(Change { address, word });
+        }
+    }
+    (count, other)
+}
+
+/// Says what an address outside of the image is; for reports, so it takes no lock.
+pub(crate) fn describe_address(address: usize, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    if !(POOL..POOL + POOL_SIZE).contains(&address) {
+        return write!(f, "?");
+    }
+    match MEMORY.get().and_then(|m| m.find(address as u64)) {
+        Some(found) => match found.label.owner {
+            Owner::Trampoline { function } => {
+                write!(
+                    f,
+                    "trampoline of {}+{:#x}",
+                    symbols::FunctionName(function as usize),
+                    address as u64 - found.start
+                )
+            }
+            Owner::Program { id } => write!(
+                f,
+                "code of BPF program {id}+{:#x}",
+                address as u64 - found.start
+            ),
+        },
+        None => write!(f, "free executable memory"),
+    }
+}
+
+/// Bytes of the executable pool that are free.
+pub(crate) fn pool_free() -> usize {
+    MEMORY.get().map_or(0, |m| m.free_bytes() as usize)
+}

@@ -1,0 +1,496 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Joins the hook engine to this kernel: names to functions, attach and detach under one mutex, freeing by callback.
+
+mod error;
+mod memory;
+mod native;
+mod platform;
+mod resolve;
+
+pub(crate) use error::HookError;
+pub(crate) use memory::{
+    ProgramCode, describe_address, free_words, place, pool_free, take_pool, trampoline_of,
+};
+pub(crate) use native::{Native, attach_native};
+pub(crate) use resolve::{Function, ResolveError, resolve};
+
+use crate::arch::callee::{Callee, NativeHook, Shape, callee};
+use crate::arch::code;
+use crate::ksyms::Flags;
+use crate::mm::layout::{POOL, POOL_SIZE};
+use crate::mm::stack;
+use crate::sched::Mutex;
+use crate::targets::{self, Target};
+use crate::{hooked, symbols, types};
+use alloc::boxed::Box;
+use alloc::collections::BTreeMap;
+use alloc::string::{String, ToString};
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use bpf_vm::attachment::Attachment;
+use core::any::Any;
+use core::fmt;
+use core::sync::atomic::Ordering;
+use native::Count;
+use platform::Kernel;
+use trampoline::attach::DetachError;
+use trampoline::program::CONTEXTS;
+use trampoline::site::{Site, SiteTable};
+use trampoline::{Engine, Guard, Kind, State};
+
+/// Names a hook.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct HookId(pub u64);
+
+impl fmt::Display for HookId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}
+
+/// A hook that is not a program of a trampoline: what lists, reports and `detach` ask of it.
+pub(crate) trait Mechanism: Send {
+    /// What it is, for lists.
+    fn info(&self) -> HookInfo;
+    /// Whether it hooks the function at this address.
+    fn covers(&self, function: u64) -> bool;
+    /// Words of text that it changed by itself; those of sites that the engine changed for it are not among them.
+    fn changes(&self) -> Vec<Change>;
+    /// How often a counting native hook was hit; `None` for other programs.
+    fn hits(&self) -> Option<u64>;
+    /// Takes it off. What it used is freed by callback, when no one can be in it.
+    ///
+    /// # Errors
+    /// It is still on.
+    fn detach(&mut self, engine: &mut Engine<Kernel>) -> Result<(), HookError>;
+}
+
+/// Every hook there is.
+struct Hooks {
+    engine: Engine<Kernel>,
+    /// Those that are not programs of trampolines. Their numbers are the engine's ([`Engine::new_id`]).
+    others: BTreeMap<u64, Box<dyn Mechanism>>,
+}
+
+/// Behind a lock that blocks: whoever changes code waits for other cores with interrupts on.
+static HOOKS: Mutex<Hooks> = Mutex::empty();
+
+/// Makes the engine: the image's sites, and a pool filled with BRK.
+pub(crate) fn init() -> Result<(), String> {
+    let blob = symbols::blob().ok_or("the image carries no symbols")?;
+    // Several symbols may stand at one address: functions with the same code are one.
+    let mut sites = BTreeMap::new();
+    for symbol in blob.symbols() {
+        let notrace = symbol.flags.contains(Flags::NOTRACE);
+        if notrace || symbol.flags.contains(Flags::SITE) {
+            *sites.entry(symbol.address).or_insert(false) |= notrace;
+        }
+    }
+    let sites = sites
+        .into_iter()
+        .map(|(address, notrace)| Site { address, notrace });
+    let sites = SiteTable::new(sites).map_err(|e| e.to_string())?;
+    const PIECE: usize = 1024;
+    for at in (POOL..POOL + POOL_SIZE).step_by(PIECE * 4) {
+        code::write(at, &[trampoline::pool::FILL; PIECE]).map_err(|e| e.to_string())?;
+    }
+    let engine = Engine::new(Kernel, sites).map_err(|e| e.to_string())?;
+    hooked::init();
+    types::init();
+    memory::init(engine.pool().clone());
+    HOOKS.put(Box::new(Hooks {
+        engine,
+        others: BTreeMap::new(),
+    }));
+    crate::bpf::init();
+    Ok(())
+}
+
+/// A program that runs as a hook, wherever it is: what the kernel knows of it.
+pub(crate) struct Running {
+    /// What runs it: the word for lists.
+    pub engine: &'static str,
+    /// Whether it may block.
+    pub sleepable: bool,
+    /// What the guard knows of it.
+    pub state: State,
+    counter: Option<Arc<Count>>,
+    /// The program and what it needs: kept, never looked at.
+    _own: Arc<dyn Any + Send + Sync>,
+}
+
+impl Running {
+    /// How often a counting native hook was hit.
+    pub(crate) fn hits(&self) -> Option<u64> {
+        self.counter
+            .as_ref()
+            .map(|count| count.0.load(Ordering::Relaxed))
+    }
+}
+
+/// A program to be hooked in somewhere.
+pub(crate) struct Program {
+    /// Its name, for lists.
+    pub label: String,
+    /// What runs it: the word for lists.
+    pub engine: &'static str,
+    /// Makes what is called, for the place that it is attached to.
+    pub make: Box<dyn FnOnce(Attachment) -> Callee>,
+    counter: Option<Arc<Count>>,
+}
+
+impl Program {
+    /// A program that `make` makes what is called of.
+    pub(crate) fn new(
+        label: String,
+        engine: &'static str,
+        make: impl FnOnce(Attachment) -> Callee + 'static,
+    ) -> Program {
+        Program {
+            label,
+            engine,
+            make: Box::new(make),
+            counter: None,
+        }
+    }
+
+    /// A hook written in Rust, that gets a context of this shape.
+    pub(crate) fn native<T: NativeHook>(label: String, hook: Arc<T>, shape: Shape) -> Program {
+        Program::new(label, "native", move |attachment| {
+            callee(hook, attachment, shape)
+        })
+    }
+
+    fn counting(self, count: Arc<Count>) -> Program {
+        Program {
+            counter: Some(count),
+            ..self
+        }
+    }
+
+    /// The program at its place: what an image calls, and what the kernel knows of it, which the former keeps alive.
+    pub(crate) fn at(
+        self,
+        attachment: Attachment,
+        protection: Protection,
+        sleepable: bool,
+    ) -> (trampoline::Callee, Arc<Running>) {
+        let Callee {
+            address,
+            data,
+            stack_bytes,
+            keep,
+        } = (self.make)(attachment);
+        let running = Arc::new(Running {
+            engine: self.engine,
+            sleepable,
+            state: State::new(protection == Protection::Context),
+            counter: self.counter,
+            _own: keep,
+        });
+        let callee = trampoline::Callee {
+            address,
+            data,
+            name: self.label,
+            stack_bytes,
+            guard: protection.guard(),
+            state: running.state.address(),
+            sleepable,
+            keep: Some(running.clone()),
+        };
+        (callee, running)
+    }
+}
+
+/// How a program is kept from running inside itself.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) enum Protection {
+    /// By the context's recursion word: turned away while it is active itself.
+    #[default]
+    Program,
+    /// By the context's recursion word: turned away while any program is active.
+    Context,
+    /// Not at all, but the task stays on its core.
+    Pinned,
+    /// Not at all, since it is proven to need nothing.
+    None,
+}
+
+impl Protection {
+    /// The word for tables.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Protection::Program => "word",
+            Protection::Context => "context",
+            Protection::Pinned => "pinned",
+            Protection::None => "none",
+        }
+    }
+
+    fn guard(self) -> Guard {
+        match self {
+            Protection::Program | Protection::Context => Guard::Word,
+            Protection::Pinned => Guard::Pinned,
+            Protection::None => Guard::None,
+        }
+    }
+}
+
+/// How a program is attached.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Point {
+    /// When it is called.
+    pub kind: Kind,
+    /// Whether it may block.
+    pub sleepable: bool,
+    /// What keeps it from running inside itself.
+    pub protection: Protection,
+    /// What it is told when it asks for its cookie.
+    pub cookie: u64,
+}
+
+impl Point {
+    /// Of a kind, as programs are attached if nothing else is said.
+    pub(crate) const fn of(kind: Kind) -> Point {
+        Point {
+            kind,
+            sleepable: false,
+            protection: Protection::Program,
+            cookie: 0,
+        }
+    }
+}
+
+/// Hooks a program onto a function, by its trampoline.
+pub(crate) fn attach(
+    function: &Function,
+    point: Point,
+    program: Program,
+) -> Result<HookId, HookError> {
+    let target = |wanted, what: &str| match targets::is(function.name, wanted) {
+        true => Ok(()),
+        false => Err(HookError::Target {
+            function: function.name.into(),
+            why: targets::missing(wanted, what),
+        }),
+    };
+    if point.kind == Kind::FmodRet {
+        target(Target::Overridable, "fmod_ret changes what it returns")?;
+    }
+    if point.sleepable {
+        target(Target::Sleepable, "a sleepable program blocks in it")?;
+    }
+    let args = types::arguments(function.name);
+    let attachment = Attachment {
+        function: function.address as u64,
+        cookie: point.cookie,
+        arguments: args.words().into(),
+        has_result: matches!(point.kind, Kind::Fexit | Kind::FmodRet | Kind::Fsession).into(),
+    };
+    let (callee, _) = program.at(attachment, point.protection, point.sleepable);
+    let mut hooks = HOOKS.lock();
+    let id = hooks
+        .engine
+        .attach(function.address as u64, args, point.kind, callee)
+        .map_err(|e| HookError::refused(function.name, e.reason))?;
+    hooks.mark(function.address as u64);
+    drop(hooks);
+    // An image that was replaced is freed when no stack holds its address: this one's dead words must not.
+    stack::scrub();
+    Ok(HookId(id.number()))
+}
+
+/// As [`attach`], of a hook written in Rust.
+pub(crate) fn attach_hook<T: NativeHook>(
+    function: &Function,
+    point: Point,
+    label: String,
+    hook: Arc<T>,
+) -> Result<HookId, HookError> {
+    attach(
+        function,
+        point,
+        Program::native(label, hook, Shape::of(point.kind)),
+    )
+}
+
+/// Puts on a hook that is not a program of a trampoline; `make` does it, and says which functions it hooks.
+#[expect(dead_code, reason = "the mechanisms that use it come one by one")]
+pub(crate) fn attach_other<M: Mechanism + 'static>(
+    make: impl FnOnce(&mut Engine<Kernel>, HookId) -> Result<(M, Vec<u64>), HookError>,
+) -> Result<HookId, HookError> {
+    let mut hooks = HOOKS.lock();
+    let id = HookId(hooks.engine.new_id().number());
+    let (mechanism, functions) = make(&mut hooks.engine, id)?;
+    hooks.others.insert(id.0, Box::new(mechanism));
+    functions.iter().for_each(|function| hooks.mark(*function));
+    drop(hooks);
+    stack::scrub();
+    Ok(id)
+}
+
+/// What a trampoline's program keeps.
+fn running<'a>(hook: &trampoline::attach::Attached<'a>) -> Option<&'a Running> {
+    hook.callee.keep.as_ref()?.downcast_ref::<Running>()
+}
+
+impl Hooks {
+    /// Tells reports what a function is hooked by now.
+    fn mark(&self, function: u64) {
+        let here = self.engine.attached().filter(|a| a.function == function);
+        let programs = here.map(|a| (a.kind.name(), a.callee.name.clone()));
+        let others = self.others.values().filter(|m| m.covers(function));
+        let others = others.map(|m| {
+            let info = m.info();
+            (info.kind, info.program)
+        });
+        let all: Vec<_> = programs.chain(others).collect();
+        hooked::update(function, all.iter().map(|(kind, name)| (*kind, &**name)));
+    }
+
+    /// Asks the trampoline's program or the mechanism of that number.
+    fn ask<T>(
+        &self,
+        id: HookId,
+        program: impl FnOnce(&Running) -> T,
+        other: impl FnOnce(&dyn Mechanism) -> T,
+    ) -> Option<T> {
+        if let Some(mechanism) = self.others.get(&id.0) {
+            return Some(other(&**mechanism));
+        }
+        let hook = self.engine.attached().find(|a| a.id.number() == id.0)?;
+        running(&hook).map(program)
+    }
+}
+
+/// Takes a hook off. Does not wait: what it used is freed by callback.
+pub(crate) fn detach(id: HookId) -> Result<(), HookError> {
+    let mut hooks = HOOKS.lock();
+    let hooks_mut = &mut *hooks;
+    if let Some(mechanism) = hooks_mut.others.get_mut(&id.0) {
+        mechanism.detach(&mut hooks_mut.engine)?;
+        if let Some(gone) = hooks_mut.others.remove(&id.0) {
+            let all = hooks_mut.engine.sites().iter().map(|site| site.address);
+            let functions: Vec<_> = all.filter(|function| gone.covers(*function)).collect();
+            functions.iter().for_each(|function| hooks.mark(*function));
+        }
+        drop(hooks);
+        stack::scrub();
+        return Ok(());
+    }
+    let found = hooks
+        .engine
+        .attached()
+        .find(|a| a.id.number() == id.0)
+        .map(|a| (a.id, a.function));
+    let (engine_id, function) = found.ok_or(HookError::NoSuchHook(id))?;
+    hooks.engine.detach(engine_id).map_err(|e| match e {
+        DetachError::Unknown { .. } => HookError::NoSuchHook(id),
+        DetachError::Stuck { reason, .. } => {
+            HookError::refused(&symbols::Name(function as usize).function(), reason)
+        }
+    })?;
+    hooks.mark(function);
+    drop(hooks);
+    stack::scrub();
+    Ok(())
+}
+
+/// How often a counting native hook was hit.
+pub(crate) fn hits(id: HookId) -> Option<u64> {
+    HOOKS.lock().ask(id, Running::hits, |m| m.hits())?
+}
+
+/// A hook, for a list.
+pub(crate) struct HookInfo {
+    /// Its name.
+    pub id: HookId,
+    /// The hooked function.
+    pub function: String,
+    /// How it is entered.
+    pub kind: &'static str,
+    /// What runs.
+    pub program: String,
+    /// What runs it.
+    pub engine: &'static str,
+    /// Whether it may block.
+    pub sleepable: bool,
+    /// Hits that were turned away, by context: task, softirq, hardirq, NMI.
+    pub misses: [u64; CONTEXTS],
+    /// Bytes of the function's trampoline, shared by its hooks.
+    pub bytes: usize,
+    /// The deepest stack of a hit, in bytes.
+    pub stack_bytes: usize,
+}
+
+/// Hits of a hook that were turned away, by context; none if it is not attached.
+pub(crate) fn misses(id: HookId) -> [u64; CONTEXTS] {
+    let misses = HOOKS
+        .lock()
+        .ask(id, |p| p.state.misses(), |m| m.info().misses);
+    misses.unwrap_or_default()
+}
+
+/// All hooks.
+pub(crate) fn list() -> Vec<HookInfo> {
+    let hooks = HOOKS.lock();
+    let info = |hook: trampoline::attach::Attached<'_>| HookInfo {
+        id: HookId(hook.id.number()),
+        function: symbols::Name(hook.function as usize).function(),
+        kind: hook.kind.name(),
+        program: hook.callee.name.clone(),
+        engine: running(&hook).map_or("", |r| r.engine),
+        sleepable: running(&hook).is_some_and(|r| r.sleepable),
+        misses: running(&hook).map_or([0; CONTEXTS], |r| r.state.misses()),
+        bytes: hook.image_bytes as usize,
+        stack_bytes: hook.stack_bytes as usize,
+    };
+    let mut all: Vec<_> = hooks.engine.attached().map(info).collect();
+    all.extend(hooks.others.iter().map(|(id, mechanism)| HookInfo {
+        id: HookId(*id),
+        ..mechanism.info()
+    }));
+    all
+}
+
+/// A word of a function's site or trampoline.
+pub(crate) struct CodeLine {
+    /// Its address.
+    pub address: usize,
+    /// What is there.
+    pub word: u32,
+    /// What it is for.
+    pub ingredient: &'static str,
+}
+
+/// The live code of a function's site and, if it is hooked, of its trampoline.
+pub(crate) fn describe(function: usize) -> Vec<CodeLine> {
+    let hooks = HOOKS.lock();
+    let line = |l: trampoline::attach::Line<'_>| CodeLine {
+        address: l.address as usize,
+        word: l.word,
+        ingredient: l.ingredient.name(),
+    };
+    hooks.engine.describe(function as u64).map(line).collect()
+}
+
+/// A word of the kernel's text that a hook changed.
+pub(crate) struct Change {
+    /// Its address.
+    pub address: u64,
+    /// What the hook put there.
+    pub word: u32,
+}
+
+/// Hands out every change of the text, by address; nothing is attached or detached until `look` is done.
+pub(crate) fn with_changes<T>(look: impl FnOnce(&[Change]) -> T) -> T {
+    let hooks = HOOKS.lock();
+    let sites = hooks.engine.changed_sites();
+    let mut changes: Vec<_> = sites
+        .map(|(address, word)| Change { address, word })
+        .collect();
+    changes.extend(hooks.others.values().flat_map(|m| m.changes()));
+    changes.sort_unstable_by_key(|change| change.address);
+    changes.dedup_by_key(|change| change.address);
+    look(&changes)
+}

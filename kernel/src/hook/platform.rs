@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! This kernel, as the hook engine sees it.
+
+use crate::arch::admit;
+use crate::arch::code::{self, CodeError};
+use crate::arch::smp;
+use crate::mm::layout::{POOL, POOL_SIZE};
+use crate::mm::stack;
+use crate::rcu;
+use crate::task::layout;
+use alloc::string::ToString;
+use core::ops::Range;
+use trampoline::Runtime;
+use trampoline::platform::{Grace, Platform, PlatformError, Retired};
+use trampoline::program::CONTEXTS;
+use trampoline::runtime::{TRACE_LEFT, TRACE_NESTING_MASK};
+
+/// This kernel, as the engine sees it.
+pub(crate) struct Kernel;
+
+const _: () = assert!(
+    layout::TRACE_LEFT == TRACE_LEFT && layout::TRACE_NESTING_MASK == TRACE_NESTING_MASK,
+    "grace periods and trampolines mean the same"
+);
+
+impl From<CodeError> for PlatformError {
+    fn from(e: CodeError) -> PlatformError {
+        match e {
+            CodeError::NotCode(at) => PlatformError::NotCode { at: at as u64 },
+            CodeError::Unexpected {
+                at,
+                expected,
+                found,
+            } => PlatformError::Mismatch {
+                at: at as u64,
+                expected,
+                found,
+            },
+            CodeError::Map(e) => PlatformError::Host {
+                at: 0,
+                why: e.to_string(),
+            },
+        }
+    }
+}
+
+impl Platform for Kernel {
+    fn pool(&self) -> Range<u64> {
+        POOL as u64..(POOL + POOL_SIZE) as u64
+    }
+
+    fn read(&self, at: u64) -> Option<u32> {
+        code::read(at as usize)
+    }
+
+    fn write_code(&self, at: u64, words: &[u32]) -> Result<(), PlatformError> {
+        Ok(code::write(at as usize, words)?)
+    }
+
+    fn patch(&self, at: u64, old: u32, new: u32) -> Result<(), PlatformError> {
+        Ok(code::patch(at as usize, old, new)?)
+    }
+
+    fn sync_cores(&self) {
+        smp::sync_cores();
+    }
+
+    fn runtime(&self) -> Runtime {
+        Runtime {
+            task: a64::SysReg::SP_EL0,
+            word: layout::WORD as u16,
+            migrate: layout::MIGRATE as u16,
+            trace: layout::TRACE_NESTING as u16,
+            admit: admit::admit as *const () as usize as u64,
+            admit_stack: admit::STACK,
+        }
+    }
+
+    fn stack_limit(&self) -> u32 {
+        // Each context that can be nested on a stack may be in the deepest hook.
+        (stack::HOOK_RESERVE / CONTEXTS) as u32
+    }
+
+    fn defer(&self, retired: Retired, grace: Grace) {
+        match grace {
+            Grace::Tasks => rcu::defer(rcu::Flavour::Tasks, move || retired.free()),
+            Grace::Unreferenced(range) => {
+                rcu::defer_unreferenced(range, move || retired.free());
+            }
+        }
+    }
+}
