@@ -239,19 +239,58 @@ impl Body {
     }
 
     /// The functions whose address it takes, or that stand in the constants whose address it takes.
-    fn functions_taken(&self, linked: &Linked, pointers: &Pointers) -> BTreeSet<usize> {
+    fn functions_taken(
+        &self,
+        linked: &Linked,
+        pointers: &Pointers,
+        objects: &BTreeSet<u64>,
+    ) -> BTreeSet<usize> {
         let direct = self
             .taken
             .iter()
             .filter_map(|address| linked.starting(*address));
         let constants = self.taken.iter().flat_map(|address| {
+            let end = address.saturating_add(8 * CONSTANT_WORDS);
+            let next = objects.range(address + 1..end).next();
             pointers
                 .words
-                .range(*address..address.saturating_add(8 * CONSTANT_WORDS))
+                .range(*address..next.copied().unwrap_or(end))
                 .map(|(_, function)| *function)
         });
         direct.chain(constants).collect()
     }
+}
+
+/// Where constants begin: every address that any code makes of ADRP and ADD. rustc names a constant by its start and LLVM
+/// loads what lies inside by an offset, so whoever hands on the address of one hands on nothing of the next.
+fn objects(linked: &Linked) -> BTreeSet<u64> {
+    let mut objects = BTreeSet::new();
+    for function in &linked.functions {
+        let mut pages = [None::<u64>; 32];
+        for (pc, word) in linked.instructions(function) {
+            // Bits that ADRP and ADD (immediate) have, so that not all of the code has to be decoded.
+            if word & 0x9f00_0000 != 0x9000_0000 && word & 0xff80_0000 != 0x9100_0000 {
+                continue;
+            }
+            match Inst::decode(word) {
+                Some(Inst::Adrp {
+                    rd,
+                    pages: distance,
+                }) => {
+                    let page = (pc & !0xfff).wrapping_add_signed(distance.value() << 12);
+                    if let Some(entry) = pages.get_mut(usize::from(rd.number())) {
+                        *entry = Some(page);
+                    }
+                }
+                Some(Inst::AddSubImm { rn, imm, .. }) => {
+                    let page = pages.get(usize::from(rn.number())).copied().flatten();
+                    objects.extend(page.map(|page| page + imm.value()));
+                }
+                _ => {}
+            }
+        }
+    }
+    objects
 }
 
 /// The pointers to functions in the image's data.
@@ -370,6 +409,7 @@ impl Graph {
         stops: &BTreeSet<usize>,
     ) -> Self {
         let pointers = Pointers::of(linked);
+        let objects = objects(linked);
         let helpers = helpers(linked, &pointers);
         let mut graph = Self::default();
         let mut queue: VecDeque<_> = starts.into_iter().map(|index| (index, None)).collect();
@@ -385,7 +425,7 @@ impl Graph {
                 let body = Body::of(linked, function);
                 taken
                     .functions
-                    .extend(body.functions_taken(linked, &pointers));
+                    .extend(body.functions_taken(linked, &pointers, &objects));
                 taken.addresses.extend(&body.taken);
                 let mut edges = body.edges.clone();
                 edges.retain(|edge| follows(linked, rules, stops, index, edge.to));
