@@ -359,11 +359,11 @@ fn bench_interpreter(workspace: &Workspace, json: Option<&Path>) -> Outcome<i32>
     Ok(0)
 }
 
-/// The words with the job in front; a bare `bench`, `shell`, `test` or `integrity` names it, otherwise it is `default`.
+/// The words with the job in front; a bare `bench`, `shell`, `test`, `torture` or `integrity` names it, otherwise it is `default`.
 fn job(mut words: Vec<String>, default: &str) -> Vec<String> {
-    let named = words
-        .iter()
-        .position(|word| ["bench", "shell", "test", "integrity"].contains(&word.as_str()));
+    let named = words.iter().position(|word| {
+        ["bench", "shell", "test", "torture", "integrity"].contains(&word.as_str())
+    });
     let job = match named {
         Some(at) => words.remove(at),
         None => default.to_owned(),
