@@ -82,7 +82,7 @@ impl Changes {
 
     /// Hooks in something at a random place of a random function, or takes off what is there.
     pub(crate) fn one(&self, ledger: &'static Ledger, random: &mut Rng) {
-        let (function, number) = (random.usize(..ledger.len()), random.usize(..PLACES));
+        let (function, number) = (ledger.choose(random), random.usize(..PLACES));
         let Some((target, places)) = ledger.function(function) else {
             return;
         };

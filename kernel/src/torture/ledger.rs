@@ -16,14 +16,20 @@
 //! core that sees the phase stored after that fetches the new site.
 
 use super::functions::{self, Function};
+use crate::arch::timer;
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
+use fastrand::Rng;
 
 /// Tasks that call functions.
-pub(crate) const TASKS: usize = 16;
+pub(crate) const TASKS: usize = 12;
 /// Callers: the tasks, and softirq, hardirq and NMI of each core.
 pub(crate) const CALLERS: usize = TASKS + 3 * crate::arch::cpu::MAX_CPUS;
+/// How many functions are hot at a time.
+const HOT: usize = 8;
+/// For how long, in nanoseconds.
+const HOT_NS: u64 = 100_000_000;
 /// Added to `who` by calls that a hook makes: nobody checks their hits.
 pub(crate) const FROM_HOOK: u64 = 128;
 /// Places for hooks, a function.
@@ -169,6 +175,18 @@ impl Ledger {
     /// How many functions there are.
     pub(crate) fn len(&self) -> usize {
         self.functions.len()
+    }
+
+    /// A random function: seven of eight times one of the few that are hot at present, so that callers and changes meet.
+    pub(crate) fn choose(&self, random: &mut Rng) -> usize {
+        let all = self.functions.len();
+        match random.u8(..8) {
+            0 => random.usize(..all),
+            _ => {
+                let window = (timer::now_ns() / HOT_NS) as usize;
+                (window * HOT + random.usize(..HOT)) % all
+            }
+        }
     }
 
     /// A function and its places.

@@ -25,7 +25,7 @@ use fastrand::Rng;
 use ledger::{Ledger, TASKS};
 
 /// Tasks that attach and detach.
-const CHANGERS: usize = 3;
+const CHANGERS: usize = 4;
 /// How long the first round takes, in seconds: what is allocated once for good is allocated then.
 const WARM_UP: u64 = 2;
 /// How often the run says how far it is, in seconds.
@@ -68,9 +68,9 @@ fn round(
         let calling = move || {
             while !stop.load(Ordering::Relaxed) {
                 for _ in 0..64 {
-                    ledger.call(random.usize(..ledger.len()), who, random.u64(..));
+                    ledger.call(ledger.choose(&mut random), who, random.u64(..));
                 }
-                if random.u8(..16) == 0 {
+                if random.u8(..8) == 0 {
                     sched::sleep_ns(random.u64(..1_000_000));
                 }
             }

@@ -21,7 +21,7 @@ fn handler() {
     // Before the calls: an NMI may come between any two instructions.
     let number = CALLS.fetch_add(1, Ordering::Relaxed);
     let mut random = Rng::with_seed(number);
-    let function = random.usize(..ledger.len());
+    let function = ledger.choose(&mut random);
     let sleepy = ledger.function(function).is_none_or(|(f, _)| f.is_sleepy());
     if context != Context::Task && !sleepy {
         ledger.call(function, caller_in(cpu::index(), context), random.u64(..));
