@@ -57,6 +57,7 @@ mod sdcard;
 mod setup;
 mod symbols;
 mod test;
+mod torture;
 mod workspace;
 
 use machine::MachineOptions;
@@ -130,6 +131,11 @@ enum Task {
     Fuzz {
         #[command(flatten)]
         options: fuzz::Options,
+    },
+    /// Hook and unhook hundreds of functions at random while all cores and contexts call them, and check everything
+    Torture {
+        #[command(flatten)]
+        options: torture::Options,
     },
     /// Write the files for a Raspberry Pi's SD card
     Image {
@@ -300,6 +306,10 @@ fn execute(command: Task) -> Outcome<i32> {
                 true => 0,
                 false => 1,
             })
+        }
+        Task::Torture { options } => {
+            let boot = prepare(&workspace, &options.machine())?;
+            torture::run(&options, &boot)
         }
         Task::Image { board, out } => {
             setup::ensure(&workspace)?;

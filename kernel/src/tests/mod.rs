@@ -15,6 +15,7 @@ mod kinds;
 mod memory;
 mod overflow;
 mod rendezvous;
+mod stress;
 mod suite;
 mod tasks;
 
@@ -58,6 +59,7 @@ const TESTS: &[&[Test]] = &[
     integrity::TESTS,
     bpf::TESTS,
     helpers::TESTS,
+    stress::TESTS,
     suite::TESTS,
 ];
 
