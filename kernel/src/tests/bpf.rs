@@ -292,6 +292,7 @@ fn variable(object: &str, name: &str) -> Result<u64, Failure> {
 
 fn offered() -> Outcome {
     use crate::offered::{springboard_info, springboard_task_id};
+    const E2BIG: u64 = (-7_i64).cast_unsigned();
     let info = &springboard_info;
     for engine in ENGINES {
         let before = sum("offered.shared_calls")?;
@@ -305,6 +306,10 @@ fn offered() -> Outcome {
             ("cores", info.cores.into()),
             ("hertz", info.hertz),
             ("configured", info.hertz),
+            // The example of RFC 1071, section 3.
+            ("sum", 0xddf2),
+            ("sum_of_parts", 0xddf2),
+            ("sum_of_too_many", E2BIG),
             ("missing", 0),
         ] {
             let got = is(name)?;
