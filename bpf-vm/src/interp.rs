@@ -242,7 +242,7 @@ impl Interpreter {
         regions: &[Region<'_>],
         budget: u64,
     ) -> Result<Outcome, Fault> {
-        if self.program.has_one_frame() {
+        if self.program.frames() == 1 {
             self.run_on::<{ blocks(1) }, 0, 0>(attachment, arguments, regions, budget)
         } else {
             self.run_on::<{ blocks(MAX_FRAMES) }, MAX_FRAMES, { MAX_FRAMES - 1 }>(
@@ -251,8 +251,8 @@ impl Interpreter {
         }
     }
 
-    /// Runs on a stack of so many blocks, with room for the keys of so many callbacks and for so many frames below the one
-    /// that runs.
+    /// Runs with room for a stack of so many blocks, for the keys of so many callbacks and for so many frames below the one that runs;
+    /// what the program does not need of it is left alone.
     #[inline(never)]
     fn run_on<const BLOCKS: usize, const KEYS: usize, const CALLERS: usize>(
         &self,
@@ -261,15 +261,26 @@ impl Interpreter {
         regions: &[Region<'_>],
         budget: u64,
     ) -> Result<Outcome, Fault> {
+        let needed = self.program.frames();
         let mut stack = [const { Block::uninit() }; BLOCKS];
-        let stack = memory::clear(&mut stack);
         let mut keys = [NO_KEY; KEYS];
         let mut frames = [const { None }; CALLERS];
+        let (Some(stack), Some(frames)) = (
+            stack.get_mut(..blocks(needed)),
+            frames.get_mut(..needed.saturating_sub(1)),
+        ) else {
+            return Err(Fault {
+                slot: 0,
+                op: Op::Exit,
+                kind: FaultKind::Structure,
+            });
+        };
+        let stack = memory::clear(stack);
         let mut machine = Machine {
             context: arguments.first().copied().unwrap_or(0),
             regs: Registers([0; 16]),
             memory: Memory::new(Region::words(stack), &mut keys, regions, &self.program),
-            frames: &mut frames,
+            frames,
             depth: 0,
             tail_calls: 0,
             attachment,

@@ -7,7 +7,7 @@ use core::ops::Range;
 
 use crate::{
     helpers::{self, Function, Helper},
-    interp::flat::Flat,
+    interp::{MAX_FRAMES, flat::Flat},
     isa::{Insn, Op},
     map::Map,
 };
@@ -67,7 +67,8 @@ pub struct Instruction {
 }
 
 /// A program whose structure is sound: each instruction is defined, each jump lands on an instruction of the same
-/// function, execution cannot run off a function's end, registers, helpers and maps exist.
+/// function, execution cannot run off a function's end, registers, helpers and maps exist, no function calls itself and calls are not
+/// too deep, as far as instructions name what they call.
 ///
 /// What it does to memory is not proven: the interpreter checks each access, compiled code does not.
 #[derive(Clone, Debug)]
@@ -81,7 +82,7 @@ pub struct ValidatedProgram {
     pub(crate) variables: Vec<KernelVariable>,
     pub(crate) helpers: &'static [Helper],
     pub(crate) flat: Box<[Flat]>,
-    pub(crate) one_frame: bool,
+    pub(crate) frames: usize,
 }
 
 impl ValidatedProgram {
@@ -90,18 +91,23 @@ impl ValidatedProgram {
         &self.flat
     }
 
-    /// Whether a run never has more than one frame: it calls no function and does not turn into another program.
-    pub(crate) fn has_one_frame(&self) -> bool {
-        self.one_frame
+    /// How many frames a run may have: those of the deepest calls.
+    pub(crate) fn frames(&self) -> usize {
+        self.frames
     }
 
-    /// What [`has_one_frame`](Self::has_one_frame) says from then on.
-    pub(crate) fn find_frames(&self) -> bool {
-        let more = |i: &Instruction| {
-            let engine = self.called(i.op).map(|called| called.function);
-            i.op.is_callx() || i.op.function().is_some() || matches!(engine, Some(Function::Engine))
+    /// What [`frames`](Self::frames) says from then on, where `depth` are the frames of the calls that instructions name: as many as
+    /// there may be if what is called is known at run time only.
+    pub(crate) fn find_frames(&self, depth: usize) -> usize {
+        let at_run_time = |i: &Instruction| {
+            let called = self.called(i.op).map(|called| called.function);
+            let engine = matches!(called, Some(Function::Engine | Function::Callback(_)));
+            i.op.is_callx() || engine
         };
-        !self.instructions.iter().any(more)
+        match self.instructions.iter().any(at_run_time) {
+            true => MAX_FRAMES,
+            false => depth,
+        }
     }
 
     /// The function's name in the object.

@@ -97,10 +97,10 @@ pub(super) type Block = MaybeUninit<[AtomicU64; BLOCK_WORDS]>;
 
 /// Blocks of the stacks of so many frames.
 pub(super) const fn blocks(frames: usize) -> usize {
-    (frames * STRIDE) / size_of::<Block>() - 1
+    (frames * STRIDE / size_of::<Block>()).saturating_sub(1)
 }
 
-/// Fills blocks with zeros. Where there are no vector registers this is half of what `memset` executes.
+/// Fills blocks with zeros. Without vector registers, as in the kernel, a `memset` executes far more: it takes any length and alignment.
 #[inline(never)]
 pub(super) fn clear(blocks: &mut [Block]) -> &[AtomicU64] {
     for block in &mut *blocks {
