@@ -87,7 +87,7 @@ pub enum FaultKind {
     /// The program ends without giving the lock at this address back, takes a second one, or gives back one that it does not
     /// hold.
     Lock(u64),
-    /// `callx` by a register that holds no helper's number and names no function.
+    /// `callx` by a register that holds the number of no helper that may be called so, and names no function.
     NoFunction(u64),
     /// Control went where there is no instruction, or to a helper that does not exist: a fault of the validator.
     Structure,
@@ -735,7 +735,8 @@ impl<'p> Machine<'p, '_> {
     fn call_reg(&mut self, value: u64, pc: usize) -> Result<Next, FaultKind> {
         let number = u32::try_from(value).ok();
         let helpers = self.memory.program.helpers();
-        if let Some(helper) = number.and_then(|number| helpers::find(helpers, number)) {
+        let helper = number.and_then(|number| helpers::find(helpers, number));
+        if let Some(helper) = helper.filter(|helper| !helper.may_sleep) {
             return self.call(helper, pc);
         }
         match call::function(&self.memory, value) {

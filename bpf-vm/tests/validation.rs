@@ -310,6 +310,12 @@ static OWN: &[Helper] = &[
         ..FREE
     }
     .gpl_only(),
+    Helper {
+        number: 3,
+        name: "waits",
+        ..FREE
+    }
+    .sleeps(),
 ];
 static SLEEPS: Helper = Helper {
     name: "slow",
@@ -319,11 +325,11 @@ static SLEEPS: Helper = Helper {
 
 #[test]
 fn an_unknown_helper_is_told_from_those_of_the_host() {
-    let program = unchecked(assemble("call 3\nexit").unwrap(), &[]);
+    let program = unchecked(assemble("call 4\nexit").unwrap(), &[]);
     let error = program.validate_with(OWN).map(|_| ()).unwrap_err();
     let text = error.to_string();
     assert!(
-        text.ends_with("there is no helper 3; these exist: free (1) closed (2)"),
+        text.ends_with("there is no helper 4; these exist: free (1) closed (2) waits (3)"),
         "{text}"
     );
 }
@@ -355,6 +361,9 @@ fn licence_and_section_say_what_may_be_called() {
             assert!(check(text, section, None).is_err_and(none));
         }
     }
+    assert_eq!(check("call 3\nexit", "fentry.s/f", None), Ok(()));
+    let waits = |error: String| error.contains("may call waits, which may sleep");
+    assert!(check("call 3\nexit", "fentry/f", gpl).is_err_and(waits));
     let kernel = "call kfunc[0]\nexit";
     assert_eq!(check(kernel, "fentry.s/f", None), Ok(()));
     let sleeps = |error: String| error.contains("may call slow, which may sleep");

@@ -12,7 +12,7 @@ use crate::mm::near::NearMemory;
 use crate::offered::{self, Offered};
 use crate::sched::Mutex;
 use crate::task::Task;
-use crate::{symbols, trace};
+use crate::{slow, symbols, trace};
 use a64::inst::SysReg;
 use alloc::boxed::Box;
 use alloc::format;
@@ -172,6 +172,10 @@ impl bpf_vm::host::Host for Host {
 
     fn probe_read(&self, into: &mut [u8], from: u64) -> usize {
         probe::read(into, from)
+    }
+
+    fn copy_from_slow(&self, into: &mut [u8], from: u64) -> usize {
+        slow::read(into, from)
     }
 
     fn per_cpu(&self, variable: u64, cpu: u32) -> Option<u64> {

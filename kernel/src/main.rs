@@ -42,6 +42,7 @@ mod offered;
 mod rcu;
 mod sched;
 mod shell;
+mod slow;
 mod symbols;
 mod targets;
 mod task;
@@ -187,7 +188,7 @@ extern "C" fn on_idle_stack() -> ! {
     for line in smp::start_others(&system.machine, system.image_pa) {
         println!("springboard: {line}");
     }
-    if !rcu::start() || sched::spawn("main", main_task).is_none() {
+    if !rcu::start() || !slow::start() || sched::spawn("main", main_task).is_none() {
         println!("springboard: no memory for the first tasks");
         exit::exit(2)
     }

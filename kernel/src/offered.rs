@@ -2,7 +2,7 @@
 //! What BPF programs may refer to by name: kernel functions and variables (`__ksym`), configuration (`__kconfig`), pins.
 
 use crate::arch::{callee, cpu, probe, switch, timer};
-use crate::mm::layout::PAGE;
+use crate::mm::layout::{PAGE, SLOW};
 use crate::sched::Mutex;
 use crate::symbols;
 use alloc::boxed::Box;
@@ -25,6 +25,8 @@ pub(crate) struct KernelInfo {
     pub page: u32,
     /// Ticks of the scheduler in a second, on each core.
     pub hertz: u64,
+    /// Where slow memory begins, for `bpf_copy_from_user`.
+    pub slow: u64,
 }
 
 /// The variable that programs name.
@@ -37,6 +39,7 @@ pub(crate) static springboard_info: KernelInfo = KernelInfo {
     cores: cpu::MAX_CPUS as u32,
     page: PAGE as u32,
     hertz: timer::HZ,
+    slow: SLOW as u64,
 };
 
 /// The number of the task that runs.

@@ -84,6 +84,28 @@ pub(crate) fn fill(start: usize, bytes: usize, value: u8) {
     unsafe { core::ptr::write_bytes(start as *mut u8, value, bytes) }
 }
 
+/// Maps a page with these bytes, and zeros behind them, read-only.
+///
+/// # Errors
+/// No memory, or something is mapped there.
+pub(crate) fn map_copy(va: usize, bytes: &[u8]) -> Result<(), table::MapError> {
+    let frame = frames::allocate(1).ok_or(table::MapError::NoTable)?;
+    fill(linear(frame), PAGE, 0);
+    // SAFETY: a page frame that is this function's own, in the linear map, where RAM is RW.
+    let page = unsafe { core::slice::from_raw_parts_mut(linear(frame) as *mut u8, PAGE) };
+    page.iter_mut()
+        .zip(bytes)
+        .for_each(|(to, from)| *to = *from);
+    table::map_page(va, frame, Access::Read).inspect_err(|_| frames::free(frame, 1))
+}
+
+/// Undoes [`map_copy`].
+pub(crate) fn unmap_copy(va: usize) {
+    if let Some(frame) = table::unmap_page(va) {
+        frames::free(frame, 1);
+    }
+}
+
 fn zero_frame(pa: u64) {
     fill(linear(pa), PAGE, 0);
 }

@@ -16,6 +16,7 @@ mod memory;
 mod overflow;
 mod rendezvous;
 mod stress;
+mod slow;
 mod suite;
 mod tasks;
 
@@ -60,6 +61,7 @@ const TESTS: &[&[Test]] = &[
     bpf::TESTS,
     helpers::TESTS,
     stress::TESTS,
+    slow::TESTS,
     suite::TESTS,
 ];
 
