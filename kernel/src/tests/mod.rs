@@ -14,6 +14,7 @@ mod interrupts;
 mod kinds;
 mod memory;
 mod overflow;
+mod recursion;
 mod rendezvous;
 mod stress;
 mod slow;
@@ -62,6 +63,7 @@ const TESTS: &[&[Test]] = &[
     helpers::TESTS,
     stress::TESTS,
     slow::TESTS,
+    recursion::TESTS,
     suite::TESTS,
 ];
 
