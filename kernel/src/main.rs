@@ -24,6 +24,7 @@ mod command_line;
 mod console;
 mod context;
 mod hook;
+mod hook_path;
 mod hooked;
 mod initrd;
 mod integrity;
@@ -51,6 +52,7 @@ mod torture;
 mod trace;
 mod types;
 mod workload;
+mod written;
 
 use alloc::boxed::Box;
 use arch::lock::Late;

@@ -12,6 +12,7 @@ use crate::arch::smp::{self, Ipi};
 use crate::arch::switch::{self, HandoffLock, current};
 use crate::arch::{barrier, irq, timer};
 use crate::context::{self, Context};
+use crate::hook_path::{self, Entered};
 use crate::mm::layout;
 use crate::mm::stack::Stack;
 use crate::task::{End, Job};
@@ -432,6 +433,7 @@ impl WaitQueue {
 
     /// Blocks until `done` is true; it is asked again after each [`WaitQueue::wake_all`]. It waits in no queue itself.
     pub(crate) fn wait_until(&self, mut done: impl FnMut() -> bool) {
+        hook_path::enter(Entered::Wait);
         let me = current();
         // Others reach it through the list: it may not end in the middle of this, as if it held a lock.
         me.locks.fetch_add(1, Ordering::Relaxed);
@@ -579,6 +581,7 @@ impl<T> Mutex<T> {
 
     /// Blocks until no one else holds it.
     pub(crate) fn lock(&self) -> MutexGuard<'_, T> {
+        hook_path::enter(Entered::Wait);
         let locks = &current().locks;
         loop {
             // Counted before it is taken: a task that dies in between must not seem to hold nothing.

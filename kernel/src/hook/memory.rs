@@ -12,6 +12,7 @@ use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
+use core::ops::Range;
 use core::sync::atomic::{AtomicU64, Ordering};
 use trampoline::pool::{Label, Owner, Pool, Reserved};
 
@@ -78,6 +79,19 @@ pub(crate) fn trampoline_of(address: usize) -> Option<u64> {
         Owner::Trampoline { function } => Some(function),
         Owner::Program { .. } => None,
     }
+}
+
+/// The parts of the pool that are in use, by address; what is freed meanwhile is filled, what is handed out is missing.
+pub(crate) fn live() -> Vec<Range<u64>> {
+    let Some(memory) = MEMORY.get() else {
+        return Vec::new();
+    };
+    let Range { start, end } = memory.window();
+    let free: Vec<_> = memory.free().collect();
+    let starts = core::iter::once(start).chain(free.iter().map(|run| run.end));
+    let ends = free.iter().map(|run| run.start).chain([end]);
+    let runs = starts.zip(ends).map(|(start, end)| start..end);
+    runs.filter(|run| !run.is_empty()).collect()
 }
 
 /// Looks at every word of the pool that is free; returns how many there are, and those that are not filled.

@@ -9,19 +9,18 @@ mod resolve;
 
 pub(crate) use error::HookError;
 pub(crate) use memory::{
-    ProgramCode, describe_address, free_words, place, pool_free, take_pool, trampoline_of,
+    ProgramCode, describe_address, free_words, live, place, pool_free, take_pool, trampoline_of,
 };
 pub(crate) use native::{Native, attach_native};
 pub(crate) use resolve::{Function, ResolveError, resolve};
 
 use crate::arch::callee::{Callee, NativeHook, Shape, callee};
-use crate::arch::code;
 use crate::ksyms::Flags;
 use crate::mm::layout::{POOL, POOL_SIZE};
 use crate::mm::stack;
 use crate::sched::Mutex;
 use crate::targets::{self, Target};
-use crate::{hooked, symbols, types};
+use crate::{hooked, symbols, types, written};
 use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
 use alloc::string::{String, ToString};
@@ -92,7 +91,7 @@ pub(crate) fn init() -> Result<(), String> {
     let sites = SiteTable::new(sites).map_err(|e| e.to_string())?;
     const PIECE: usize = 1024;
     for at in (POOL..POOL + POOL_SIZE).step_by(PIECE * 4) {
-        code::write(at, &[trampoline::pool::FILL; PIECE]).map_err(|e| e.to_string())?;
+        written::write(at, &[trampoline::pool::FILL; PIECE]).map_err(|e| e.to_string())?;
     }
     let engine = Engine::new(Kernel, sites).map_err(|e| e.to_string())?;
     hooked::init();

@@ -8,6 +8,7 @@ use crate::mm::layout::{POOL, POOL_SIZE};
 use crate::mm::stack;
 use crate::rcu;
 use crate::task::layout;
+use crate::written;
 use alloc::string::ToString;
 use core::ops::Range;
 use trampoline::Runtime;
@@ -54,11 +55,11 @@ impl Platform for Kernel {
     }
 
     fn write_code(&self, at: u64, words: &[u32]) -> Result<(), PlatformError> {
-        Ok(code::write(at as usize, words)?)
+        Ok(written::write(at as usize, words)?)
     }
 
     fn patch(&self, at: u64, old: u32, new: u32) -> Result<(), PlatformError> {
-        Ok(code::patch(at as usize, old, new)?)
+        Ok(written::patch(at as usize, old, new)?)
     }
 
     fn sync_cores(&self) {

@@ -16,8 +16,8 @@ mod memory;
 mod overflow;
 mod recursion;
 mod rendezvous;
-mod stress;
 mod slow;
+mod stress;
 mod suite;
 mod tasks;
 

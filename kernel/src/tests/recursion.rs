@@ -192,7 +192,7 @@ fn scheduler() -> Outcome {
         "<springboard::arch::switch::HandoffLock<springboard::sched::Queue>>::switch::<springboard::sched::schedule::{closure#0}>",
     ] {
         let counted = own_calls(name, || {
-            (0..YIELDS).for_each(|_| sched::yield_now());
+            (0..YIELDS).for_each(|_| black_box(sched::yield_now as fn())());
             Ok(())
         })?;
         // Each is one call of either; the second also runs when the tick takes the core.
@@ -208,7 +208,7 @@ fn scheduler() -> Outcome {
         );
     }
     let blocks = own_calls("springboard::sched::block", || {
-        (0..10).for_each(|_| sched::sleep_ns(1_000_000));
+        (0..10).for_each(|_| black_box(sched::sleep_ns as fn(u64))(1_000_000));
         Ok(())
     })?;
     check!(
@@ -244,7 +244,7 @@ fn scheduler() -> Outcome {
 /// With all cores still: ticks that there were, and what `counts` says.
 fn still<T>(counts: impl FnOnce() -> T) -> (u64, T) {
     let parked = smp::park_others();
-    let ticks = cpu::online().map(|core| u64::from(cpu::per_cpu(core).ticks.load(Relaxed)));
+    let ticks = cpu::online().map(|core| cpu::per_cpu(core).ticks.load(Relaxed));
     let found = (ticks.sum(), counts());
     drop(parked);
     found
