@@ -25,6 +25,7 @@ mod chain;
 #[cfg(feature = "fakes")]
 pub mod fakes;
 mod frame;
+pub mod guard;
 pub mod image;
 pub mod ingredient;
 pub mod patch;
