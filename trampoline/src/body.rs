@@ -218,7 +218,11 @@ impl Emitter<'_, '_, '_> {
             spans: self.spans,
             calls: self.calls,
             onward,
-            record: Record { before, gone },
+            record: Record {
+                before,
+                gone,
+                again: 0..0,
+            },
             stack_bytes,
             may_block: calls_function || sleepable,
         }

@@ -125,10 +125,8 @@ impl<P: Platform> Chain<P> {
         self.stubs.last().map_or(self.function, |stub| stub.link)
     }
 
-    /// Puts a stub behind those that are there.
-    pub(crate) fn push(&mut self, platform: &P, stub: Stub) -> Result<(), Reason> {
-        let next = self.behind_stubs();
-        // Nobody executes it yet, but its maker need not know what it leads to.
+    /// Sets the link of a stub that is in no chain yet: its maker need not know what it leads to.
+    fn prepare(&self, platform: &P, stub: Stub, next: Option<u64>) -> Result<(), Reason> {
         let (found, word) = (platform.read(stub.link), self.word(stub.link, next)?);
         let found = found.ok_or(Reason::WordAtSite {
             at: stub.link,
@@ -138,8 +136,31 @@ impl<P: Platform> Chain<P> {
         if found != word {
             patch(platform, stub.link, found, word).map_err(Reason::Platform)?;
         }
+        Ok(())
+    }
+
+    /// Puts a stub behind those that are there.
+    pub(crate) fn push(&mut self, platform: &P, stub: Stub) -> Result<(), Reason> {
+        let next = self.behind_stubs();
+        self.prepare(platform, stub, next)?;
         self.relink(platform, self.last_link(), next, Some(stub.entry))?;
         self.stubs.push(stub);
+        Ok(())
+    }
+
+    /// Puts another stub in the place of one that is there: whoever is on his way passes the one or the other.
+    pub(crate) fn swap(&mut self, platform: &P, old: u64, new: Stub) -> Result<(), Reason> {
+        let Some(index) = self.stubs.iter().position(|stub| stub.entry == old) else {
+            return self.push(platform, new);
+        };
+        let next = self.stubs.get(index + 1).map(|stub| stub.entry);
+        self.prepare(platform, new, next.or(self.behind_stubs()))?;
+        let before = index.checked_sub(1).and_then(|i| self.stubs.get(i));
+        let link = before.map_or(self.function, |stub| stub.link);
+        self.relink(platform, link, Some(old), Some(new.entry))?;
+        if let Some(slot) = self.stubs.get_mut(index) {
+            *slot = new;
+        }
         Ok(())
     }
 

@@ -20,6 +20,7 @@
 //! ```
 
 use crate::args::ArgSpec;
+use crate::registers;
 use crate::runtime::{RECORD_NEXT, RECORD_PROGRAM};
 use a64::Reg;
 use alloc::vec::Vec;
@@ -77,6 +78,20 @@ impl Frame {
             indirect,
             sessions: sessions_at,
             bytes: (at + ALIGN - 1) & !(ALIGN - 1),
+        }
+    }
+
+    /// The frame of a probe: behind the records lie all registers.
+    pub(crate) fn of_registers() -> Self {
+        let context = RECORD_PROGRAM + WORD;
+        let end = context + registers::BYTES;
+        Self {
+            context,
+            stack_arguments: end,
+            results: end,
+            indirect: end,
+            sessions: end,
+            bytes: (end + ALIGN - 1) & !(ALIGN - 1),
         }
     }
 

@@ -373,10 +373,15 @@ impl<'e, 'a, 'b> Emitter<'e, 'a, 'b> {
         let Some(&literal) = self.literals.get(program) else {
             return;
         };
+        self.adr_of(rd, literal);
+    }
+
+    /// `adr rd, label`
+    pub(crate) fn adr_of(&mut self, rd: a64::Reg, label: Label) {
         match Imm21::new(0) {
             Ok(offset) => {
                 let rd = rd.into();
-                self.asm.branch(Inst::Adr { rd, offset }, literal);
+                self.asm.branch(Inst::Adr { rd, offset }, label);
             }
             Err(error) => self.asm.emit(Err(error)),
         }

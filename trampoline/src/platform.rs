@@ -132,6 +132,12 @@ pub trait Platform: Send + Sync + 'static {
     /// no store.
     fn patch(&self, at: u64, old: u32, new: u32) -> Result<(), PlatformError>;
 
+    /// Replaces the word `old` by any other, while no core executes it: all others are held outside of it, and have a context
+    /// synchronisation event before they go on (Arm ARM B2.2.5: most words may not replace each other otherwise).
+    ///
+    /// If it is not `old`, [`PlatformError::Mismatch`] and no store.
+    fn replace_word(&self, at: u64, old: u32, new: u32) -> Result<(), PlatformError>;
+
     /// The word of code at an address; `None` if there is no code.
     fn read(&self, at: u64) -> Option<u32>;
 

@@ -42,4 +42,30 @@ pub struct Runtime {
     pub admit: u64,
     /// The most stack that it uses, in bytes.
     pub admit_stack: u32,
+    /// Where return addresses are kept that were replaced.
+    pub shadow: Shadow,
+    /// Address of an `extern "C" fn(state: *const State)` that counts a miss of a program, in the present context. It takes no more stack
+    /// than `admit`.
+    pub miss: u64,
 }
+
+/// A task's shadow stack: an entry for each return address that a hook has replaced.
+///
+/// ```text
+///   +0  where the function returns to    +16  what that was replaced by
+///   +8  sp at the function's entry       +24  0
+/// ```
+///
+/// To push: raise the top first, then write the entry, then replace the address. To pop: read the entry first, then lower
+/// the top. What interrupts in between works above what is claimed, and has taken it back when it returns; program order is all the
+/// order that this takes on the core that runs the task.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shadow {
+    /// Where the offset of the next free entry lies, from the task's address as that is: 4 bytes.
+    pub top: u16,
+    /// What that is when no entry is left; below 4096.
+    pub end: u16,
+}
+
+/// Bytes of an entry of the shadow stack.
+pub const SHADOW_ENTRY: i64 = 32;

@@ -4,6 +4,7 @@
 //! An exception writes such a record too, so a trace goes on through it. A return address that an exit hook has replaced is
 //! looked up on the task's shadow stack, so a trace shows the real caller.
 
+use crate::hook::Hooked;
 use crate::mm::{stack, table};
 use crate::println;
 use crate::symbols::Name;
@@ -42,6 +43,18 @@ fn may_be_landing(address: usize) -> bool {
     crate::symbols::blob().is_none_or(|b| b.lookup(address as u64).is_none())
 }
 
+/// The instruction whose probe was interrupted at `address`, where no record of the probe's own shows it. An exception's record leads
+/// there; what lies above is as if that instruction had been interrupted itself.
+fn probed(address: usize) -> Option<usize> {
+    match crate::hook::hooked_at(address)? {
+        Hooked::Probe {
+            at,
+            recorded: false,
+        } => Some(at as usize),
+        _ => None,
+    }
+}
+
 /// The return addresses from the frame record at `fp` on. `task` is the current one, or one that runs nowhere.
 pub(crate) fn walk(task: &Task, mut fp: usize, mut visit: impl FnMut(usize)) {
     let mut entries = task.shadow();
@@ -60,7 +73,11 @@ pub(crate) fn walk(task: &Task, mut fp: usize, mut visit: impl FnMut(usize)) {
         if lr == 0 {
             return;
         }
-        visit(real(&mut entries, lr, Some(fp)));
+        let address = real(&mut entries, lr, Some(fp));
+        visit(address);
+        if let Some(at) = probed(address) {
+            visit(at);
+        }
         // Records lie at ever higher addresses of one stack; a change of stack ends the walk unless it is to a stack.
         if next <= fp && stack::bounds(next).is_none() {
             return;
@@ -73,6 +90,9 @@ pub(crate) fn walk(task: &Task, mut fp: usize, mut visit: impl FnMut(usize)) {
 pub(crate) fn trace(task: &Task, pc: usize, fp: usize) -> Trace {
     let mut trace = Trace::new();
     let _ = trace.push(pc);
+    if let Some(at) = probed(pc) {
+        let _ = trace.push(at);
+    }
     walk(task, fp, |address| {
         let _ = trace.push(address);
     });
@@ -92,6 +112,9 @@ pub(crate) fn trace_of_sleeping(task: &Task) -> Trace {
 pub(crate) fn print(pc: usize, lr: usize, fp: usize) {
     let task = super::switch::current();
     println!("      {pc:#018x}  {}", Name(pc));
+    if let Some(at) = probed(pc) {
+        println!("      {at:#018x}  {}", Name(at));
+    }
     let mut first = true;
     let mut again = Again::default();
     let held = lr;
@@ -156,8 +179,13 @@ pub(crate) fn hook_trace(skip: usize, into: &mut [u64]) -> usize {
     walk(super::switch::current(), fp, |address| {
         let (place, address) = match seen {
             Some(place) => (place, address as u64),
-            None => match crate::hook::trampoline_of(address) {
-                Some(function) => (0, function),
+            None => match crate::hook::hooked_at(address) {
+                Some(Hooked::Function(function)) => (0, function),
+                // The next address is that of the probed instruction.
+                Some(Hooked::Probe { .. }) => {
+                    seen = Some(0);
+                    return;
+                }
                 None => return,
             },
         };

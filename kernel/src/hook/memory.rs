@@ -14,6 +14,7 @@ use alloc::vec::Vec;
 use core::fmt;
 use core::ops::Range;
 use core::sync::atomic::{AtomicU64, Ordering};
+use trampoline::CallerIn;
 use trampoline::pool::{Label, Owner, Pool, Reserved};
 
 /// The pool of the engine, which needs no lock.
@@ -73,10 +74,28 @@ pub(crate) fn take_pool() -> Vec<Reserved<Kernel>> {
     core::iter::from_fn(piece).collect()
 }
 
-/// The function whose trampoline an address lies in. Any context: no lock.
-pub(crate) fn trampoline_of(address: usize) -> Option<u64> {
-    match MEMORY.get()?.find(address as u64)?.label.owner {
-        Owner::Trampoline { function } => Some(function),
+/// What an address of the pool is to a stack trace.
+pub(crate) enum Hooked {
+    /// In a trampoline of the function at this address, which a trace shows in its stead.
+    Function(u64),
+    /// In a probe of the instruction at this address, in the middle of a function.
+    Probe {
+        /// The address of the instruction.
+        at: u64,
+        /// Whether the probe's own frame record, which x29 points to here, shows that address.
+        recorded: bool,
+    },
+}
+
+/// The trampoline or probe that an address lies in. Any context: no lock.
+pub(crate) fn hooked_at(address: usize) -> Option<Hooked> {
+    let found = MEMORY.get()?.find(address as u64)?;
+    match found.label.owner {
+        Owner::Trampoline { function } => Some(Hooked::Function(function)),
+        Owner::Probe { at } => Some(Hooked::Probe {
+            at,
+            recorded: found.caller == CallerIn::FrameRecord,
+        }),
         Owner::Program { .. } => None,
     }
 }
@@ -126,6 +145,17 @@ pub(crate) fn describe_address(address: usize, f: &mut fmt::Formatter<'_>) -> fm
                     f,
                     "trampoline of {}+{:#x}",
                     symbols::FunctionName(function as usize),
+                    address as u64 - found.start
+                )
+            }
+            Owner::Probe { at } => {
+                let (symbol, offset) = match symbols::blob().and_then(|b| b.lookup(at)) {
+                    Some((symbol, offset)) => (symbol.name, offset),
+                    None => ("?", at),
+                };
+                write!(
+                    f,
+                    "probe of {symbol}+{offset:#x}, at +{:#x}",
                     address as u64 - found.start
                 )
             }

@@ -9,7 +9,7 @@ mod resolve;
 
 pub(crate) use error::HookError;
 pub(crate) use memory::{
-    ProgramCode, describe_address, free_words, live, place, pool_free, take_pool, trampoline_of,
+    Hooked, ProgramCode, describe_address, free_words, hooked_at, live, place, pool_free, take_pool,
 };
 pub(crate) use native::{Native, attach_native};
 pub(crate) use resolve::{Function, ResolveError, resolve};

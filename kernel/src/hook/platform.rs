@@ -3,7 +3,7 @@
 
 use crate::arch::admit;
 use crate::arch::code::{self, CodeError};
-use crate::arch::smp;
+use crate::arch::{rendezvous, smp};
 use crate::mm::layout::{POOL, POOL_SIZE};
 use crate::mm::stack;
 use crate::rcu;
@@ -11,10 +11,10 @@ use crate::task::layout;
 use crate::written;
 use alloc::string::ToString;
 use core::ops::Range;
-use trampoline::Runtime;
 use trampoline::platform::{Grace, Platform, PlatformError, Retired};
 use trampoline::program::CONTEXTS;
-use trampoline::runtime::{TRACE_LEFT, TRACE_NESTING_MASK};
+use trampoline::runtime::{SHADOW_ENTRY, TRACE_LEFT, TRACE_NESTING_MASK};
+use trampoline::{Runtime, Shadow};
 
 /// This kernel, as the engine sees it.
 pub(crate) struct Kernel;
@@ -22,6 +22,14 @@ pub(crate) struct Kernel;
 const _: () = assert!(
     layout::TRACE_LEFT == TRACE_LEFT && layout::TRACE_NESTING_MASK == TRACE_NESTING_MASK,
     "grace periods and trampolines mean the same"
+);
+const _: () = assert!(
+    layout::SHADOW_ENTRY as i64 == SHADOW_ENTRY
+        && layout::ENTRY_RETURN == 0
+        && layout::ENTRY_FRAME == 8
+        && layout::ENTRY_LANDING == 16
+        && layout::ENTRY_COOKIE == 24,
+    "tasks and trampolines mean the same"
 );
 
 impl From<CodeError> for PlatformError {
@@ -62,6 +70,15 @@ impl Platform for Kernel {
         Ok(written::patch(at as usize, old, new)?)
     }
 
+    fn replace_word(&self, at: u64, old: u32, new: u32) -> Result<(), PlatformError> {
+        let replaced = rendezvous::stop_machine(|| code::patch(at as usize, old, new));
+        let replaced = replaced.map_err(|absent| PlatformError::Host {
+            at,
+            why: absent.to_string(),
+        })?;
+        Ok(replaced?)
+    }
+
     fn sync_cores(&self) {
         smp::sync_cores();
     }
@@ -74,6 +91,11 @@ impl Platform for Kernel {
             trace: layout::TRACE_NESTING as u16,
             admit: admit::admit as *const () as usize as u64,
             admit_stack: admit::STACK,
+            shadow: Shadow {
+                top: layout::SHADOW_TOP as u16,
+                end: layout::SHADOW_END as u16,
+            },
+            miss: admit::miss as *const () as usize as u64,
         }
     }
 
