@@ -30,6 +30,7 @@ use bpf_vm::program::ValidatedProgram;
 use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
 use trampoline::Kind;
+use trampoline::registers::Words;
 
 /// How a program is run.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -111,7 +112,7 @@ impl fmt::Display for BpfError {
                 write!(
                     f,
                     "section {section:?}: what can be attached to a function so far is fentry, fexit, fmod_ret and fsession, \
-                     and the same with .s"
+                     and the same with .s; by a pattern kprobe.multi and kretprobe.multi"
                 )
             }
             BpfError::Hook(e) => write!(f, "{e}"),
@@ -426,6 +427,49 @@ pub(crate) fn attach_at(
     }
     let program = runnable(spec, program, engine, Shape::of(kind))?;
     hook::attach(function, point, program).map_err(BpfError::Hook)
+}
+
+/// Whether the program of that name is attached by a pattern, by what its section says.
+pub(crate) fn is_multi(spec: &str) -> Result<bool, BpfError> {
+    let (_, program) = program(spec)?;
+    Ok(multi_point(&program).is_some())
+}
+
+/// Whether a program of many functions runs at their exits, and the pattern of its section; `None`: it is no such program.
+fn multi_point(program: &ValidatedProgram) -> Option<(bool, Option<&str>)> {
+    let point = AttachPoint::parse(program.section()).ok()?;
+    match point.kind {
+        AttachKind::KprobeMulti => Some((false, point.target)),
+        AttachKind::KretprobeMulti => Some((true, point.target)),
+        _ => None,
+    }
+}
+
+/// Puts a program on all functions that fit `pattern`, or its section's; `cookie` says what it is told on each.
+pub(crate) fn attach_multi(
+    spec: &str,
+    pattern: Option<&str>,
+    engine: Engine,
+    protection: hook::Protection,
+    cookie: impl Fn(u64) -> u64,
+) -> Result<hook::AttachedMany, BpfError> {
+    let (_, program) = program(spec)?;
+    let wrong = || BpfError::WrongKind {
+        section: program.section().into(),
+    };
+    let (exit, own) = multi_point(&program).ok_or_else(wrong)?;
+    let pattern = pattern.or(own).ok_or_else(wrong)?;
+    let selection = hook::select(pattern).map_err(BpfError::Hook)?;
+    let many = hook::Many {
+        exit,
+        protection,
+        reads: match engine {
+            Engine::Jit => program.context_words().map_or(Words::ALL, Words::of),
+            Engine::Interpreter => Words::ALL, // its region is the whole context
+        },
+    };
+    let program = runnable(spec, program, engine, Shape::Many)?;
+    hook::attach_multi(selection, many, cookie, program).map_err(BpfError::Hook)
 }
 
 /// A program, ready to be hooked in where it gets a context of this shape.

@@ -17,6 +17,7 @@ use crate::chain::{Chain, Hook, Stub};
 use crate::detour::Detour;
 use crate::image::Image;
 use crate::ingredient::{CallerIn, Ingredient};
+use crate::multi::Multi;
 use crate::platform::{Platform, PlatformError, Retired};
 use crate::pool::{Found, Pool, PoolError};
 use crate::program::{Callee, Kind};
@@ -122,6 +123,11 @@ pub enum Reason {
     },
     /// The instruction cannot be displaced.
     Displace(Box<RelocateError>),
+    /// The functions of one call do not ascend.
+    Order {
+        /// The one before it.
+        behind: u64,
+    },
     /// It is not known what the function has on the stack, so it cannot be called from an image.
     Arguments,
     /// A hit would take more stack than the host sets aside for it.
@@ -199,6 +205,10 @@ impl fmt::Display for Reason {
                 a64::display_word(*word, *at)
             ),
             Self::Displace(error) => error.fmt(f),
+            Self::Order { behind } => write!(
+                f,
+                "it comes behind {behind:#x} in the list of functions, which has to ascend; sort the list, and name each once"
+            ),
             Self::Arguments => f.write_str(
                 "its arguments are not known, so nothing but fentry fits; types are known of extern \"C\" functions that are \
                  exported (no_mangle)",
@@ -303,13 +313,14 @@ pub struct Line<'a> {
 pub struct Engine<P: Platform> {
     pub(crate) pool: Arc<Pool<P>>,
     sites: SiteTable,
-    chains: BTreeMap<u64, Chain<P>>,
+    pub(crate) chains: BTreeMap<u64, Chain<P>>,
     claims: BTreeMap<u64, &'static str>,
     /// Probes, by the address of the instruction.
     pub(crate) detours: BTreeMap<u64, Detour<P>>,
     /// Instructions in whose place someone's breakpoint is.
     pub(crate) breakpoints: BTreeMap<u64, u32>,
     functions: BTreeMap<AttachId, u64>,
+    pub(crate) multis: BTreeMap<AttachId, Multi<P>>,
     last: u64,
 }
 
@@ -326,6 +337,7 @@ impl<P: Platform> Engine<P> {
             detours: BTreeMap::new(),
             breakpoints: BTreeMap::new(),
             functions: BTreeMap::new(),
+            multis: BTreeMap::new(),
             last: 0,
         })
     }
@@ -375,6 +387,14 @@ impl<P: Platform> Engine<P> {
         let attached = hook.map(|h| h.programs.as_slice()).unwrap_or(&[]);
         let programs: Vec<_> = attached.iter().cloned().chain([program]).collect();
         self.swap(function, programs)
+    }
+
+    /// Whether a function can be hooked now.
+    ///
+    /// # Errors
+    /// What is in the way.
+    pub fn check(&self, function: u64) -> Result<(), Reason> {
+        self.check_site(function)
     }
 
     /// A function can be hooked if it has a site, nobody else holds that, and its words are what the engine left there.
@@ -607,12 +627,16 @@ impl<P: Platform> Engine<P> {
 
     /// Everything that is attached, function by function, in attach order.
     pub fn attached(&self) -> impl Iterator<Item = Attached<'_>> {
-        let hooks = self.chains.iter();
-        let hooks = hooks.filter_map(|(function, chain)| Some((function, chain.hook.as_ref()?)));
-        hooks.flat_map(|(function, hook)| {
-            hook.programs.iter().map(|p| Attached {
+        self.chains.keys().flat_map(|f| self.attached_to(*f))
+    }
+
+    /// What is attached to one function, in attach order.
+    pub fn attached_to(&self, function: u64) -> impl Iterator<Item = Attached<'_>> {
+        let hook = self.chains.get(&function).and_then(|c| c.hook.as_ref());
+        hook.into_iter().flat_map(move |hook| {
+            hook.programs.iter().map(move |p| Attached {
                 id: p.id,
-                function: *function,
+                function,
                 kind: p.kind,
                 callee: &p.callee,
                 image_bytes: hook.image.code.bytes(),
@@ -626,7 +650,7 @@ impl<P: Platform> Engine<P> {
         self.functions.get(&id).copied()
     }
 
-    /// The live code of a function's site and of its image; nothing if it has no site.
+    /// The live code of a function's site, of what many functions share with it, and of its image; nothing if it has no site.
     pub fn describe(&self, function: u64) -> impl Iterator<Item = Line<'_>> {
         let site = self.sites.get(function);
         let words = site
@@ -641,11 +665,29 @@ impl<P: Platform> Engine<P> {
                 note: "",
             })
         });
-        let hook = self.chains.get(&function).and_then(|c| c.hook.as_ref());
+        let chain = self.chains.get(&function);
+        let stubs = chain.into_iter().flat_map(|chain| &chain.stubs);
+        let multis = stubs.filter_map(move |stub| {
+            let mut all = self.multis.values();
+            all.find(|multi| multi.stub(function) == Some(*stub))
+        });
+        let multis = multis.flat_map(move |multi| {
+            multi
+                .instructions(function)
+                .filter_map(|(address, ingredient)| {
+                    Some(Line {
+                        address,
+                        word: self.platform().read(address)?,
+                        ingredient,
+                        note: &multi.callee().name,
+                    })
+                })
+        });
+        let hook = chain.and_then(|c| c.hook.as_ref());
         let image = hook
             .into_iter()
             .flat_map(|hook| hook.image.lines(self.platform()));
-        site.chain(image)
+        site.chain(multis).chain(image)
     }
 
     /// What an address in the pool belongs to, also an image that is detached and not freed yet.

@@ -245,7 +245,7 @@ impl Emitter<'_, '_, '_> {
     }
 
     /// Takes the frame down; the index of the first instruction at which x29 is the caller's again.
-    fn leave_frame(&mut self) -> usize {
+    pub(crate) fn leave_frame(&mut self) -> usize {
         let bytes = self.frame.bytes;
         if let Ok(inst) = ldp(PairMode::Post, X29, X30, SP, bytes) {
             self.asm.emit(inst);
@@ -257,18 +257,18 @@ impl Emitter<'_, '_, '_> {
         gone
     }
 
-    fn each(&mut self, slots: &[Slot], emit: fn(&mut Self, Slot)) {
+    pub(crate) fn each(&mut self, slots: &[Slot], emit: fn(&mut Self, Slot)) {
         slots.iter().for_each(|slot| emit(self, *slot));
     }
 
-    fn save(&mut self, (first, second, at): Slot) {
+    pub(crate) fn save(&mut self, (first, second, at): Slot) {
         match second {
             Some(second) => self.asm.emit(stp(PairMode::Offset, first, second, X29, at)),
             None => self.asm.emit(store(first, X29, at)),
         }
     }
 
-    fn restore(&mut self, (first, second, at): Slot) {
+    pub(crate) fn restore(&mut self, (first, second, at): Slot) {
         match second {
             Some(second) => self.asm.emit(ldp(PairMode::Offset, first, second, X29, at)),
             None => self.asm.emit(ldr(first, X29, at)),

@@ -23,11 +23,13 @@
 use crate::frame::Frame;
 use crate::ingredient::{Ingredient, Span};
 use crate::program::{Callee, Guard, Kind};
-use crate::runtime::{RECORD_NEXT, RECORD_PROGRAM, Runtime, TRACE_LEFT, TRACE_NESTING_MASK};
+use crate::runtime::{
+    RECORD_NEXT, RECORD_PROGRAM, Runtime, SHARED_LINK, TRACE_LEFT, TRACE_NESTING_MASK,
+};
 use a64::imm::Imm21;
 use a64::inst::PairMode;
 use a64::ops::{self, add_imm, brk, cbnz, cbz, ldr, mrs, stp, str as store};
-use a64::reg::{X0, X1, X9, X10, X11, X29};
+use a64::reg::{X0, X1, X9, X10, X11, X17, X29};
 use a64::{Assembler, Gpr, Inst, Label, Size, XZR};
 use alloc::vec::Vec;
 
@@ -81,11 +83,24 @@ pub(crate) enum Cold {
     Skip { label: Label, part: Part },
 }
 
+/// Where a program's second argument comes from.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Data {
+    /// It is the program's own constant.
+    Constant,
+    /// It lies in the stub that the hit came through: behind the link, whose address x17 has until something is called, and the frame.
+    Stub,
+}
+
+/// Where a stub's data lie, in bytes from its link.
+pub(crate) const STUB_DATA: i64 = 8;
+
 pub(crate) struct Emitter<'e, 'a, 'b> {
     pub(crate) asm: &'e mut Assembler<'b>,
     pub(crate) programs: &'a [(Kind, Callee)],
     pub(crate) runtime: &'a Runtime,
     pub(crate) frame: Frame,
+    pub(crate) data: Data,
     pub(crate) spans: Vec<Span>,
     done: usize,
     pub(crate) calls: Vec<Call>,
@@ -111,6 +126,7 @@ impl<'e, 'a, 'b> Emitter<'e, 'a, 'b> {
             programs,
             runtime,
             frame,
+            data: Data::Constant,
             spans: Vec::new(),
             done: 0,
             calls: Vec::new(),
@@ -330,8 +346,16 @@ impl<'e, 'a, 'b> Emitter<'e, 'a, 'b> {
             self.asm.emit(store(X9, X29, self.frame.session()));
         }
         self.asm.emit(add_imm(Size::X, X0, X29, self.frame.context));
-        if let Some(data) = program.data {
-            self.asm.mov_imm(X1, data);
+        match (self.data, program.data) {
+            (_, None) => {}
+            (Data::Constant, Some(data)) => self.asm.mov_imm(X1, data),
+            (Data::Stub, Some(_)) => {
+                let called = skip.is_none() || matches!(program.guard, Guard::Call { .. });
+                if called {
+                    self.asm.emit(ldr(X17, X29, SHARED_LINK));
+                }
+                self.asm.emit(add_imm(Size::X, X1, X17, STUB_DATA));
+            }
         }
         self.span(Ingredient::Enter, Some(run.program));
         let at = self.asm.len();

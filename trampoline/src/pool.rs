@@ -6,7 +6,7 @@
 //!
 //! ```text
 //! +0  owner, low half     +4  owner, high half
-//! +8  bits 0-23: words of code   bits 24-30: 0 a trampoline, 1 a program, 2 a probe   bit 31: a word lies behind the code
+//! +8  bits 0-23: words of code   bits 24-30: 0 a trampoline, 1 a program, 2 a probe, 3 of many functions   bit 31: a word lies behind the code
 //! +12 bit 1: it makes a frame record
 //!     bits 2-7: instructions before the record is there
 //!     bits 8-15: instructions at which it is gone, bits 16-31: the first of them
@@ -19,6 +19,7 @@
 
 use crate::ingredient::CallerIn;
 use crate::platform::{Platform, PlatformError};
+use crate::shared;
 use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::sync::Arc;
@@ -102,6 +103,11 @@ pub enum Owner {
         /// That number.
         id: u64,
     },
+    /// A body that many functions share, and behind it a stub of each ([`crate::shared`]).
+    Functions {
+        /// Index of the first stub's first word.
+        stubs: u32,
+    },
 }
 
 /// Which instructions of a block run with a frame record of the block's own.
@@ -167,6 +173,7 @@ impl Label {
             Owner::Trampoline { function } => (function, 0),
             Owner::Program { id } => (id, 1),
             Owner::Probe { at } => (at, 2),
+            Owner::Functions { stubs } => (stubs.into(), 3),
         };
         let record = self.record.as_ref().and_then(Record::encode).unwrap_or(0);
         let again = if self.again().is_some() { AGAIN } else { 0 };
@@ -189,7 +196,8 @@ impl Label {
         let owner = match (words & !AGAIN) >> KIND {
             0 => Owner::Trampoline { function: id },
             1 => Owner::Program { id },
-            _ => Owner::Probe { at: id },
+            2 => Owner::Probe { at: id },
+            _ => Owner::Functions { stubs: low },
         };
         let record = Record::decode(flags);
         (Self { owner, record }, words & ((1 << KIND) - 1))
@@ -340,7 +348,9 @@ impl<P: Platform> Pool<P> {
             record.again = first..first + count;
         }
         let record = label.record.as_ref();
-        let recorded = record.is_some_and(|record| record.covers(index as usize));
+        let in_stub =
+            matches!(label.owner, Owner::Functions { stubs } if index >= u64::from(stubs));
+        let recorded = !in_stub && record.is_some_and(|record| record.covers(index as usize));
         let caller = match (recorded, label.owner) {
             (true, _) => CallerIn::FrameRecord,
             (false, Owner::Probe { at }) => CallerIn::Probed { at },
@@ -352,6 +362,23 @@ impl<P: Platform> Pool<P> {
             words,
             caller,
         })
+    }
+}
+
+impl<P: Platform> Pool<P> {
+    /// The function that the code at `pc` was made for: a trampoline's, or a stub's. Any context: no lock, no allocation.
+    pub fn function_of(&self, pc: u64) -> Option<u64> {
+        let found = self.find(pc)?;
+        let stubs = match found.label.owner {
+            Owner::Trampoline { function } => return Some(function),
+            Owner::Program { .. } | Owner::Probe { .. } => return None,
+            Owner::Functions { stubs } => u64::from(stubs),
+        };
+        let words = shared::STUB_WORDS as u64;
+        let number = ((pc - found.start) / 4).checked_sub(stubs)? / words;
+        let data = found.start + 4 * (stubs + number * words + shared::DATA as u64);
+        let half = |at| self.platform.read(at).map(u64::from);
+        Some(half(data)? | half(data + 4)? << 32)
     }
 }
 

@@ -25,15 +25,16 @@
 //! ```text
 //!   mrs  x9, SP_EL0                  push      claim an entry of the task's shadow stack, then write it (runtime.rs)
 //!   ldr  w10, [x9, #top]
-//!   cmp  x10, #end
+//!   cmp  w10, #end
 //!   b.hs full                                  no entry left: the programs' misses are counted, the function is left alone
 //!   add  w11, w10, #32
 //!   str  w11, [x9, #top]
-//!   add  x11, x9, x10
-//!   mov  x12, sp
-//!   stp  x30, x12, [x11]
-//!   adr  x30, landing
-//!   stp  x30, xzr, [x11, #16]
+//!   add  x9, x9, x10
+//!   mov  x10, sp
+//!   stp  x30, x10, [x9]
+//!   adr  x10, landing
+//!   stp  x10, xzr, [x9, #16]
+//!   mov  x30, x10
 //!   ...                              the function goes on
 //! landing:
 //!   mrs  x9, SP_EL0                  pop       read the latest entry, then give it up
@@ -56,16 +57,15 @@ use crate::guard::{Emitter, When};
 use crate::ingredient::Ingredient;
 use crate::pool::{FILL_IMMEDIATE, Record};
 use crate::program::{Callee, Guard, Kind};
-use crate::registers::{self, PC, PSTATE};
-use crate::runtime::{Runtime, SHADOW_ENTRY};
+use crate::registers::{self, EL1H, PC, PSTATE};
+use crate::runtime::Runtime;
+use crate::shadow;
 use a64::imm::Imm19;
-use a64::inst::{Access, Cond, LiteralOp, PairMode, SysReg};
+use a64::inst::{LiteralOp, PairMode, SysReg};
 use a64::ops::{self, add_imm, ldp, ldr, mov_sp, mrs, stp, str as store};
 use a64::reg::*;
-use a64::{AsmError, Assembler, Gpr, Inst, Label, RelocateError, SP, Size, XZR};
+use a64::{AsmError, Assembler, Inst, Label, RelocateError, SP, Size, XZR};
 
-/// PSTATE.M of a context: EL1 with SP_EL1 (Arm ARM C5.2.19, SPSR_EL1).
-const EL1H: i64 = 5;
 /// The flags in PSTATE and in the register NZCV.
 const FLAGS: u64 = 0xf000_0000;
 /// Bytes of the frame in which misses are counted: a frame record, x0 to x8.
@@ -278,32 +278,13 @@ impl Emitter<'_, '_, '_> {
 
     /// Replaces the return address.
     fn push(&mut self, landing: Label, full: Label) {
-        let (runtime, w10, w11) = (self.runtime, Gpr::from(X10), Gpr::from(X11));
-        let (top, end) = (i64::from(runtime.shadow.top), runtime.shadow.end.into());
-        self.asm.emit(mrs(X9, runtime.task));
-        self.asm.emit(ops::mem(Access::LdrW, w10, X9, top));
-        self.asm.emit(ops::cmp_imm(Size::X, X10, end));
-        self.asm.branch(ops::b_cond(Cond::Hs), full);
-        self.asm.emit(add_imm(Size::W, X11, X10, SHADOW_ENTRY));
-        self.asm.emit(ops::mem(Access::StrW, w11, X9, top));
-        self.asm.emit(ops::add(Size::X, X11, X9, X10));
-        self.asm.emit(mov_sp(X12, SP));
-        self.asm.emit(stp(PairMode::Offset, X30, X12, X11, 0));
-        self.adr_of(X30, landing);
-        self.asm.emit(stp(PairMode::Offset, X30, XZR, X11, 16));
+        shadow::push(self.asm, self.runtime, landing, XZR, full);
         self.span(Ingredient::Push, None);
     }
 
     /// Takes the real return address back into x30.
     fn pop(&mut self) {
-        let (runtime, w10) = (self.runtime, Gpr::from(X10));
-        let top = i64::from(runtime.shadow.top);
-        self.asm.emit(mrs(X9, runtime.task));
-        self.asm.emit(ops::mem(Access::LdrW, w10, X9, top));
-        self.asm.emit(ops::sub_imm(Size::W, X10, X10, SHADOW_ENTRY));
-        self.asm.emit(ops::add(Size::X, X11, X9, X10));
-        self.asm.emit(ldr(X30, X11, 0));
-        self.asm.emit(ops::mem(Access::StrW, w10, X9, top));
+        shadow::pop(self.asm, self.runtime, None);
         self.span(Ingredient::Pop, None);
     }
 
@@ -326,7 +307,7 @@ impl Emitter<'_, '_, '_> {
 
     /// The cold part for a shadow stack that is full. Its frame record is gone one instruction before its last branch, of which the
     /// label does not know.
-    fn count_misses(&mut self, full: Label, onward: Label) {
+    pub(crate) fn count_misses(&mut self, full: Label, onward: Label) {
         self.asm.bind(full);
         self.asm.emit(stp(PairMode::Pre, X29, X30, SP, -MISS_FRAME));
         self.asm.emit(mov_sp(X29, SP));

@@ -18,6 +18,9 @@ pub const RECORD_NEXT: i64 = 16;
 /// Offset in a frame of the address of the literal that names the active program.
 pub const RECORD_PROGRAM: i64 = 24;
 
+/// Offset in the frame of a body that many functions share: the address of the stub's link, by which the function is known; behind it x8.
+pub const SHARED_LINK: i64 = 32;
+
 /// The bits of [`Runtime::trace`] that count the sleepable programs that the task is in.
 pub const TRACE_NESTING_MASK: u32 = 0xffff;
 /// What leaving the outermost sleepable program adds to [`Runtime::trace`]; it wraps. A task that sleeps in one after the other is
@@ -53,7 +56,7 @@ pub struct Runtime {
 ///
 /// ```text
 ///   +0  where the function returns to    +16  what that was replaced by
-///   +8  sp at the function's entry       +24  0
+///   +8  sp at the function's entry       +24  cookie: the hook's own word
 /// ```
 ///
 /// To push: raise the top first, then write the entry, then replace the address. To pop: read the entry first, then lower
@@ -67,5 +70,11 @@ pub struct Shadow {
     pub end: u16,
 }
 
+/// In an entry of the shadow stack: where the function returns to; behind it sp at its entry.
+pub const SHADOW_RETURN: i64 = 0;
+/// In an entry of the shadow stack: what the return address was replaced by; behind it the cookie.
+pub const SHADOW_LANDING: i64 = 16;
+/// In an entry of the shadow stack: the hook's own word.
+pub const SHADOW_COOKIE: i64 = 24;
 /// Bytes of an entry of the shadow stack.
 pub const SHADOW_ENTRY: i64 = 32;

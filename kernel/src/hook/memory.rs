@@ -3,8 +3,8 @@
 
 use super::platform::Kernel;
 use super::{Change, HookError};
-use crate::arch::code;
 use crate::arch::lock::Late;
+use crate::arch::{code, unwind};
 use crate::mm::layout::{POOL, POOL_SIZE};
 use crate::symbols;
 use alloc::boxed::Box;
@@ -87,9 +87,11 @@ pub(crate) enum Hooked {
     },
 }
 
-/// The trampoline or probe that an address lies in. Any context: no lock.
-pub(crate) fn hooked_at(address: usize) -> Option<Hooked> {
-    let found = MEMORY.get()?.find(address as u64)?;
+/// The trampoline or probe that an address lies in; `frame` is where the frame record of its code is, 0 if that is not known. Any
+/// context: no lock.
+pub(crate) fn hooked_at(address: usize, frame: usize) -> Option<Hooked> {
+    let pool = MEMORY.get()?;
+    let found = pool.find(address as u64)?;
     match found.label.owner {
         Owner::Trampoline { function } => Some(Hooked::Function(function)),
         Owner::Probe { at } => Some(Hooked::Probe {
@@ -97,6 +99,13 @@ pub(crate) fn hooked_at(address: usize) -> Option<Hooked> {
             recorded: found.caller == CallerIn::FrameRecord,
         }),
         Owner::Program { .. } => None,
+        Owner::Functions { .. } => {
+            // A stub is one function's; of the body the frame knows for which it works.
+            let recorded = found.caller == CallerIn::FrameRecord;
+            let link = recorded.then(|| unwind::link(frame));
+            let pc = link.flatten().unwrap_or(address as u64);
+            pool.function_of(pc).map(Hooked::Function)
+        }
     }
 }
 
@@ -159,6 +168,17 @@ pub(crate) fn describe_address(address: usize, f: &mut fmt::Formatter<'_>) -> fm
                     address as u64 - found.start
                 )
             }
+            Owner::Functions { .. } => match MEMORY
+                .get()
+                .and_then(|m| m.function_of(address as u64))
+            {
+                Some(function) => write!(f, "stub of {}", symbols::FunctionName(function as usize)),
+                None => write!(
+                    f,
+                    "trampoline of many functions+{:#x}",
+                    address as u64 - found.start
+                ),
+            },
             Owner::Program { id } => write!(
                 f,
                 "code of BPF program {id}+{:#x}",

@@ -3,6 +3,7 @@
 
 mod error;
 mod memory;
+mod multi;
 mod native;
 mod platform;
 mod resolve;
@@ -11,6 +12,7 @@ pub(crate) use error::HookError;
 pub(crate) use memory::{
     Hooked, ProgramCode, describe_address, free_words, hooked_at, live, place, pool_free, take_pool,
 };
+pub(crate) use multi::{AttachedMany, Many, Skipped, attach_multi, attach_multi_native, select};
 pub(crate) use native::{Native, attach_native};
 pub(crate) use resolve::{Function, ResolveError, resolve};
 
@@ -292,7 +294,7 @@ pub(crate) fn attach(
         .engine
         .attach(function.address as u64, args, point.kind, callee)
         .map_err(|e| HookError::refused(function.name, e.reason))?;
-    hooks.mark(function.address as u64);
+    hooks.mark(&[function.address as u64]);
     drop(hooks);
     // An image that was replaced is freed when no stack holds its address: this one's dead words must not.
     stack::scrub();
@@ -314,7 +316,6 @@ pub(crate) fn attach_hook<T: NativeHook>(
 }
 
 /// Puts on a hook that is not a program of a trampoline; `make` does it, and says which functions it hooks.
-#[expect(dead_code, reason = "the mechanisms that use it come one by one")]
 pub(crate) fn attach_other<M: Mechanism + 'static>(
     make: impl FnOnce(&mut Engine<Kernel>, HookId) -> Result<(M, Vec<u64>), HookError>,
 ) -> Result<HookId, HookError> {
@@ -322,7 +323,7 @@ pub(crate) fn attach_other<M: Mechanism + 'static>(
     let id = HookId(hooks.engine.new_id().number());
     let (mechanism, functions) = make(&mut hooks.engine, id)?;
     hooks.others.insert(id.0, Box::new(mechanism));
-    functions.iter().for_each(|function| hooks.mark(*function));
+    hooks.mark(&functions);
     drop(hooks);
     stack::scrub();
     Ok(id)
@@ -334,17 +335,16 @@ fn running<'a>(hook: &trampoline::attach::Attached<'a>) -> Option<&'a Running> {
 }
 
 impl Hooks {
-    /// Tells reports what a function is hooked by now.
-    fn mark(&self, function: u64) {
-        let here = self.engine.attached().filter(|a| a.function == function);
-        let programs = here.map(|a| (a.kind.name(), a.callee.name.clone()));
-        let others = self.others.values().filter(|m| m.covers(function));
-        let others = others.map(|m| {
-            let info = m.info();
-            (info.kind, info.program)
-        });
-        let all: Vec<_> = programs.chain(others).collect();
-        hooked::update(function, all.iter().map(|(kind, name)| (*kind, &**name)));
+    /// Tells reports what functions are hooked by now.
+    fn mark(&self, functions: &[u64]) {
+        let others: Vec<_> = self.others.values().map(|m| (m, m.info())).collect();
+        for &function in functions {
+            let here = self.engine.attached_to(function);
+            let programs = here.map(|a| (a.kind.name(), a.callee.name.as_str()));
+            let others = others.iter().filter(|(m, _)| m.covers(function));
+            let others = others.map(|(_, info)| (info.kind, info.program.as_str()));
+            hooked::update(function, programs.chain(others));
+        }
     }
 
     /// Asks the trampoline's program or the mechanism of that number.
@@ -371,7 +371,7 @@ pub(crate) fn detach(id: HookId) -> Result<(), HookError> {
         if let Some(gone) = hooks_mut.others.remove(&id.0) {
             let all = hooks_mut.engine.sites().iter().map(|site| site.address);
             let functions: Vec<_> = all.filter(|function| gone.covers(*function)).collect();
-            functions.iter().for_each(|function| hooks.mark(*function));
+            hooks.mark(&functions);
         }
         drop(hooks);
         stack::scrub();
@@ -389,7 +389,7 @@ pub(crate) fn detach(id: HookId) -> Result<(), HookError> {
             HookError::refused(&symbols::Name(function as usize).function(), reason)
         }
     })?;
-    hooks.mark(function);
+    hooks.mark(&[function]);
     drop(hooks);
     stack::scrub();
     Ok(())

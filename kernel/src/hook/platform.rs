@@ -13,8 +13,10 @@ use alloc::string::ToString;
 use core::ops::Range;
 use trampoline::platform::{Grace, Platform, PlatformError, Retired};
 use trampoline::program::CONTEXTS;
-use trampoline::runtime::{SHADOW_ENTRY, TRACE_LEFT, TRACE_NESTING_MASK};
-use trampoline::{Runtime, Shadow};
+use trampoline::runtime::{
+    SHADOW_COOKIE, SHADOW_ENTRY, SHADOW_LANDING, SHADOW_RETURN, TRACE_LEFT, TRACE_NESTING_MASK,
+};
+use trampoline::{Patch, PatchError, Runtime, Shadow};
 
 /// This kernel, as the engine sees it.
 pub(crate) struct Kernel;
@@ -25,10 +27,10 @@ const _: () = assert!(
 );
 const _: () = assert!(
     layout::SHADOW_ENTRY as i64 == SHADOW_ENTRY
-        && layout::ENTRY_RETURN == 0
-        && layout::ENTRY_FRAME == 8
-        && layout::ENTRY_LANDING == 16
-        && layout::ENTRY_COOKIE == 24,
+        && layout::ENTRY_RETURN as i64 == SHADOW_RETURN
+        && layout::ENTRY_FRAME as i64 == SHADOW_RETURN + 8
+        && layout::ENTRY_LANDING as i64 == SHADOW_LANDING
+        && layout::ENTRY_COOKIE as i64 == SHADOW_COOKIE,
     "tasks and trampolines mean the same"
 );
 
@@ -77,6 +79,14 @@ impl Platform for Kernel {
             why: absent.to_string(),
         })?;
         Ok(replaced?)
+    }
+
+    fn patch_all(&self, patches: &[Patch]) -> Result<(), PatchError> {
+        code::patch_all(patches).map_err(|(index, error, undone)| PatchError {
+            index,
+            error: error.into(),
+            undone,
+        })
     }
 
     fn sync_cores(&self) {
