@@ -57,6 +57,10 @@ shell exit.txt 'attach hooks/fexit_count workload_call' 'show workload_call' 'ca
 shell exit-modify.txt 'attach hooks/fentry_empty workload_call' 'attach hooks/fmod_ret_empty workload_call' \
     'attach hooks/fexit_empty workload_call' 'show workload_call' 'hooks' 'detach 3' \
     'detach workload_call' 'integrity'
+shell recursion.txt 'attach again workload_call native' 'attach count workload_call' 'call 100' 'hooks' 'map dump count.calls'
+command recursion-trap.txt '! cargo xtask run crash=hook-allocates'
+command grace-stall.txt 'cargo xtask run -- test test=grace.a_stall_shows_where_the_task_is'
+command grace-torture.txt 'cargo xtask torture --minutes 1'
 objects=target/springboard/programs
 command instructions.txt "cargo xtask bpf disasm $objects/count.bpf.o"
 command instructions-info.txt "cargo xtask bpf info $objects/count.bpf.o"

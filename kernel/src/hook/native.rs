@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The hooks written in Rust that can be attached by name.
 
-use super::{Function, HookError, HookId, Point, Program, attach, attach_hook};
+use super::{Function, HookError, HookId, Point, Program, Protection, attach, attach_hook};
 use crate::arch::callee::{Hit, NativeHook, Shape};
+use crate::workload::workload_call;
 use alloc::sync::Arc;
+use core::hint::black_box;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 /// Counts hits.
@@ -27,6 +29,18 @@ impl NativeHook for Empty {
     }
 }
 
+/// Calls `workload_call`: on that function, or on one that it is called by, it would never end if nothing turned it away.
+struct Again;
+
+impl NativeHook for Again {
+    #[inline(never)] // linker/audit.rules names it
+    fn hit(&self, _: &Hit<'_>) -> u64 {
+        // By a pointer that nothing sees through, as a program reaches a function that its author did not think of.
+        black_box(workload_call as extern "C" fn(u64, u64) -> u64)(1, 1);
+        0
+    }
+}
+
 /// The native hooks that can be attached by name.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Native {
@@ -34,6 +48,8 @@ pub(crate) enum Native {
     Empty,
     /// Counts hits.
     Count,
+    /// Calls `workload_call`.
+    Again,
 }
 
 impl Native {
@@ -42,6 +58,7 @@ impl Native {
         match self {
             Native::Empty => "empty",
             Native::Count => "count",
+            Native::Again => "again",
         }
     }
 }
@@ -54,6 +71,13 @@ pub(crate) fn attach_native(
 ) -> Result<HookId, HookError> {
     match which {
         Native::Empty => attach_hook(function, point, which.name().into(), Arc::new(Empty)),
+        Native::Again if point.protection != Protection::Program && point.protection != Protection::Context => {
+            Err(HookError::Target {
+                function: function.name.into(),
+                why: "the hook calls workload_call, so it has to be turned away from itself; take the guard word or context".into(),
+            })
+        }
+        Native::Again => attach_hook(function, point, which.name().into(), Arc::new(Again)),
         Native::Count => {
             let count = Arc::new(Count(AtomicU64::new(0)));
             let shape = Shape::of(point.kind);

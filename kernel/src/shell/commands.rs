@@ -72,7 +72,7 @@ pub(super) static COMMANDS: &[Command] = commands![
     "attach", "PROGRAM FUNCTION [interp|jit|native] [KIND] [GUARD] [cookie=N]", [Argument::Program, Argument::Function], attach,
     "hooks a program onto a function, as its section says
     PROGRAM is OBJECT/PROGRAM, or OBJECT if it has one program, run by the interpreter or compiled (jit, if not said)
-    or, with native, one of the kernel's own: empty, count; then KIND is fentry, if not said, fexit, fmod_ret, fsession,
+    or, with native, one of the kernel's own: empty, count, again (which calls workload_call); then KIND is fentry, if not said, fexit, fmod_ret, fsession,
     kprobe.multi or kretprobe.multi
     FUNCTION is a full name or the end of one; of a kprobe.multi or kretprobe.multi program it is a PATTERN, in which * stands for
     anything: it is put on every function that fits
@@ -334,7 +334,7 @@ fn attach(_: &mut Shell, command: &'static Command, arguments: &str) -> Outcome 
 
 /// The native hook of that name.
 fn native(name: &str) -> Result<Native, ShellError> {
-    let natives = [Native::Empty, Native::Count];
+    let natives = [Native::Empty, Native::Count, Native::Again];
     let native = natives.into_iter().find(|native| native.name() == name);
     native.ok_or_else(|| ShellError::Native(name.to_owned()))
 }
