@@ -18,6 +18,8 @@ pub enum Call {
     Sync,
     /// `patch(at, old, new)`
     Patch(u64, u32, u32),
+    /// `patch_stopped(at, old, new)`
+    PatchStopped(u64, u32, u32),
     /// `defer(.., grace)`
     Defer(Grace),
 }
@@ -76,6 +78,26 @@ impl FakePlatform {
         let deferred = core::mem::take(&mut self.state().deferred);
         deferred.into_iter().map(Retired::free).count()
     }
+
+    fn replace(&self, call: Call, at: u64, old: u32, new: u32) -> Result<(), PlatformError> {
+        let mut state = self.state();
+        state.calls.push(call);
+        if let Some(error) = state.failing.take() {
+            return Err(error);
+        }
+        match state.words.get_mut(&at) {
+            None => Err(PlatformError::NotCode { at }),
+            Some(word) if *word != old => Err(PlatformError::Mismatch {
+                at,
+                expected: old,
+                found: *word,
+            }),
+            Some(word) => {
+                *word = new;
+                Ok(())
+            }
+        }
+    }
 }
 
 impl Platform for FakePlatform {
@@ -100,25 +122,12 @@ impl Platform for FakePlatform {
     }
 
     fn patch(&self, at: u64, old: u32, new: u32) -> Result<(), PlatformError> {
-        let mut state = self.state();
-        state.calls.push(Call::Patch(at, old, new));
-        if let Some(error) = state.failing.take() {
-            return Err(error);
-        }
-        match state.words.get_mut(&at) {
-            None => Err(PlatformError::NotCode { at }),
-            Some(word) if *word != old => Err(PlatformError::Mismatch {
-                at,
-                expected: old,
-                found: *word,
-            }),
-            Some(word) => {
-                *word = new;
-                Ok(())
-            }
-        }
+        self.replace(Call::Patch(at, old, new), at, old, new)
     }
 
+    fn patch_stopped(&self, at: u64, old: u32, new: u32) -> Result<(), PlatformError> {
+        self.replace(Call::PatchStopped(at, old, new), at, old, new)
+    }
     fn read(&self, at: u64) -> Option<u32> {
         self.state().words.get(&at).copied()
     }

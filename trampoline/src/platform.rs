@@ -132,6 +132,13 @@ pub trait Platform: Send + Sync + 'static {
     /// no store.
     fn patch(&self, at: u64, old: u32, new: u32) -> Result<(), PlatformError>;
 
+    /// As [`Self::patch`], of two words that may not replace each other while a core executes them: no other core executes
+    /// anything meanwhile, and each is synchronised before it goes on, so no [`Self::sync_cores`] is needed.
+    /// A host that cannot stop its cores does nothing: [`PlatformError::NotPatchable`].
+    fn patch_stopped(&self, at: u64, old: u32, new: u32) -> Result<(), PlatformError> {
+        Err(PlatformError::NotPatchable { at, old, new })
+    }
+
     /// The word of code at an address; `None` if there is no code.
     fn read(&self, at: u64) -> Option<u32>;
 

@@ -3,6 +3,7 @@
 
 use crate::arch::admit;
 use crate::arch::code::{self, CodeError};
+use crate::arch::rendezvous;
 use crate::arch::smp;
 use crate::mm::layout::{POOL, POOL_SIZE};
 use crate::mm::stack;
@@ -59,6 +60,15 @@ impl Platform for Kernel {
 
     fn patch(&self, at: u64, old: u32, new: u32) -> Result<(), PlatformError> {
         Ok(code::patch(at as usize, old, new)?)
+    }
+
+    fn patch_stopped(&self, at: u64, old: u32, new: u32) -> Result<(), PlatformError> {
+        let patched = rendezvous::stop_machine(|| code::patch(at as usize, old, new));
+        let patched = patched.map_err(|absent| PlatformError::Host {
+            at,
+            why: absent.to_string(),
+        })?;
+        Ok(patched?)
     }
 
     fn sync_cores(&self) {
