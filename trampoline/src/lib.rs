@@ -27,6 +27,7 @@ pub mod fakes;
 mod frame;
 pub mod image;
 pub mod ingredient;
+pub mod linux;
 pub mod patch;
 pub mod platform;
 pub mod pool;

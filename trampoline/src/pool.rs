@@ -5,7 +5,7 @@
 //! from any context, with no lock. In front of each block's code lies a header of four words:
 //!
 //! ```text
-//! +0  owner, low half     +4  owner, high half     +8  words of code
+//! +0  owner, low half     +4  owner, high half     +8  words of code; bit 31: code of the Linux way
 //! +12 bit 0: a program's code (else a trampoline's)   bit 1: it makes a frame record
 //!     bits 2-7: instructions before the record is there
 //!     bits 8-15: instructions at which it is gone, bits 16-31: the first of them
@@ -95,7 +95,20 @@ pub enum Owner {
         /// That number.
         id: u64,
     },
+    /// The function at this address's trampoline of the Linux way: it makes frame records for the function and its caller.
+    Linux {
+        /// Address of the hooked function.
+        function: u64,
+    },
+    /// Code of the Linux way that all functions share, by the number that the host gave it.
+    Shared {
+        /// That number.
+        id: u64,
+    },
 }
+
+/// In a header's count of words: code of the Linux way.
+const LINUX: u32 = 1 << 31;
 
 /// Which instructions of a block run with a frame record of the block's own.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -141,22 +154,26 @@ pub struct Label {
 
 impl Label {
     fn encode(&self, words: u32) -> [u32; HEADER_WORDS] {
-        let (id, kind) = match self.owner {
-            Owner::Trampoline { function } => (function, 0),
-            Owner::Program { id } => (id, 1),
+        let (id, kind, linux) = match self.owner {
+            Owner::Trampoline { function } => (function, 0, 0),
+            Owner::Program { id } => (id, 1, 0),
+            Owner::Linux { function } => (function, 0, LINUX),
+            Owner::Shared { id } => (id, 1, LINUX),
         };
         let record = self.record.as_ref().and_then(Record::encode).unwrap_or(0);
-        [id as u32, (id >> 32) as u32, words, kind | record]
+        [id as u32, (id >> 32) as u32, words | linux, kind | record]
     }
 
     fn decode([low, high, words, flags]: [u32; HEADER_WORDS]) -> (Self, u32) {
         let id = (high as u64) << 32 | low as u64;
-        let owner = match flags & 1 {
-            0 => Owner::Trampoline { function: id },
-            _ => Owner::Program { id },
+        let owner = match (flags & 1, words & LINUX) {
+            (0, 0) => Owner::Trampoline { function: id },
+            (_, 0) => Owner::Program { id },
+            (0, _) => Owner::Linux { function: id },
+            (_, _) => Owner::Shared { id },
         };
         let record = Record::decode(flags);
-        (Self { owner, record }, words)
+        (Self { owner, record }, words & !LINUX)
     }
 }
 
