@@ -34,7 +34,6 @@ pub(crate) enum Shape {
     /// The same of a session, with the word that says which end it is below it.
     Session,
     /// The registers, as `struct user_pt_regs` has them ([`trampoline::registers`]).
-    #[expect(dead_code, reason = "the mechanisms that use it come one by one")]
     Registers,
 }
 

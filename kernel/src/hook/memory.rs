@@ -76,8 +76,16 @@ pub(crate) fn take_pool() -> Vec<Reserved<Kernel>> {
 pub(crate) fn trampoline_of(address: usize) -> Option<u64> {
     match MEMORY.get()?.find(address as u64)?.label.owner {
         Owner::Trampoline { function } => Some(function),
-        Owner::Program { .. } => None,
+        Owner::Program { .. } | Owner::Linux { .. } | Owner::Shared { .. } => None,
     }
+}
+
+/// Whether an address lies in code of the Linux way that calls programs: what it returns to next is the hooked function. Any context:
+/// no lock.
+pub(crate) fn is_linux(address: usize) -> bool {
+    let found = MEMORY.get().and_then(|m| m.find(address as u64));
+    let owner = found.map(|found| found.label.owner);
+    matches!(owner, Some(Owner::Linux { .. } | Owner::Shared { .. }))
 }
 
 /// Looks at every word of the pool that is free; returns how many there are, and those that are not filled.
@@ -118,6 +126,18 @@ pub(crate) fn describe_address(address: usize, f: &mut fmt::Formatter<'_>) -> fm
             Owner::Program { id } => write!(
                 f,
                 "code of BPF program {id}+{:#x}",
+                address as u64 - found.start
+            ),
+            Owner::Linux { function } => write!(
+                f,
+                "linux trampoline of {}+{:#x}",
+                symbols::FunctionName(function as usize),
+                address as u64 - found.start
+            ),
+            Owner::Shared { id } => write!(
+                f,
+                "{}+{:#x}",
+                super::linux::shared_name(id),
                 address as u64 - found.start
             ),
         },

@@ -2,6 +2,7 @@
 //! Joins the hook engine to this kernel: names to functions, attach and detach under one mutex, freeing by callback.
 
 mod error;
+pub(crate) mod linux;
 mod memory;
 mod native;
 mod platform;
@@ -9,9 +10,9 @@ mod resolve;
 
 pub(crate) use error::HookError;
 pub(crate) use memory::{
-    ProgramCode, describe_address, free_words, place, pool_free, take_pool, trampoline_of,
+    ProgramCode, describe_address, free_words, is_linux, place, pool_free, take_pool, trampoline_of,
 };
-pub(crate) use native::{Native, attach_native};
+pub(crate) use native::{Native, attach_native, attach_native_linux};
 pub(crate) use resolve::{Function, ResolveError, resolve};
 
 use crate::arch::callee::{Callee, NativeHook, Shape, callee};
@@ -98,6 +99,7 @@ pub(crate) fn init() -> Result<(), String> {
     hooked::init();
     types::init();
     memory::init(engine.pool().clone());
+    linux::init(engine.pool()).map_err(|e| e.to_string())?;
     HOOKS.put(Box::new(Hooks {
         engine,
         others: BTreeMap::new(),
@@ -261,12 +263,8 @@ impl Point {
     }
 }
 
-/// Hooks a program onto a function, by its trampoline.
-pub(crate) fn attach(
-    function: &Function,
-    point: Point,
-    program: Program,
-) -> Result<HookId, HookError> {
+/// Whether a function allows what a program attached so may do.
+fn check_target(function: &Function, point: Point) -> Result<(), HookError> {
     let target = |wanted, what: &str| match targets::is(function.name, wanted) {
         true => Ok(()),
         false => Err(HookError::Target {
@@ -280,6 +278,16 @@ pub(crate) fn attach(
     if point.sleepable {
         target(Target::Sleepable, "a sleepable program blocks in it")?;
     }
+    Ok(())
+}
+
+/// Hooks a program onto a function, by its trampoline.
+pub(crate) fn attach(
+    function: &Function,
+    point: Point,
+    program: Program,
+) -> Result<HookId, HookError> {
+    check_target(function, point)?;
     let args = types::arguments(function.name);
     let attachment = Attachment {
         function: function.address as u64,
@@ -315,7 +323,6 @@ pub(crate) fn attach_hook<T: NativeHook>(
 }
 
 /// Puts on a hook that is not a program of a trampoline; `make` does it, and says which functions it hooks.
-#[expect(dead_code, reason = "the mechanisms that use it come one by one")]
 pub(crate) fn attach_other<M: Mechanism + 'static>(
     make: impl FnOnce(&mut Engine<Kernel>, HookId) -> Result<(M, Vec<u64>), HookError>,
 ) -> Result<HookId, HookError> {
@@ -471,7 +478,11 @@ pub(crate) fn describe(function: usize) -> Vec<CodeLine> {
         word: l.word,
         ingredient: l.ingredient.name(),
     };
-    hooks.engine.describe(function as u64).map(line).collect()
+    let linux = linux::describe(function as u64);
+    match linux.is_empty() {
+        true => hooks.engine.describe(function as u64).map(line).collect(),
+        false => linux,
+    }
 }
 
 /// A word of the kernel's text that a hook changed.

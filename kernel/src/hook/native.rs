@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The hooks written in Rust that can be attached by name.
 
-use super::{Function, HookError, HookId, Point, Program, attach, attach_hook};
+use super::linux::{self, Way};
+use super::{Function, HookError, HookId, Point, Program, attach};
 use crate::arch::callee::{Hit, NativeHook, Shape};
 use alloc::sync::Arc;
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -46,19 +47,36 @@ impl Native {
     }
 }
 
+impl Native {
+    /// The program, for a place where it gets a context of this shape.
+    pub(crate) fn program(self, shape: Shape) -> Program {
+        let name = self.name().into();
+        match self {
+            Native::Empty => Program::native(name, Arc::new(Empty), shape),
+            Native::Count => {
+                let count = Arc::new(Count(AtomicU64::new(0)));
+                Program::native(name, count.clone(), shape).counting(count)
+            }
+        }
+    }
+}
+
 /// Hooks one of the native hooks onto a function.
 pub(crate) fn attach_native(
     function: &Function,
     which: Native,
     point: Point,
 ) -> Result<HookId, HookError> {
-    match which {
-        Native::Empty => attach_hook(function, point, which.name().into(), Arc::new(Empty)),
-        Native::Count => {
-            let count = Arc::new(Count(AtomicU64::new(0)));
-            let shape = Shape::of(point.kind);
-            let program = Program::native(which.name().into(), count.clone(), shape);
-            attach(function, point, program.counting(count))
-        }
-    }
+    attach(function, point, which.program(Shape::of(point.kind)))
+}
+
+/// Hooks one of the native hooks onto functions the Linux way.
+pub(crate) fn attach_native_linux(
+    functions: &[Function],
+    which: Native,
+    way: Way,
+    point: Point,
+) -> Result<HookId, HookError> {
+    let program = which.program(way.shape(point.kind));
+    linux::attach(functions, way, point, program)
 }
