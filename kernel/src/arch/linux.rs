@@ -11,12 +11,14 @@
 //! **One program a core** (kprobe_multi): a count a core of all programs that are active on it that way; any second one is turned away.
 //!
 //! Linux's functions of this kind are compiled without NOPs at their entries; these have them, and generated code enters behind them.
+//! Linux is not built with checks of alignment and overflow; here counts wrap, and what a register or generated code names is made a
+//! reference by [`at`].
 
-use super::cpu::{MAX_CPUS, this_cpu};
-use super::switch;
-use crate::context;
+use super::cpu::{MAX_CPUS, PerCpu};
+use super::mrs;
+use crate::context::{self, Context};
 use crate::hook::Running;
-use crate::sched;
+use crate::task::Task;
 use alloc::sync::Arc;
 use core::sync::atomic::Ordering::{Acquire, Relaxed};
 use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering, compiler_fence};
@@ -26,9 +28,129 @@ use trampoline::linux::image::{RUN_COOKIE, RUN_OUTER};
 use trampoline::registers;
 
 /// An op's function: the traced function, where it returns to, the op, and the registers that the shared caller saved.
-pub(crate) type OpFunction = extern "C" fn(u64, u64, *const Op, *mut u64);
+pub(crate) type OpFunction = extern "C" fn(u64, u64, *const Op, *const Saved);
 /// A program: its context, and its data.
 type Entry = extern "C" fn(*const u64, u64) -> u64;
+
+/// What a pointer leads to.
+///
+/// # Safety
+/// There is a `T` that lives for `'a`.
+#[inline(always)]
+#[expect(
+    clippy::transmute_ptr_to_ref,
+    reason = "`&*` is checked for alignment and null where debug assertions are on, on every hit"
+)]
+unsafe fn at<'a, T>(pointer: *const T) -> &'a T {
+    // SAFETY: as this function asks for.
+    unsafe { core::mem::transmute::<*const T, &'a T>(pointer) }
+}
+
+/// The current task.
+#[inline(always)]
+fn task() -> &'static Task {
+    let task = core::ptr::with_exposed_provenance(mrs!("sp_el0") as usize);
+    // SAFETY: SP_EL0 names the current task from boot on, and tasks are never freed.
+    unsafe { at(task) }
+}
+
+/// This core's block.
+#[inline(always)]
+fn block() -> &'static PerCpu {
+    let block = core::ptr::with_exposed_provenance(mrs!("tpidr_el1") as usize);
+    // SAFETY: TPIDR_EL1 names this core's element of a static from boot on.
+    unsafe { at(block) }
+}
+
+/// Of one a core, this core's.
+#[inline(always)]
+fn own<T>(all: &[T; MAX_CPUS]) -> &T {
+    // Numbers of cores are below MAX_CPUS, which the compiler does not know.
+    &all[block().index.load(Relaxed) % MAX_CPUS]
+}
+
+/// The context, by asking. Not for who may be moved to another core in the middle of it.
+#[inline(always)]
+fn level() -> u32 {
+    let block = block();
+    let context = if block.nmi.load(Relaxed) != 0 {
+        Context::Nmi
+    } else if block.hardirq.load(Relaxed) != 0 {
+        Context::Hardirq
+    } else if block.softirq_active.load(Relaxed) {
+        Context::Softirq
+    } else {
+        Context::Task
+    };
+    context as u32
+}
+
+/// Adds to a count of the task's or the core's own. What interrupts it in between has put it back.
+#[inline(always)]
+fn add(count: &AtomicU32, by: u32) {
+    count.store(count.load(Relaxed).wrapping_add(by), Relaxed);
+}
+
+/// One less.
+const LESS: u32 = u32::MAX;
+
+#[inline(always)]
+fn preempt_disable() {
+    add(&task().preempt, 1);
+    compiler_fence(Ordering::SeqCst);
+}
+
+#[inline(always)]
+fn preempt_enable() {
+    compiler_fence(Ordering::SeqCst);
+    add(&task().preempt, LESS);
+}
+
+#[inline(always)]
+fn migrate_disable() {
+    add(&task().migrate, 1);
+    compiler_fence(Ordering::SeqCst);
+}
+
+#[inline(always)]
+fn migrate_enable() {
+    compiler_fence(Ordering::SeqCst);
+    add(&task().migrate, LESS);
+}
+
+#[inline(always)]
+fn rcu_read_lock() {
+    add(&task().rcu_nesting, 1);
+    compiler_fence(Ordering::SeqCst);
+}
+
+#[inline(always)]
+fn rcu_read_unlock() {
+    compiler_fence(Ordering::SeqCst);
+    add(&task().rcu_nesting, LESS);
+}
+
+/// What the shared caller and the return trampoline save: `struct user_pt_regs`, and what comes behind it.
+#[repr(C)]
+pub(crate) struct Saved {
+    x: [AtomicU64; 31],
+    sp: AtomicU64,
+    pc: AtomicU64,
+    pstate: AtomicU64,
+    /// Of the shared caller: where to go on instead of in the function.
+    direct: AtomicU64,
+}
+
+const _: () = {
+    assert!(core::mem::offset_of!(Saved, pc) as i64 == registers::PC);
+    assert!(core::mem::offset_of!(Saved, direct) as i64 == DIRECT);
+};
+
+impl Saved {
+    fn context(&self) -> *const u64 {
+        core::ptr::from_ref(self).cast()
+    }
+}
 
 /// A tracer, with the functions that it traces. Does not change but for its place in the list and where it leads.
 #[repr(C)]
@@ -147,18 +269,18 @@ const TRANSITION: u32 = 4;
 #[inline(always)]
 fn take_bit(first: u32) -> Option<u32> {
     // Before the asking: what says the context lies in the core, and the task could be moved in the middle of it.
-    sched::preempt_disable();
-    let word = &switch::current().trace_recursion;
+    preempt_disable();
+    let word = &task().trace_recursion;
     let held = word.load(Relaxed);
-    let mut bit = first + context::current() as u32;
-    if held & 1 << bit != 0 {
-        bit = first + TRANSITION;
-        if held & 1 << bit != 0 {
-            sched::preempt_enable();
+    let mut bit = 1 << first << level();
+    if held & bit != 0 {
+        bit = 1 << (first + TRANSITION);
+        if held & bit != 0 {
+            preempt_enable();
             return None;
         }
     }
-    word.store(held | 1 << bit, Relaxed);
+    word.store(held | bit, Relaxed);
     compiler_fence(Ordering::SeqCst);
     Some(bit)
 }
@@ -166,50 +288,54 @@ fn take_bit(first: u32) -> Option<u32> {
 #[inline(always)]
 fn give_bit(bit: u32) {
     compiler_fence(Ordering::SeqCst);
-    let word = &switch::current().trace_recursion;
-    word.store(word.load(Relaxed) & !(1 << bit), Relaxed);
-    sched::preempt_enable();
+    let word = &task().trace_recursion;
+    word.store(word.load(Relaxed) & !bit, Relaxed);
+    preempt_enable();
 }
 
 /// Does nothing: where a callsite leads whose op is being taken off.
-pub(crate) extern "C" fn nothing(_: u64, _: u64, _: *const Op, _: *mut u64) {}
+pub(crate) extern "C" fn nothing(_: u64, _: u64, _: *const Op, _: *const Saved) {}
 
 /// Walks the list, and calls each op that traces this function.
-pub(crate) extern "C" fn walk(function: u64, returns: u64, _: *const Op, registers: *mut u64) {
+pub(crate) extern "C" fn walk(function: u64, returns: u64, _: *const Op, saved: *const Saved) {
     let Some(bit) = take_bit(WALK) else {
         LIST_MISSES.fetch_add(1, Relaxed);
         return;
     };
-    let mut at = LIST.load(Acquire);
-    // SAFETY: an op that is left out of the list lives until a tasks-RCU grace period later, and this task is in none meanwhile.
-    while let Some(op) = unsafe { at.as_ref() } {
+    let mut next = LIST.load(Acquire);
+    while !next.is_null() {
+        // SAFETY: an op that is left out of the list lives until a tasks-RCU grace period later, and this task is in none meanwhile.
+        let op = unsafe { at(next) };
         if op.filter.contains(function) {
             // SAFETY: `Op::new` gets the address of an OpFunction behind its two NOPs.
             let call = unsafe { core::mem::transmute::<usize, OpFunction>(op.function as usize) };
-            call(function, returns, op, registers);
+            call(function, returns, op, saved);
         }
-        at = op.next.load(Acquire);
+        next = op.next.load(Acquire);
     }
     give_bit(bit);
 }
 
-/// The op that the shared caller, or the walk, calls.
+/// Op and registers, as the shared caller, or the walk, hands them on.
 ///
 /// # Safety
-/// `op` is what one of these two handed on.
-unsafe fn op<'a>(op: *const Op) -> &'a Op {
+/// They come from one of these two.
+#[inline(always)]
+unsafe fn handed<'a>(op: *const Op, saved: *const Saved) -> (&'a Op, &'a Saved) {
     // SAFETY: as `walk` says of ops in the list; a descriptor names one that lives until a grace period after the word before the
     // function has ceased to lead there.
-    unsafe { &*op }
+    let op = unsafe { at(op) };
+    // SAFETY: the shared caller's frame.
+    (op, unsafe { at(saved) })
 }
 
 /// Calls a program, with the registers as its context.
-pub(crate) extern "C" fn program(_: u64, _: u64, this: *const Op, registers: *mut u64) {
+pub(crate) extern "C" fn program(_: u64, _: u64, op: *const Op, saved: *const Saved) {
     // SAFETY: only the shared caller and the walk call it.
-    let op = unsafe { op(this) };
+    let (op, saved) = unsafe { handed(op, saved) };
     match take_bit(OPS) {
         Some(bit) => {
-            op.call(registers);
+            op.call(saved.context());
             give_bit(bit);
         }
         None => op.miss(),
@@ -217,77 +343,74 @@ pub(crate) extern "C" fn program(_: u64, _: u64, this: *const Op, registers: *mu
 }
 
 /// Has the shared caller go on in a BPF trampoline.
-pub(crate) extern "C" fn direct(_: u64, _: u64, this: *const Op, registers: *mut u64) {
+pub(crate) extern "C" fn direct(_: u64, _: u64, op: *const Op, saved: *const Saved) {
     // SAFETY: only the shared caller and the walk call it.
-    let op = unsafe { op(this) };
-    let to = op.direct.load(Acquire);
-    // SAFETY: the shared caller's frame has this word behind the registers.
-    unsafe { registers.byte_add(DIRECT as usize).write(to) };
+    let (op, saved) = unsafe { handed(op, saved) };
+    saved.direct.store(op.direct.load(Acquire), Relaxed);
 }
 
 /// What kprobe_multi has in each core.
 #[repr(align(64))]
 struct Multi {
     active: AtomicU32,
-    registers: [AtomicU64; registers::WORDS],
+    saved: Saved,
 }
 
 static MULTI: [Multi; MAX_CPUS] = [const {
     Multi {
         active: AtomicU32::new(0),
-        registers: [const { AtomicU64::new(0) }; registers::WORDS],
+        saved: Saved {
+            x: [const { AtomicU64::new(0) }; 31],
+            sp: AtomicU64::new(0),
+            pc: AtomicU64::new(0),
+            pstate: AtomicU64::new(0),
+            direct: AtomicU64::new(0),
+        },
     }
 }; MAX_CPUS];
 
-/// This core's. Preemption is off.
-fn multi() -> Option<&'static Multi> {
-    MULTI.get(this_cpu().index.load(Relaxed))
-}
-
-/// Runs a program as kprobe_multi does, one a core. `partial`: the registers are those that the shared caller saves, and are copied to
-/// where the rest is not someone else's stack.
+/// Runs a program as kprobe_multi does, one a core. With a function, `saved` is what the shared caller saves, and copied to where the rest
+/// is not someone else's stack. Preemption is off.
 #[inline(always)]
-fn run_multi(op: &Op, function: u64, registers: *const u64, partial: bool) {
-    let Some(core) = multi() else { return };
+fn run_multi(op: &Op, function: Option<u64>, saved: &Saved) {
+    let core = own(&MULTI);
     let active = core.active.load(Relaxed);
-    core.active.store(active + 1, Relaxed);
+    core.active.store(active.wrapping_add(1), Relaxed);
     compiler_fence(Ordering::SeqCst);
     if active == 0 {
         rcu_read_lock();
-        let mut run = [0; 2];
-        set_run_context(&raw mut run);
-        if partial {
-            const SAVED: [usize; 4] = [29, 30, 31, 32];
-            for at in (0..=8).chain(SAVED) {
-                // SAFETY: the shared caller saved these.
-                let value = unsafe { registers.add(at).read() };
-                if let Some(to) = core.registers.get(at) {
-                    to.store(value, Relaxed);
+        let run = [const { AtomicU64::new(0) }; 2];
+        set_run_context(&run);
+        match function {
+            Some(function) => {
+                let copy = |to: &AtomicU64, from: &AtomicU64| to.store(from.load(Relaxed), Relaxed);
+                for (to, from) in core.saved.x.iter().zip(&saved.x).take(9) {
+                    copy(to, from);
                 }
+                copy(&core.saved.x[29], &saved.x[29]);
+                copy(&core.saved.x[LINK], &saved.x[LINK]);
+                copy(&core.saved.sp, &saved.sp);
+                core.saved.pc.store(function, Relaxed);
+                op.call(core.saved.context());
             }
-            if let Some(pc) = core.registers.get((registers::PC / 8) as usize) {
-                pc.store(function, Relaxed);
-            }
-            op.call(core.registers.as_ptr().cast());
-        } else {
-            op.call(registers);
+            None => op.call(saved.context()),
         }
-        reset_run_context(&raw const run);
+        reset_run_context(&run);
         rcu_read_unlock();
     } else {
         op.miss();
     }
     compiler_fence(Ordering::SeqCst);
-    core.active.store(active, Relaxed);
+    add(&core.active, LESS);
 }
 
 /// An fprobe with a program at the entry.
-pub(crate) extern "C" fn fprobe_entry(function: u64, _: u64, this: *const Op, registers: *mut u64) {
+pub(crate) extern "C" fn fprobe_entry(function: u64, _: u64, op: *const Op, saved: *const Saved) {
     // SAFETY: only the shared caller and the walk call it.
-    let op = unsafe { op(this) };
+    let (op, saved) = unsafe { handed(op, saved) };
     match take_bit(OPS) {
         Some(bit) => {
-            run_multi(op, function, registers, true);
+            run_multi(op, Some(function), saved);
             give_bit(bit);
         }
         None => op.miss(),
@@ -302,20 +425,18 @@ pub(crate) fn set_landing(address: u64) {
     LANDING.store(address, Ordering::Release);
 }
 
-/// Offset of x30 in the registers, in words.
+/// x30's place in the registers.
 const LINK: usize = 30;
-/// Offset of sp in the registers, in words.
-const STACK: usize = 31;
 
 /// An fprobe with a program at the exit: has the function return to the return trampoline, if there is a node left.
-pub(crate) extern "C" fn fprobe_exit(_: u64, _: u64, this: *const Op, registers: *mut u64) {
+pub(crate) extern "C" fn fprobe_exit(_: u64, _: u64, op: *const Op, saved: *const Saved) {
     // SAFETY: only the shared caller and the walk call it.
-    let op = unsafe { op(this) };
+    let (op, saved) = unsafe { handed(op, saved) };
     let Some(bit) = take_bit(OPS) else {
         op.miss();
         return;
     };
-    if !hook_return(op, registers) {
+    if !hook_return(op, saved) {
         op.miss();
     }
     give_bit(bit);
@@ -323,23 +444,17 @@ pub(crate) extern "C" fn fprobe_exit(_: u64, _: u64, this: *const Op, registers:
 
 /// Takes a node and pushes it; false if there is none left, in the op or in the task.
 #[inline(always)]
-fn hook_return(op: &Op, registers: *mut u64) -> bool {
+fn hook_return(op: &Op, saved: &Saved) -> bool {
     let take = |nodes: u32| nodes.checked_sub(1);
     if op.nodes.fetch_update(Acquire, Relaxed, take).is_err() {
         return false;
     }
-    // SAFETY: the shared caller's frame.
-    let link = unsafe { registers.add(LINK) };
-    // SAFETY: as above.
-    let returns = unsafe { link.read() };
-    // SAFETY: as above.
-    let frame = unsafe { registers.add(STACK).read() };
+    let (returns, frame) = (saved.x[LINK].load(Relaxed), saved.sp.load(Relaxed));
     let landing = LANDING.load(Relaxed);
     let cookie = core::ptr::from_ref(op).expose_provenance() as u64;
-    let pushed = switch::current().shadow_push([returns, frame, landing, cookie]);
+    let pushed = task().shadow_push([returns, frame, landing, cookie]);
     if pushed {
-        // SAFETY: as above.
-        unsafe { link.write(landing) };
+        saved.x[LINK].store(landing, Relaxed);
     } else {
         op.nodes.fetch_add(1, Ordering::Release);
     }
@@ -348,22 +463,22 @@ fn hook_return(op: &Op, registers: *mut u64) -> bool {
 
 /// What the return trampoline calls: runs the programs of all fprobes that replaced this return address, the last one first, and says
 /// where the function would have returned to.
-pub(crate) extern "C" fn returned(registers: *mut u64) -> u64 {
-    let task = switch::current();
+pub(crate) extern "C" fn returned(saved: *const Saved) -> u64 {
+    // SAFETY: the return trampoline's frame; its registers, that is, which is all that is looked at.
+    let saved = unsafe { at(saved) };
+    let task = task();
     let landing = LANDING.load(Relaxed);
     loop {
         let Some(entry) = task.shadow().next() else {
-            // The entry is there: its push put the landing where the function returned to.
             lost(landing);
         };
         let [returns, _, _, cookie] = entry.words();
         // SAFETY: `hook_return` pushed it; an op lives as long as it has nodes under way.
-        let op = unsafe { &*core::ptr::with_exposed_provenance::<Op>(cookie as usize) };
-        // SAFETY: the return trampoline's frame: where a return leads is all that is known of the PC.
-        unsafe { registers.add((registers::PC / 8) as usize).write(returns) };
+        let op: &Op = unsafe { at(core::ptr::with_exposed_provenance(cookie as usize)) };
+        saved.pc.store(returns, Relaxed);
         match take_bit(OPS) {
             Some(bit) => {
-                run_multi(op, 0, registers, false);
+                run_multi(op, None, saved);
                 give_bit(bit);
             }
             None => op.miss(),
@@ -401,55 +516,36 @@ impl Prog {
         }
     }
 
-    /// Raises the context's byte by `by` (or lowers it); whether the word then says that nothing else is active on this core.
+    /// Raises the context's byte by `by`; whether the word then says that nothing else is active on this core.
     #[inline(always)]
     fn raise(&self, by: u32) -> bool {
-        sched::preempt_disable();
-        let bit = 8 * context::current() as u32;
-        let index = this_cpu().index.load(Relaxed);
-        let alone = self.active.get(index).is_some_and(|active| {
-            let word = active.load(Relaxed).wrapping_add(by << bit);
-            active.store(word, Relaxed);
-            word == 1 << bit
-        });
-        sched::preempt_enable();
+        preempt_disable();
+        let bit = 8 * level();
+        let active = own(&self.active);
+        add(active, by << bit);
+        let alone = active.load(Relaxed) == 1 << bit;
+        preempt_enable();
         alone
     }
 }
 
-#[inline(always)]
-fn rcu_read_lock() {
-    let nesting = &switch::current().rcu_nesting;
-    nesting.store(nesting.load(Relaxed) + 1, Relaxed);
-    compiler_fence(Ordering::SeqCst);
-}
+/// A run context: what the outer one is, and the cookie.
+pub(crate) type Run = [AtomicU64; 2];
 
-#[inline(always)]
-fn rcu_read_unlock() {
-    compiler_fence(Ordering::SeqCst);
-    let nesting = &switch::current().rcu_nesting;
-    nesting.store(nesting.load(Relaxed) - 1, Relaxed);
-}
+const OUTER: usize = (RUN_OUTER / 8) as usize;
 
 /// Makes `run` the task's run context, and keeps the outer one in it.
 #[inline(always)]
-fn set_run_context(run: *mut [u64; 2]) {
-    let current = &switch::current().run_context;
-    // SAFETY: a run context in the frame of the trampoline, or function, that calls.
-    unsafe {
-        run.cast::<u64>()
-            .byte_add(RUN_OUTER as usize)
-            .write(current.load(Relaxed))
-    };
-    current.store(run.expose_provenance() as u64, Relaxed);
+fn set_run_context(run: &Run) {
+    let current = &task().run_context;
+    run[OUTER].store(current.load(Relaxed), Relaxed);
+    current.store(core::ptr::from_ref(run).expose_provenance() as u64, Relaxed);
 }
 
 /// Makes the outer run context the task's again.
 #[inline(always)]
-fn reset_run_context(run: *const [u64; 2]) {
-    // SAFETY: as `set_run_context`.
-    let outer = unsafe { run.cast::<u64>().byte_add(RUN_OUTER as usize).read() };
-    switch::current().run_context.store(outer, Relaxed);
+fn reset_run_context(run: &Run) {
+    task().run_context.store(run[OUTER].load(Relaxed), Relaxed);
 }
 
 const _: () = assert!(
@@ -460,16 +556,16 @@ const _: () = assert!(
 /// Runs, and no time is taken.
 const RUN: u64 = 1;
 
-/// What a trampoline hands to the functions around a program.
-type Run = *mut [u64; 2];
-
-/// A program of a trampoline.
+/// What a trampoline hands on: one of its programs, and a run context in its frame.
 ///
 /// # Safety
-/// `of` is the state that a trampoline has for one of its programs.
-unsafe fn prog<'a>(of: *const Prog) -> &'a Prog {
+/// They come from a trampoline.
+#[inline(always)]
+unsafe fn around<'a>(prog: *const Prog, run: *const Run) -> (&'a Prog, &'a Run) {
     // SAFETY: `hook::linux` makes a Prog for each program of a trampoline, and the trampoline keeps it alive.
-    unsafe { &*of }
+    let prog = unsafe { at(prog) };
+    // SAFETY: it lies in the trampoline's frame.
+    (prog, unsafe { at(run) })
 }
 
 #[inline(always)]
@@ -481,71 +577,54 @@ fn admitted(prog: &Prog) -> u64 {
     0
 }
 
-/// Before a program, with recursion protection.
-pub(crate) extern "C" fn enter_recur(of: *const Prog, run: Run) -> u64 {
-    rcu_read_lock();
-    sched::migrate_disable();
-    set_run_context(run);
-    // SAFETY: only trampolines call it.
-    admitted(unsafe { prog(of) })
+/// The two functions around a program: before it, and behind it whether it ran or not.
+macro_rules! flavour {
+    ($enter:ident, $exit:ident, $what:literal, $lock:expr, $unlock:expr, $admit:expr, $release:expr) => {
+        #[doc = concat!("Before ", $what, ".")]
+        pub(crate) extern "C" fn $enter(prog: *const Prog, run: *const Run) -> u64 {
+            // SAFETY: only trampolines call it.
+            let (prog, run) = unsafe { around(prog, run) };
+            $lock();
+            migrate_disable();
+            set_run_context(run);
+            $admit(prog)
+        }
+
+        #[doc = concat!("Behind ", $what, ", whether it ran or not.")]
+        pub(crate) extern "C" fn $exit(prog: *const Prog, _: u64, run: *const Run) {
+            // SAFETY: only trampolines call it.
+            let (prog, run) = unsafe { around(prog, run) };
+            reset_run_context(run);
+            $release(prog);
+            migrate_enable();
+            $unlock();
+        }
+    };
 }
 
-/// Behind a program, whether it ran or not, with recursion protection.
-pub(crate) extern "C" fn exit_recur(of: *const Prog, _: u64, run: Run) {
-    reset_run_context(run);
-    // SAFETY: only trampolines call it.
-    unsafe { prog(of) }.raise(u32::MAX);
-    sched::migrate_enable();
-    rcu_read_unlock();
+#[inline(always)]
+fn trace_lock() {
+    task().trace_enter();
 }
 
-/// Before a program, without recursion protection.
-pub(crate) extern "C" fn enter(_: *const Prog, run: Run) -> u64 {
-    rcu_read_lock();
-    sched::migrate_disable();
-    set_run_context(run);
-    RUN
+#[inline(always)]
+fn trace_unlock() {
+    task().trace_leave();
 }
 
-/// Behind a program, without recursion protection.
-pub(crate) extern "C" fn exit(_: *const Prog, _: u64, run: Run) {
-    reset_run_context(run);
-    sched::migrate_enable();
-    rcu_read_unlock();
+#[inline(always)]
+fn released(prog: &Prog) {
+    prog.raise(LESS);
 }
 
-/// Before a sleepable program, with recursion protection.
-pub(crate) extern "C" fn enter_sleepable_recur(of: *const Prog, run: Run) -> u64 {
-    switch::current().trace_enter();
-    sched::migrate_disable();
-    set_run_context(run);
-    // SAFETY: only trampolines call it.
-    admitted(unsafe { prog(of) })
-}
-
-/// Behind a sleepable program, with recursion protection.
-pub(crate) extern "C" fn exit_sleepable_recur(of: *const Prog, _: u64, run: Run) {
-    reset_run_context(run);
-    // SAFETY: only trampolines call it.
-    unsafe { prog(of) }.raise(u32::MAX);
-    sched::migrate_enable();
-    switch::current().trace_leave();
-}
-
-/// Before a sleepable program, without recursion protection.
-pub(crate) extern "C" fn enter_sleepable(_: *const Prog, run: Run) -> u64 {
-    switch::current().trace_enter();
-    sched::migrate_disable();
-    set_run_context(run);
-    RUN
-}
-
-/// Behind a sleepable program, without recursion protection.
-pub(crate) extern "C" fn exit_sleepable(_: *const Prog, _: u64, run: Run) {
-    reset_run_context(run);
-    sched::migrate_enable();
-    switch::current().trace_leave();
-}
+flavour! { enter_recur, exit_recur, "a program, with recursion protection",
+rcu_read_lock, rcu_read_unlock, admitted, released }
+flavour! { enter, exit, "a program, without recursion protection",
+rcu_read_lock, rcu_read_unlock, |_| RUN, |_| () }
+flavour! { enter_sleepable_recur, exit_sleepable_recur, "a sleepable program, with recursion protection",
+trace_lock, trace_unlock, admitted, released }
+flavour! { enter_sleepable, exit_sleepable, "a sleepable program, without recursion protection",
+trace_lock, trace_unlock, |_| RUN, |_| () }
 
 /// How many tasks are inside a trampoline that calls its function: those that came less those that left, by the core they did it on.
 pub(crate) struct Users([AtomicU64; MAX_CPUS]);
@@ -566,9 +645,7 @@ impl Users {
     fn add(&self, by: u64) {
         rcu_read_lock();
         // On whatever core: the sum is what counts, and the addition is atomic.
-        if let Some(count) = self.0.get(this_cpu().index.load(Relaxed)) {
-            count.fetch_add(by, Ordering::AcqRel);
-        }
+        own(&self.0).fetch_add(by, Ordering::AcqRel);
         rcu_read_unlock();
     }
 }
@@ -576,11 +653,11 @@ impl Users {
 /// A task comes into a trampoline that calls its function.
 pub(crate) extern "C" fn came(of: *const Users) {
     // SAFETY: the trampoline, which is alive, keeps it.
-    unsafe { &*of }.add(1);
+    unsafe { at(of) }.add(1);
 }
 
 /// A task leaves a trampoline that calls its function.
 pub(crate) extern "C" fn left(of: *const Users) {
     // SAFETY: the trampoline, which is alive, keeps it.
-    unsafe { &*of }.add(u64::MAX);
+    unsafe { at(of) }.add(u64::MAX);
 }
