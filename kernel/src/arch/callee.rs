@@ -174,6 +174,15 @@ pub(crate) fn past_site(f: extern "C" fn(u64, u64) -> u64) -> extern "C" fn(u64,
     unsafe { core::mem::transmute::<usize, extern "C" fn(u64, u64) -> u64>(entry + 8) }
 }
 
+/// The same function from the second word of its site on: what a task executes that was preempted between the two.
+pub(crate) fn behind_first_word(
+    f: extern "C" fn(u64, u64) -> u64,
+) -> extern "C" fn(u64, u64) -> u64 {
+    let entry = f as usize;
+    // SAFETY: as of `past_site`; the second word is a NOP too, unless the site is one of the Linux way's that leads somewhere.
+    unsafe { core::mem::transmute::<usize, extern "C" fn(u64, u64) -> u64>(entry + 4) }
+}
+
 /// The entry of a compiled program that takes two arguments. It must not be called once the code is dropped.
 pub(crate) fn entry(code: &ProgramCode) -> extern "C" fn(u64, u64) -> u64 {
     let address = code.address() as usize;

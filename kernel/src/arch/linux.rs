@@ -21,7 +21,7 @@ use crate::hook::Running;
 use crate::task::Task;
 use alloc::sync::Arc;
 use core::sync::atomic::Ordering::{Acquire, Relaxed};
-use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering, compiler_fence};
+use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering, compiler_fence};
 use trampoline::linux::caller::{DIRECT, OP_FUNCTION};
 use trampoline::linux::filter::Filter;
 use trampoline::linux::image::{RUN_COOKIE, RUN_OUTER};
@@ -168,6 +168,8 @@ pub(crate) struct Op {
     /// Of a tracer of returns: how many more may be under way.
     nodes: AtomicU32,
     most_nodes: u32,
+    /// Taken off: returns that are under way run nothing any more.
+    stopped: AtomicBool,
 }
 
 const _: () = assert!(
@@ -196,12 +198,18 @@ impl Op {
             program,
             nodes: AtomicU32::new(nodes),
             most_nodes: nodes,
+            stopped: AtomicBool::new(false),
         }
     }
 
     /// Whether it traces returns.
     pub(crate) fn returns(&self) -> bool {
         self.most_nodes != 0
+    }
+
+    /// Returns that are under way run nothing from now on.
+    pub(crate) fn stop(&self) {
+        self.stopped.store(true, Ordering::Release);
     }
 
     /// Whether no return is under way.
@@ -445,6 +453,9 @@ pub(crate) extern "C" fn fprobe_exit(_: u64, _: u64, op: *const Op, saved: *cons
 /// Takes a node and pushes it; false if there is none left, in the op or in the task.
 #[inline(always)]
 fn hook_return(op: &Op, saved: &Saved) -> bool {
+    if op.stopped.load(Acquire) {
+        return false;
+    }
     let take = |nodes: u32| nodes.checked_sub(1);
     if op.nodes.fetch_update(Acquire, Relaxed, take).is_err() {
         return false;
@@ -476,12 +487,14 @@ pub(crate) extern "C" fn returned(saved: *const Saved) -> u64 {
         // SAFETY: `hook_return` pushed it; an op lives as long as it has nodes under way.
         let op: &Op = unsafe { at(core::ptr::with_exposed_provenance(cookie as usize)) };
         saved.pc.store(returns, Relaxed);
-        match take_bit(OPS) {
-            Some(bit) => {
-                run_multi(op, None, saved);
-                give_bit(bit);
+        if !op.stopped.load(Acquire) {
+            match take_bit(OPS) {
+                Some(bit) => {
+                    run_multi(op, None, saved);
+                    give_bit(bit);
+                }
+                None => op.miss(),
             }
-            None => op.miss(),
         }
         task.shadow_pop();
         op.nodes.fetch_add(1, Ordering::Release);

@@ -610,6 +610,7 @@ impl Mechanism for OpHook {
 
     fn detach(&mut self, engine: &mut Engine<Kernel>) -> Result<(), HookError> {
         let mut linux = LINUX.lock();
+        self.op.stop();
         linux.unregister(&self.op);
         linux.abandon(engine, &self.functions);
         drop(linux);
