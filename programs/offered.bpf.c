@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-/* Uses what the kernel has by name: a function, a variable read by CO-RE, its configuration, a map that objects share. */
+/* Uses what the kernel has by name: functions, a variable read by CO-RE, its configuration, a map that objects share. */
 #include "springboard.h"
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_tracing.h>
@@ -17,6 +17,7 @@ struct KernelInfo___needed {
 } __attribute__((preserve_access_index));
 
 extern __u64 springboard_task_id(void) __ksym;
+extern __s64 springboard_checksum(const __u8 *bytes, __u64 size, __u64 sum) __ksym;
 extern __u64 springboard_of_tomorrow(__u64 wish) __ksym __weak;
 extern const struct KernelInfo springboard_info __ksym;
 extern int CONFIG_HZ __kconfig;
@@ -31,6 +32,9 @@ struct {
 } shared_calls SEC(".maps");
 
 __u64 task, cores, hertz, configured, missing;
+/* Of eight bytes on the stack, in one call and in two; of more than the function takes. */
+__s64 sum, sum_of_parts, sum_of_too_many;
+__u8 many[5000];
 
 SEC("fentry/workload_call")
 int BPF_PROG(offered)
@@ -41,6 +45,11 @@ int BPF_PROG(offered)
 
 	if (calls)
 		*calls += 1;
+	__u8 bytes[8] = {0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7};
+
+	sum = springboard_checksum(bytes, sizeof(bytes), 0);
+	sum_of_parts = springboard_checksum(bytes + 2, 6, springboard_checksum(bytes, 2, 0));
+	sum_of_too_many = springboard_checksum(many, sizeof(many), 0);
 	task = springboard_task_id();
 	hertz = info->hertz;
 	cores = info->cores;

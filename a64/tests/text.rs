@@ -2,11 +2,13 @@
 //! Words and their text: a table, and two independent disassemblers (disarm64, llvm-mc) over it.
 
 mod common;
+mod rows;
 
 use a64::Inst;
 use a64::display_word;
-use common::{ROWS, llvm_mc};
+use common::llvm_mc;
 use disarm64::InsnOpcode;
+use rows::ROWS;
 
 /// Runs `check` over all rows and fails with all complaints together.
 fn over_rows(check: impl Fn(u32, &str) -> Option<String>) {

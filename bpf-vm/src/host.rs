@@ -21,7 +21,8 @@ pub struct Symbol<'a> {
 }
 
 /// The host of this machine's programs. Its methods run on a hook's path, in any context up to NMI: they may neither
-/// allocate nor wait for a lock, nor reach a site that a program could be hooked onto.
+/// allocate nor wait for a lock, nor reach a site that a program could be hooked onto. The one that may is
+/// [`copy_from_slow`](Self::copy_from_slow).
 ///
 /// What has a default body is what a host without tasks, per-CPU data or faults can say.
 pub trait Host: Sync {
@@ -74,6 +75,14 @@ pub trait Host: Sync {
     /// Copies from any address, without harm if nothing is there: how many bytes at the front of `into` were copied. It reads
     /// no memory whose reading has an effect, and what lies in one page is copied up to the last byte that is there.
     fn probe_read(&self, into: &mut [u8], from: u64) -> usize {
+        let _ = (into, from);
+        0
+    }
+
+    /// As [`probe_read`](Self::probe_read), from memory that may have to be brought in first: it may block the task meanwhile. Only
+    /// programs that may sleep call it. Where the task may not block after all, with interrupts masked or in an interrupt, it
+    /// copies at most what is there.
+    fn copy_from_slow(&self, into: &mut [u8], from: u64) -> usize {
         let _ = (into, from);
         0
     }

@@ -4,12 +4,12 @@
 //! [`Interpreter::new`] prepares a program once; [`Interpreter::run`] runs it any number of times, from any core.
 //! It is what unverified programs run by, and the oracle that compiled code is compared with.
 use alloc::sync::Arc;
-use core::{fmt, sync::atomic::AtomicU64};
+use core::fmt;
 
 use crate::{
     attachment::Attachment,
     helpers::{self, Function, Helper},
-    isa::{AluOp, AtomicOp, Cond, Op, Reg, Size, Width},
+    isa::{AluOp, AtomicOp, Cond, Op, Size, Width},
     map::{Cursor, Map},
     program::ValidatedProgram,
 };
@@ -29,8 +29,8 @@ mod memory;
 
 pub use self::memory::Region;
 use self::{
-    flat::{Code, Place, rows},
-    memory::{Memory, STRIDE},
+    flat::{ARGUMENTS, Code, Place, rows},
+    memory::{Block, Memory, NO_KEY, blocks},
 };
 
 /// Local calls that may be active at once, the entry included (`MAX_CALL_FRAMES` of Linux).
@@ -41,9 +41,6 @@ pub const MAX_TAIL_CALLS: u32 = 33;
 pub const MAX_LOOPS: u64 = 1 << 23;
 /// The largest budget of a run, so that it can be counted in signed numbers: more than a machine gets through.
 const MOST: u64 = 1 << 62;
-/// Words of a frame's stack, with what lies between it and the next one.
-const FRAME_WORDS: usize = STRIDE / size_of::<u64>();
-
 /// What a run left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Outcome {
@@ -90,7 +87,7 @@ pub enum FaultKind {
     /// The program ends without giving the lock at this address back, takes a second one, or gives back one that it does not
     /// hold.
     Lock(u64),
-    /// `callx` by a register that holds no helper's number and names no function.
+    /// `callx` by a register that holds the number of no helper that may be called so, and names no function.
     NoFunction(u64),
     /// Control went where there is no instruction, or to a helper that does not exist: a fault of the validator.
     Structure,
@@ -140,22 +137,30 @@ pub struct Interpreter {
 }
 
 /// What happens when a function returns.
-#[derive(Clone, Copy)]
-enum Then {
+enum Then<'p> {
     /// Its caller goes on.
     Return,
-    /// `bpf_loop` calls it again, or goes on.
-    Loop {
-        /// Rounds done.
-        round: u64,
-        /// Rounds wanted.
-        rounds: u64,
-    },
-    /// `bpf_for_each_map_elem` calls it for the next element, or goes on.
-    Each {
-        /// Elements done.
-        visited: u64,
-    },
+    /// It was a callback, which is called again, or its caller goes on.
+    Again(Rounds<'p>),
+}
+
+/// What a callback is called for, again and again.
+struct Rounds<'p> {
+    /// Where it starts.
+    callback: usize,
+    /// What it gets each time.
+    context: u64,
+    /// Rounds done.
+    done: u64,
+    of: Over<'p>,
+}
+
+/// What rounds go over.
+enum Over<'p> {
+    /// So many numbers (`bpf_loop`).
+    Numbers(u64),
+    /// A map's elements (`bpf_for_each_map_elem`).
+    Elements(&'p Map, Cursor),
 }
 
 /// What a call keeps for its return.
@@ -163,12 +168,7 @@ struct Frame<'p> {
     program: &'p ValidatedProgram,
     return_to: usize,
     saved: [u64; 4],
-    then: Then,
-    /// Of a callback: what is called again, with what, and over what.
-    callback: usize,
-    context: u64,
-    map: Option<&'p Map>,
-    cursor: Cursor,
+    then: Then<'p>,
 }
 
 /// The registers.
@@ -242,52 +242,58 @@ impl Interpreter {
         regions: &[Region<'_>],
         budget: u64,
     ) -> Result<Outcome, Fault> {
-        if self.program.has_one_frame() {
-            self.run_on::<FRAME_WORDS, 1>(attachment, arguments, regions, budget)
+        if self.program.frames() == 1 {
+            self.run_on::<{ blocks(1) }, 0, 0>(attachment, arguments, regions, budget)
         } else {
-            self.run_on::<{ FRAME_WORDS * MAX_FRAMES }, MAX_FRAMES>(
+            self.run_on::<{ blocks(MAX_FRAMES) }, MAX_FRAMES, { MAX_FRAMES - 1 }>(
                 attachment, arguments, regions, budget,
             )
         }
     }
 
-    fn run_on<const WORDS: usize, const FRAMES: usize>(
+    /// Runs with room for a stack of so many blocks, for the keys of so many callbacks and for so many frames below the one that runs;
+    /// what the program does not need of it is left alone.
+    #[inline(never)]
+    fn run_on<const BLOCKS: usize, const KEYS: usize, const CALLERS: usize>(
         &self,
         attachment: &Attachment,
         arguments: &[u64],
         regions: &[Region<'_>],
         budget: u64,
     ) -> Result<Outcome, Fault> {
-        let stack = [const { AtomicU64::new(0) }; WORDS];
-        let program = &*self.program;
-        let mut frames: [Frame<'_>; FRAMES] = core::array::from_fn(|_| Frame {
-            program,
-            return_to: 0,
-            saved: [0; 4],
-            then: Then::Return,
-            callback: 0,
-            context: 0,
-            map: None,
-            cursor: Cursor::default(),
-        });
-        let mut regs = Registers([0; 16]);
-        for (reg, argument) in Reg::arguments().zip(arguments) {
-            regs.set(reg.into(), *argument);
-        }
-        let memory = Memory::new(Region::words(&stack), regions, program);
-        regs.set(Place::R10, memory.r10());
+        let needed = self.program.frames();
+        let mut stack = [const { Block::uninit() }; BLOCKS];
+        let mut keys = [NO_KEY; KEYS];
+        let mut frames = [const { None }; CALLERS];
+        let (Some(stack), Some(frames)) = (
+            stack.get_mut(..blocks(needed)),
+            frames.get_mut(..needed.saturating_sub(1)),
+        ) else {
+            return Err(Fault {
+                slot: 0,
+                op: Op::Exit,
+                kind: FaultKind::Structure,
+            });
+        };
+        let stack = memory::clear(stack);
         let mut machine = Machine {
-            context: regs.get(Place::R1),
-            regs,
-            memory,
-            frames: &mut frames,
+            context: arguments.first().copied().unwrap_or(0),
+            regs: Registers([0; 16]),
+            memory: Memory::new(Region::words(stack), &mut keys, regions, &self.program),
+            frames,
             depth: 0,
             tail_calls: 0,
             attachment,
             lock: None,
         };
+        for (place, argument) in ARGUMENTS.into_iter().zip(arguments) {
+            machine.regs.set(place, *argument);
+        }
+        machine.regs.set(Place::R10, machine.memory.r10());
         let outcome = machine.execute(budget);
-        machine.give_lock_back();
+        if let Some(lock) = machine.lock {
+            machine.give_back(lock);
+        }
         outcome
     }
 }
@@ -295,8 +301,8 @@ impl Interpreter {
 /// A run: everything that an instruction may change but the place of the next one.
 struct Machine<'p, 'f> {
     regs: Registers,
-    memory: Memory<'p>,
-    frames: &'f mut [Frame<'p>],
+    memory: Memory<'p, 'f>,
+    frames: &'f mut [Option<Frame<'p>>],
     /// How many of them are in use by callers.
     depth: usize,
     tail_calls: u32,
@@ -548,7 +554,7 @@ impl<'p> Machine<'p, '_> {
                     checked!(done, address, size);
                 }
                 Code::Goto => jump!(i),
-                Code::Call => follow!(self.call_number(i.off, code.len() - next.len())),
+                Code::Call => follow!(self.call_helper(i.off, code.len() - next.len())),
                 Code::CallKernel => follow!(self.call_kernel(i.off, code.len() - next.len())),
                 Code::CallLocal => {
                     if !self.push(code.len() - next.len()) {
@@ -574,9 +580,10 @@ impl<'p> Machine<'p, '_> {
     }
 
     /// Gives back the lock that a run ended with.
-    fn give_lock_back(&mut self) {
-        let helpers = self.memory.program.helpers();
-        if let (Some(lock), Some(unlock)) = (self.lock, helpers::find(helpers, SPIN_UNLOCK)) {
+    #[cold]
+    #[inline(never)]
+    fn give_back(&mut self, lock: u64) {
+        if let Some(unlock) = helpers::find(self.memory.program.helpers(), SPIN_UNLOCK) {
             // The address was checked when it was taken, and nobody is left to be told of an error.
             let _ = call::call(unlock, [lock, 0, 0, 0, 0], self.attachment);
         }
@@ -594,31 +601,37 @@ impl<'p> Machine<'p, '_> {
         }
     }
 
-    /// Fills the frame that a call from here needs, and makes the next one run; false if there is none for the callee.
+    /// Fills the frame that a call from here needs, and makes the next one run; false if there is none.
     #[inline(always)]
     fn push(&mut self, return_to: usize) -> bool {
-        let callee = self.depth.wrapping_add(1);
-        if callee >= self.frames.len() {
-            return false;
-        }
         let Some(frame) = self.frames.get_mut(self.depth) else {
             return false;
         };
         let [_, _, _, _, _, _, a, b, c, d, ..] = self.regs.0;
-        frame.program = self.memory.program;
-        (frame.return_to, frame.then) = (return_to, Then::Return);
-        frame.saved = [a, b, c, d];
-        self.depth = callee;
+        *frame = Some(Frame {
+            program: self.memory.program,
+            return_to,
+            saved: [a, b, c, d],
+            then: Then::Return,
+        });
+        self.depth = self.depth.wrapping_add(1);
         self.memory.push();
         self.regs.set(Place::R10, self.memory.r10());
         true
+    }
+
+    /// The innermost frame that waits for a return, if there is one.
+    #[inline(always)]
+    fn innermost(&mut self) -> Option<&mut Frame<'p>> {
+        let frame = self.frames.get_mut(self.depth.checked_sub(1)?);
+        frame.and_then(Option::as_mut)
     }
 
     /// Takes the innermost frame down, if a function of the running program called one of the same: where that goes on.
     #[inline(always)]
     fn pop(&mut self) -> Option<usize> {
         let caller = self.depth.checked_sub(1)?;
-        let frame = self.frames.get(caller)?;
+        let frame = self.frames.get(caller)?.as_ref()?;
         let plain = matches!(frame.then, Then::Return);
         if !plain || !core::ptr::eq(frame.program, self.memory.program) {
             return None;
@@ -643,38 +656,35 @@ impl<'p> Machine<'p, '_> {
     /// Returns from a function, to its caller, to the next round of a callback, or to whoever started the run.
     #[inline(never)]
     fn leave(&mut self) -> Result<Next, FaultKind> {
-        let Some(frame) = self
-            .depth
-            .checked_sub(1)
-            .and_then(|caller| self.frames.get_mut(caller))
-        else {
+        let Some(frame) = self.innermost() else {
             return self
                 .lock
                 .map_or(Ok(Next::End), |lock| Err(FaultKind::Lock(lock)));
         };
-        // The program may have turned into another one since it was called.
-        self.memory.turn_into(frame.program);
-        let result = match &mut frame.then {
-            Then::Return => self.regs.get(Place::R0),
-            Then::Loop { round: done, .. } | Then::Each { visited: done } => {
-                *done += 1;
-                let (done, go_on) = (*done, self.regs.get(Place::R0) == 0);
-                if go_on && let Some(callback) = self.next_round() {
-                    return Ok(Next::At(callback));
-                }
-                done
+        let program = frame.program;
+        let done = match &mut frame.then {
+            Then::Return => None,
+            Then::Again(rounds) => {
+                rounds.done += 1;
+                Some(rounds.done)
             }
         };
-        self.return_with(result)
+        // The program may have turned into another one since it was called.
+        self.memory.turn_into(program);
+        let r0 = self.regs.get(Place::R0);
+        if done.is_some()
+            && r0 == 0
+            && let Some(callback) = self.next_round()
+        {
+            return Ok(Next::At(callback));
+        }
+        self.return_with(done.unwrap_or(r0))
     }
 
     /// Takes the innermost frame down; its caller goes on with that in r0.
     fn return_with(&mut self, r0: u64) -> Result<Next, FaultKind> {
-        let caller = self.depth.checked_sub(1);
-        let frame = caller.and_then(|caller| self.frames.get_mut(caller));
-        let frame = frame.ok_or(FaultKind::Structure)?;
-        frame.then = Then::Return;
-        self.memory.lend_key(0, 0);
+        self.innermost().ok_or(FaultKind::Structure)?.then = Then::Return;
+        self.memory.lend_key(NO_KEY);
         let return_to = self.pop().ok_or(FaultKind::Structure)?;
         self.regs.set(Place::R0, r0);
         Ok(Next::At(return_to))
@@ -682,30 +692,35 @@ impl<'p> Machine<'p, '_> {
 
     /// Prepares the callback of the innermost frame for another round; where it starts. `None` after the last round.
     fn next_round(&mut self) -> Option<usize> {
-        let frame = self.frames.get_mut(self.depth.checked_sub(1)?)?;
-        match frame.then {
-            Then::Loop { round, rounds } if round < rounds => {
-                self.regs.set(Place::R1, round);
-                self.regs.set(Place::R2, frame.context);
+        let Then::Again(rounds) = &mut self.innermost()?.then else {
+            return None;
+        };
+        let (callback, context, done) = (rounds.callback, rounds.context, rounds.done);
+        match &mut rounds.of {
+            Over::Numbers(all) => {
+                if done >= *all {
+                    return None;
+                }
+                self.regs.set(Place::R1, done);
+                self.regs.set(Place::R2, context);
             }
-            Then::Each { .. } => {
-                let map = frame.map?;
-                let element = map.step(&mut frame.cursor)?;
+            Over::Elements(map, cursor) => {
+                let map = *map;
+                let element = map.step(cursor)?;
                 let (key, value) = (element.key_address(), element.value);
                 self.regs.set(Place::R1, map.address());
                 self.regs.set(Place::R2, key);
                 self.regs.set(Place::R3, value);
-                self.regs.set(Place::R4, frame.context);
-                self.memory.lend_key(key, map.key_size() as u64);
+                self.regs.set(Place::R4, context);
+                self.memory.lend_key((key, map.key_size() as u64));
             }
-            _ => return None,
         }
-        Some(frame.callback)
+        Some(callback)
     }
 
     #[inline(never)]
-    fn call_number(&mut self, number: u32, pc: usize) -> Result<Next, FaultKind> {
-        let helper = helpers::find(self.memory.program.helpers(), number);
+    fn call_helper(&mut self, index: u32, pc: usize) -> Result<Next, FaultKind> {
+        let helper = self.memory.program.helpers().get(index as usize);
         self.call(helper.ok_or(FaultKind::Structure)?, pc)
     }
 
@@ -720,7 +735,8 @@ impl<'p> Machine<'p, '_> {
     fn call_reg(&mut self, value: u64, pc: usize) -> Result<Next, FaultKind> {
         let number = u32::try_from(value).ok();
         let helpers = self.memory.program.helpers();
-        if let Some(helper) = number.and_then(|number| helpers::find(helpers, number)) {
+        let helper = number.and_then(|number| helpers::find(helpers, number));
+        if let Some(helper) = helper.filter(|helper| !helper.may_sleep) {
             return self.call(helper, pc);
         }
         match call::function(&self.memory, value) {
@@ -770,20 +786,15 @@ impl<'p> Machine<'p, '_> {
                     () if d != 0 => EINVAL,
                     () if rounds > MAX_LOOPS => E2BIG,
                     () => {
-                        return self.begin_rounds(
-                            Then::Loop { round: 0, rounds },
-                            [b, c],
-                            None,
-                            pc,
-                        );
+                        return self.begin_rounds(Over::Numbers(rounds), [b, c], pc);
                     }
                 }
             }
             (Function::Callback(_), FOR_EACH) => {
                 match call::map(&self.memory, a).filter(|map| d == 0 && map.is_walked()) {
                     Some(map) => {
-                        let then = Then::Each { visited: 0 };
-                        return self.begin_rounds(then, [b, c], Some(map), pc);
+                        let of = Over::Elements(map, Cursor::default());
+                        return self.begin_rounds(of, [b, c], pc);
                     }
                     None => EINVAL,
                 }
@@ -797,17 +808,19 @@ impl<'p> Machine<'p, '_> {
     /// Calls a callback for the first time, if there is a first time.
     fn begin_rounds(
         &mut self,
-        then: Then,
+        of: Over<'p>,
         [callback, context]: [u64; 2],
-        map: Option<&'p Map>,
         return_to: usize,
     ) -> Result<Next, FaultKind> {
         let callback = call::function(&self.memory, callback).ok_or(FaultKind::Structure)?;
-        self.enter(callback as usize, return_to)?;
-        let frame = self.frames.get_mut(self.depth - 1);
-        let frame = frame.ok_or(FaultKind::Structure)?;
-        (frame.then, frame.callback, frame.context) = (then, callback as usize, context);
-        (frame.map, frame.cursor) = (map, Cursor::default());
+        let callback = callback as usize;
+        self.enter(callback, return_to)?;
+        self.innermost().ok_or(FaultKind::Structure)?.then = Then::Again(Rounds {
+            callback,
+            context,
+            done: 0,
+            of,
+        });
         match self.next_round() {
             Some(callback) => Ok(Next::At(callback)),
             None => self.return_with(0),

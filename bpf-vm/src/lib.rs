@@ -12,6 +12,7 @@ extern crate alloc;
 pub mod asm;
 pub mod attachment;
 pub mod btf;
+mod context_use;
 pub mod disasm;
 pub mod helpers;
 pub mod host;

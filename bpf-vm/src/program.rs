@@ -7,7 +7,7 @@ use core::ops::Range;
 
 use crate::{
     helpers::{self, Function, Helper},
-    interp::flat::Flat,
+    interp::{MAX_FRAMES, flat::Flat},
     isa::{Insn, Op},
     map::Map,
 };
@@ -67,7 +67,8 @@ pub struct Instruction {
 }
 
 /// A program whose structure is sound: each instruction is defined, each jump lands on an instruction of the same
-/// function, execution cannot run off a function's end, registers, helpers and maps exist.
+/// function, execution cannot run off a function's end, registers, helpers and maps exist, no function calls itself and calls are not
+/// too deep, as far as instructions name what they call.
 ///
 /// What it does to memory is not proven: the interpreter checks each access, compiled code does not.
 #[derive(Clone, Debug)]
@@ -81,7 +82,7 @@ pub struct ValidatedProgram {
     pub(crate) variables: Vec<KernelVariable>,
     pub(crate) helpers: &'static [Helper],
     pub(crate) flat: Box<[Flat]>,
-    pub(crate) one_frame: bool,
+    pub(crate) frames: usize,
 }
 
 impl ValidatedProgram {
@@ -90,18 +91,23 @@ impl ValidatedProgram {
         &self.flat
     }
 
-    /// Whether a run never has more than one frame: it calls no function and does not turn into another program.
-    pub(crate) fn has_one_frame(&self) -> bool {
-        self.one_frame
+    /// How many frames a run may have: those of the deepest calls.
+    pub(crate) fn frames(&self) -> usize {
+        self.frames
     }
 
-    /// What [`has_one_frame`](Self::has_one_frame) says from then on.
-    pub(crate) fn find_frames(&self) -> bool {
-        let more = |i: &Instruction| {
-            let engine = self.called(i.op).map(|called| called.function);
-            i.op.is_callx() || i.op.function().is_some() || matches!(engine, Some(Function::Engine))
+    /// What [`frames`](Self::frames) says from then on, where `depth` are the frames of the calls that instructions name: as many as
+    /// there may be if what is called is known at run time only.
+    pub(crate) fn find_frames(&self, depth: usize) -> usize {
+        let at_run_time = |i: &Instruction| {
+            let called = self.called(i.op).map(|called| called.function);
+            let engine = matches!(called, Some(Function::Engine | Function::Callback(_)));
+            i.op.is_callx() || engine
         };
-        !self.instructions.iter().any(more)
+        match self.instructions.iter().any(at_run_time) {
+            true => MAX_FRAMES,
+            false => depth,
+        }
     }
 
     /// The function's name in the object.
@@ -155,12 +161,13 @@ impl ValidatedProgram {
         }
     }
 
-    /// What it may call: the helpers and kernel functions that its instructions name, and all helpers if one of them calls
-    /// by register.
+    /// What it may call: the helpers and kernel functions that its instructions name, and all helpers that do not sleep if one
+    /// of them calls by register.
     pub fn callable(&self) -> impl Iterator<Item = &'static Helper> {
         let by_register = self.instructions.iter().any(|i| i.op.is_callx());
         let named = self.instructions.iter().filter_map(|i| self.called(i.op));
-        named.chain(self.helpers.iter().filter(move |_| by_register))
+        let any = self.helpers.iter();
+        named.chain(any.filter(move |helper| by_register && !helper.may_sleep))
     }
 
     /// Whether anything that it calls asks for the [`Attachment`](crate::attachment::Attachment) that it runs for.

@@ -2,6 +2,8 @@
 //! Structural validation: what can be checked of each instruction alone and of the places that jumps lead to.
 #![forbid(unsafe_code)]
 
+mod calls;
+
 use alloc::{
     boxed::Box,
     collections::BTreeSet,
@@ -12,7 +14,7 @@ use core::{fmt, ops::Range};
 
 use crate::{
     helpers::{self, HELPERS, Helper},
-    interp::flat,
+    interp::{MAX_FRAMES, flat},
     isa::{DecodeError, Insn, Op, Reg},
     object::AttachPoint,
     program::{Instruction, MAX_SLOTS, UncheckedProgram, ValidatedProgram},
@@ -48,6 +50,18 @@ pub enum Reason {
     OutOfFunction(i64),
     /// Execution runs past the end of the program or function.
     FallsOff,
+    /// The call leads back into a function that led to it.
+    Recursion {
+        /// The first slots of the functions, each of which calls the next one, and the last one the first.
+        functions: Vec<usize>,
+    },
+    /// Calls are nested deeper than [`MAX_FRAMES`].
+    CallDepth {
+        /// Frames of the deepest, the entry's included.
+        frames: usize,
+        /// The first slots of the first [`MAX_FRAMES`] + 1 of them.
+        functions: Vec<usize>,
+    },
     /// No helper has that number.
     UnknownHelper {
         /// The number found.
@@ -109,6 +123,27 @@ impl fmt::Display for Reason {
             Self::FallsOff => f.write_str(
                 "execution runs past the end of the function here; end it with `exit` or a jump",
             ),
+            Self::Recursion { ref functions } => {
+                f.write_str(
+                    "the function calls itself (where a function's address is taken, it counts as called), through those at slots ",
+                )?;
+                write_slots(f, functions, functions.len())?;
+                if let Some(first) = functions.first() {
+                    write!(f, " -> {first}")?;
+                }
+                f.write_str("; make it a loop")
+            }
+            Self::CallDepth {
+                frames,
+                ref functions,
+            } => {
+                write!(
+                    f,
+                    "calls are {frames} frames deep, the entry's and callbacks' included, and the limit is {MAX_FRAMES}; inline \
+                     some of the functions at slots "
+                )?;
+                write_slots(f, functions, frames)
+            }
             Self::UnknownHelper {
                 number,
                 ref existing,
@@ -145,6 +180,21 @@ impl fmt::Display for Reason {
                 )
             }
         }
+    }
+}
+
+/// The most functions that an error names.
+const LISTED: usize = MAX_FRAMES + 1;
+
+/// The slots of functions that call one another, the first of `all`.
+fn write_slots(f: &mut fmt::Formatter<'_>, slots: &[usize], all: usize) -> fmt::Result {
+    for (index, slot) in slots.iter().take(LISTED).enumerate() {
+        let arrow = if index == 0 { "" } else { " -> " };
+        write!(f, "{arrow}{slot}")?;
+    }
+    match all.saturating_sub(slots.len().min(LISTED)) {
+        0 => Ok(()),
+        more => write!(f, " -> ({more} more)"),
     }
 }
 
@@ -252,6 +302,14 @@ impl ValidatedProgram {
     }
 }
 
+/// What is found of a program whose structure is sound.
+struct Checked {
+    instructions: Vec<Instruction>,
+    functions: Vec<Range<u32>>,
+    /// How many frames deep they call each other.
+    depth: usize,
+}
+
 /// A reason and the slot it is about.
 type Refusal = (Option<usize>, Reason);
 
@@ -270,7 +328,11 @@ impl UncheckedProgram {
         helpers: &'static [Helper],
     ) -> Result<ValidatedProgram, ValidateError> {
         match self.check(helpers) {
-            Ok((instructions, functions)) => {
+            Ok(Checked {
+                instructions,
+                functions,
+                depth,
+            }) => {
                 let mut program = ValidatedProgram {
                     name: self.name,
                     section: self.section,
@@ -281,9 +343,9 @@ impl UncheckedProgram {
                     variables: self.variables,
                     helpers,
                     flat: Box::default(),
-                    one_frame: false,
+                    frames: MAX_FRAMES,
                 };
-                program.one_frame = program.find_frames();
+                program.frames = program.find_frames(depth);
                 program.flat = flat::flatten(&program);
                 Ok(program)
             }
@@ -298,7 +360,7 @@ impl UncheckedProgram {
         }
     }
 
-    fn check(&self, helpers: &[Helper]) -> Result<(Vec<Instruction>, Vec<Range<u32>>), Refusal> {
+    fn check(&self, helpers: &[Helper]) -> Result<Checked, Refusal> {
         let slots = self.insns.len();
         match slots {
             0 => return Err((None, Reason::Empty)),
@@ -348,7 +410,12 @@ impl UncheckedProgram {
                 }
             }
         }
-        Ok((instructions, functions))
+        let depth = calls::frames(&instructions, &functions)?;
+        Ok(Checked {
+            instructions,
+            functions,
+            depth,
+        })
     }
 
     /// The instructions, and for each slot the index of the instruction that starts there.

@@ -96,6 +96,7 @@ const OTHERS: &[&str] = &[
     // Attachment, numbers, tasks, cores.
     "r6 = r1\ncall 173\nr1 = r6\ncall 174\nr1 = r6\ncall 185\nexit",
     "r6 = r1\nr2 = 0\nr3 = r10\nr3 += -8\ncall 183\nr1 = r6\nr2 = r10\nr2 += -8\ncall 184\nexit",
+    "r1 = r10\nr1 += -8\nr2 = 8\nr3 = 1\ncall 148\nexit",
     "call 8\ncall 14\ncall 42\nr0 = 0\nexit",
     "r1 = var[0]\nr2 = 1\ncall 153\nr1 = var[0]\ncall 154\nr0 = 0\nexit",
     // A stack, into memory and into a map.

@@ -560,6 +560,48 @@ fn pinned_maps_are_shared() {
     );
 }
 
+/// A pinned map is also what a map of maps holds from the start: the one that an earlier object pinned.
+#[test]
+fn a_pinned_map_is_an_inner_one() {
+    let files = [own("pinned_inner"), own("pinned_inner_other")];
+    let [Some(object), Some(other)] = files else {
+        return;
+    };
+    let [object, other] = [object, other].map(|file| Object::parse(&file).unwrap());
+    let kernel = Kernel::default();
+    let load = |object: &Object| object.instantiate_in(&kernel, &memory()).unwrap();
+    let (first, second) = (load(&object), load(&other));
+    let pins = kernel.pins.lock().unwrap();
+    let names = pins.iter().map(|map| &*map.definition().name);
+    assert_eq!(Vec::from_iter(names), ["first"]);
+    for loaded in [&first, &second] {
+        let outer = loaded
+            .maps
+            .iter()
+            .find(|map| map.inner(pins[0].handle()).is_some());
+        let outer = outer.expect("a map of maps holds the pinned map");
+        assert_eq!(outer.inner_maps().count(), 1);
+    }
+    drop(pins);
+    assert_eq!(call(&first, "add", &[1, 5]), 5);
+    assert_eq!(call(&second, "look", &[0]), 5);
+    // A second instance has its own map of maps, with the same map in it.
+    let third = load(&object);
+    assert_eq!(call(&third, "add", &[1, 6]), 11);
+    assert_eq!(call(&second, "look", &[0]), 11);
+    assert_eq!(
+        call(&third, "add", &[0, 1]),
+        u64::MAX,
+        "only slot 1 holds a map"
+    );
+    // It stays when the objects that it came with are gone.
+    drop((first, third));
+    assert_eq!(call(&load(&object), "add", &[1, 0]), 11);
+    // Without a place for pins, each has its own.
+    let alone = other.instantiate(&memory()).unwrap();
+    assert_eq!(call(&alone, "look", &[0]), 0);
+}
+
 /// An object that is not loaded to the end pins nothing.
 #[test]
 fn what_fails_is_not_pinned() {

@@ -29,26 +29,39 @@ fn text(program: &ValidatedProgram) -> String {
 fn engines_agree() {
     let (count, first) = (setting("RANDOM_PROGRAMS", 2000), setting("RANDOM_SEED", 1));
     println!("seeds {first} to {}", first + count - 1);
+    // A thread a core, each with a map of its own and every n-th seed.
+    let threads = std::thread::available_parallelism().map_or(1, |n| n.get() as u64);
+    let executed: u64 = std::thread::scope(|scope| {
+        let share = |thread| (first + thread..first + count).step_by(threads as usize);
+        let run = |thread| scope.spawn(move || share(thread).map(agree_on()).sum::<u64>());
+        let running: Vec<_> = (0..threads).map(run).collect();
+        running
+            .into_iter()
+            .map(|thread| thread.join().unwrap())
+            .sum()
+    });
+    println!("{count} programs, {executed} instructions");
+}
+
+/// Runs the program of a seed by both engines; returns how many instructions it executed.
+fn agree_on() -> impl FnMut(u64) -> u64 {
     let map = array(8, 3);
     let memory: Vec<u8> = (0..MEMORY as u32).map(|n| (n * 73 + 41) as u8).collect();
-    let reset = || {
-        for key in 0..3_u32 {
-            let value = u64::from(key) * 0x0123_4567_89ab_cdef;
-            map.update(&key.to_le_bytes(), &value.to_le_bytes(), UpdateFlags::Any)
-                .unwrap();
-        }
-    };
-    let state = || values(&map);
-    let mut executed = 0;
-    for seed in first..first + count {
+    move |seed| {
+        let reset = || {
+            for key in 0..3_u32 {
+                let value = u64::from(key) * 0x0123_4567_89ab_cdef;
+                map.update(&key.to_le_bytes(), &value.to_le_bytes(), UpdateFlags::Any)
+                    .unwrap();
+            }
+        };
         let program = unchecked(generate(seed, &[]), std::slice::from_ref(&map)).validate();
         let program = Arc::new(program.unwrap_or_else(|error| panic!("seed {seed}: {error}")));
-        match run_all(&program, &memory, reset, state) {
-            Ok((outcome, _)) => executed += outcome.instructions,
+        match run_all(&program, &memory, reset, || values(&map)) {
+            Ok((outcome, _)) => outcome.instructions,
             Err(error) => panic!("seed {seed}: {error}\n{}", text(&program)),
         }
     }
-    println!("{count} programs, {executed} instructions");
 }
 
 fn values(map: &Map) -> Vec<u8> {

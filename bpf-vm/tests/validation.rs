@@ -82,6 +82,27 @@ fn texts() {
             "call local f\nr0 = 0\nf: r0 = 1\nexit",
             "instruction 1, `r0 = 0`: execution runs past",
         ),
+        (
+            "r0 = 0\ncall local -2\nexit",
+            "instruction 1, `call local -2`: the function calls itself (where a function's address is taken, it counts as called), \
+             through those at slots 0 -> 0; make it a loop",
+        ),
+        (
+            "call local f\nexit\nf: r0 = 0\ncall local g\nexit\ng: r0 = 1\ncall local h\nexit\nh: call local f\nexit",
+            "instruction 8, `call local -7`: the function calls itself (where a function's address is taken, it counts as called), \
+             through those at slots 2 -> 5 -> 8 -> 2; make it a loop",
+        ),
+        // A callback that has itself called back, in slots after an lddw's second one.
+        (
+            "r2 = func f\ncall 181\nexit\nf: r2 = func g\ncall 181\nexit\ng: r2 = func f\ncall 181\nexit",
+            "instruction 8, `r2 = func -5`: the function calls itself (where a function's address is taken, it counts as called), \
+             through those at slots 4 -> 8 -> 4; make it a loop",
+        ),
+        // Nothing leads there.
+        (
+            "r0 = 0\nexit\nf: r0 = 1\ncall local f\nexit",
+            "through those at slots 2 -> 2;",
+        ),
     ];
     let mut wrong = Vec::new();
     for (text, want) in ROWS {
@@ -91,6 +112,54 @@ fn texts() {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// Calls, and addresses of functions, lead to eight frames and no further; long ways are told by their beginning.
+#[test]
+fn depth_of_calls() {
+    let chain = |length: usize, last: &str| {
+        let mut text = String::new();
+        for n in 1..length {
+            let by = if n % 2 == 0 {
+                "r2 = func"
+            } else {
+                "call local"
+            };
+            text += &format!("f{n}: {by} f{}\nexit\n", n + 1);
+        }
+        assemble(&(text + &format!("f{length}: {last}\nexit\n"))).unwrap()
+    };
+    let valid = unchecked(chain(8, "r0 = 0"), &[]).validate();
+    assert_eq!(valid.map(|program| program.functions().len()), Ok(8));
+    assert_eq!(
+        error(chain(9, "r0 = 0")),
+        "program `test`: calls are 9 frames deep, the entry's and callbacks' included, and the limit is 8; inline some of the \
+         functions at slots 0 -> 2 -> 5 -> 7 -> 10 -> 12 -> 15 -> 17 -> 20"
+    );
+    assert_eq!(
+        error(chain(10_000, "r0 = 0")),
+        "program `test`: calls are 10000 frames deep, the entry's and callbacks' included, and the limit is 8; inline some of \
+         the functions at slots 0 -> 2 -> 5 -> 7 -> 10 -> 12 -> 15 -> 17 -> 20 -> (9991 more)"
+    );
+    let circle = error(chain(10_000, "call local f2"));
+    let want = "through those at slots 2 -> 5 -> 7 -> 10 -> 12 -> 15 -> 17 -> 20 -> 22 -> (9990 more) -> 2; make it a loop";
+    assert!(circle.ends_with(want), "{circle}");
+
+    // The deepest way counts, whichever comes first, and a function that several call is looked at once.
+    let twice = |length: usize| {
+        let mut text = String::from("call local f1\ncall local f2\nexit\n");
+        for n in 1..length {
+            text += &format!("f{n}: call local f{0}\ncall local f{0}\nexit\n", n + 1);
+        }
+        unchecked(
+            assemble(&(text + &format!("f{length}: r0 = 0\nexit\n"))).unwrap(),
+            &[],
+        )
+        .validate()
+    };
+    assert!(twice(7).is_ok());
+    let deep = twice(60).unwrap_err().to_string();
+    assert!(deep.contains("calls are 61 frames deep"), "{deep}");
 }
 
 #[test]
@@ -241,6 +310,12 @@ static OWN: &[Helper] = &[
         ..FREE
     }
     .gpl_only(),
+    Helper {
+        number: 3,
+        name: "waits",
+        ..FREE
+    }
+    .sleeps(),
 ];
 static SLEEPS: Helper = Helper {
     name: "slow",
@@ -250,11 +325,11 @@ static SLEEPS: Helper = Helper {
 
 #[test]
 fn an_unknown_helper_is_told_from_those_of_the_host() {
-    let program = unchecked(assemble("call 3\nexit").unwrap(), &[]);
+    let program = unchecked(assemble("call 4\nexit").unwrap(), &[]);
     let error = program.validate_with(OWN).map(|_| ()).unwrap_err();
     let text = error.to_string();
     assert!(
-        text.ends_with("there is no helper 3; these exist: free (1) closed (2)"),
+        text.ends_with("there is no helper 4; these exist: free (1) closed (2) waits (3)"),
         "{text}"
     );
 }
@@ -286,6 +361,9 @@ fn licence_and_section_say_what_may_be_called() {
             assert!(check(text, section, None).is_err_and(none));
         }
     }
+    assert_eq!(check("call 3\nexit", "fentry.s/f", None), Ok(()));
+    let waits = |error: String| error.contains("may call waits, which may sleep");
+    assert!(check("call 3\nexit", "fentry/f", gpl).is_err_and(waits));
     let kernel = "call kfunc[0]\nexit";
     assert_eq!(check(kernel, "fentry.s/f", None), Ok(()));
     let sleeps = |error: String| error.contains("may call slow, which may sleep");

@@ -225,6 +225,12 @@ impl Attach<'_> {
                     hook::attach_native_linux(functions, which, way, point)
                         .map_err(|e| format!("{e}"))
                 }
+                (By::Engine(engine), None) if bpf::is_multi(program).unwrap_or(false) => {
+                    let pattern = Some(function.name);
+                    bpf::attach_multi(program, pattern, engine, protection, |_| 0)
+                        .map(|hooked| hooked.id)
+                        .map_err(|e| format!("{e}"))
+                }
                 (By::Native(which), None) => {
                     let point = change(Point::of(Kind::Fentry));
                     hook::attach_native(function, which, point).map_err(|e| format!("{e}"))
@@ -314,7 +320,7 @@ const ENTRY: [Attach<'static>; 6] = {
 };
 
 /// What is measured on the trivial function besides: each protection, each kind, several programs.
-const KINDS: [Attach<'static>; 21] = {
+const KINDS: [Attach<'static>; 25] = {
     use Protection::{Context, None, Pinned, Program as Word};
     [
         row("fentry-none", "empty", JIT, &["empty"], None),
@@ -354,6 +360,10 @@ const KINDS: [Attach<'static>; 21] = {
             &["hooks/fsession_s_empty"],
             Word,
         ),
+        row("multi-entry", "empty", JIT, &["multi/entry_empty"], Word),
+        row("multi-entry", "count", JIT, &["multi/entry_count"], Word),
+        row("multi-exit", "empty", JIT, &["multi/exit_empty"], Word),
+        row("multi-exit", "count", JIT, &["multi/exit_count"], Word),
         row(
             "fentry+fexit",
             "empty",

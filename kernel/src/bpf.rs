@@ -13,7 +13,7 @@ use crate::mm::near::NearMemory;
 use crate::offered::{self, Offered};
 use crate::sched::Mutex;
 use crate::task::Task;
-use crate::{symbols, trace};
+use crate::{slow, symbols, trace};
 use a64::inst::SysReg;
 use alloc::boxed::Box;
 use alloc::format;
@@ -31,6 +31,7 @@ use bpf_vm::program::ValidatedProgram;
 use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
 use trampoline::Kind;
+use trampoline::registers::Words;
 
 /// How a program is run.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -119,7 +120,7 @@ impl fmt::Display for BpfError {
                 write!(
                     f,
                     "section {section:?}: what can be attached to a function so far is fentry, fexit, fmod_ret and fsession, \
-                     and the same with .s"
+                     and the same with .s; by a pattern kprobe.multi and kretprobe.multi"
                 )
             }
             BpfError::WrongWay { section, way } => {
@@ -188,6 +189,10 @@ impl bpf_vm::host::Host for Host {
 
     fn probe_read(&self, into: &mut [u8], from: u64) -> usize {
         probe::read(into, from)
+    }
+
+    fn copy_from_slow(&self, into: &mut [u8], from: u64) -> usize {
+        slow::read(into, from)
     }
 
     fn per_cpu(&self, variable: u64, cpu: u32) -> Option<u64> {
@@ -478,6 +483,49 @@ pub(crate) fn attach_linux(
     });
     let program = runnable(spec, program, engine, way.shape(kind))?;
     hook::linux::attach(functions, way, point, program).map_err(BpfError::Hook)
+}
+
+/// Whether the program of that name is attached by a pattern, by what its section says.
+pub(crate) fn is_multi(spec: &str) -> Result<bool, BpfError> {
+    let (_, program) = program(spec)?;
+    Ok(multi_point(&program).is_some())
+}
+
+/// Whether a program of many functions runs at their exits, and the pattern of its section; `None`: it is no such program.
+fn multi_point(program: &ValidatedProgram) -> Option<(bool, Option<&str>)> {
+    let point = AttachPoint::parse(program.section()).ok()?;
+    match point.kind {
+        AttachKind::KprobeMulti => Some((false, point.target)),
+        AttachKind::KretprobeMulti => Some((true, point.target)),
+        _ => None,
+    }
+}
+
+/// Puts a program on all functions that fit `pattern`, or its section's; `cookie` says what it is told on each.
+pub(crate) fn attach_multi(
+    spec: &str,
+    pattern: Option<&str>,
+    engine: Engine,
+    protection: hook::Protection,
+    cookie: impl Fn(u64) -> u64,
+) -> Result<hook::AttachedMany, BpfError> {
+    let (_, program) = program(spec)?;
+    let wrong = || BpfError::WrongKind {
+        section: program.section().into(),
+    };
+    let (exit, own) = multi_point(&program).ok_or_else(wrong)?;
+    let pattern = pattern.or(own).ok_or_else(wrong)?;
+    let selection = hook::select(pattern).map_err(BpfError::Hook)?;
+    let many = hook::Many {
+        exit,
+        protection,
+        reads: match engine {
+            Engine::Jit => program.context_words().map_or(Words::ALL, Words::of),
+            Engine::Interpreter => Words::ALL, // its region is the whole context
+        },
+    };
+    let program = runnable(spec, program, engine, Shape::Many)?;
+    hook::attach_multi(selection, many, cookie, program).map_err(BpfError::Hook)
 }
 
 /// A program, ready to be hooked in where it gets a context of this shape.

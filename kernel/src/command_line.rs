@@ -12,6 +12,8 @@ pub enum Job {
     Test,
     /// The text against what was linked.
     Integrity,
+    /// Everything that hooks can do, at random, checked.
+    Torture,
     /// A fault on purpose, named by `crash=`.
     Crash,
 }
@@ -19,7 +21,7 @@ pub enum Job {
 /// The command line, taken apart.
 #[derive(Debug)]
 pub struct Options<'a> {
-    /// `job=bench|shell|test|integrity`, or the bare word; bench without it.
+    /// `job=bench|shell|test|torture|integrity`, or the bare word; bench without it.
     pub job: Job,
     /// `semihosting`: an emulator listens.
     pub semihosting: bool,
@@ -45,6 +47,10 @@ pub struct Options<'a> {
     pub attach: Option<&'a str>,
     /// `suite=jit`: measure that instead of hooks.
     pub(crate) suite: Option<&'a str>,
+    /// `seconds=N`: with `job=torture`, for how long.
+    pub(crate) seconds: Option<&'a str>,
+    /// `seed=N`: with `job=torture`, where its random numbers begin.
+    pub(crate) seed: Option<&'a str>,
     /// `crash=KIND`: go wrong that way.
     pub crash: Option<&'a str>,
     /// Words that mean nothing here.
@@ -68,6 +74,8 @@ impl<'a> Options<'a> {
             object: None,
             attach: None,
             suite: None,
+            seconds: None,
+            seed: None,
             crash: None,
             unknown: heapless::Vec::new(),
         };
@@ -81,6 +89,7 @@ impl<'a> Options<'a> {
                 ("job", Some("shell")) | ("shell", None) => options.job = Job::Shell,
                 ("job", Some("test")) | ("test", None) => options.job = Job::Test,
                 ("job", Some("integrity")) | ("integrity", None) => options.job = Job::Integrity,
+                ("job", Some("torture")) | ("torture", None) => options.job = Job::Torture,
                 ("semihosting", None) => options.semihosting = true,
                 ("rows", None) => options.rows = true,
                 ("list", None) => options.list = true,
@@ -93,6 +102,8 @@ impl<'a> Options<'a> {
                 ("object", Some(_)) => options.object = value,
                 ("attach", Some(_)) => options.attach = value,
                 ("suite", Some(_)) => options.suite = value,
+                ("seconds", Some(_)) => options.seconds = value,
+                ("seed", Some(_)) => options.seed = value,
                 ("crash", Some(_)) => options.crash = value,
                 _ => {
                     // The ninth and later are as unknown as the first eight, which are enough for a message.

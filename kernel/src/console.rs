@@ -37,7 +37,8 @@ impl Write for Port {
     }
 }
 
-/// Prints; lines of different cores do not mix.
+/// Prints; lines of different cores do not mix. Always a call, so that it can be hooked.
+#[inline(never)]
 pub(crate) fn print(arguments: fmt::Arguments<'_>) {
     let early = *EARLY.lock();
     let Some(uart) = UART.get().copied().or(early) else {

@@ -135,6 +135,13 @@ pub(crate) fn init() {
     FUNCTIONS.set(Box::leak(Box::new(table)));
 }
 
+/// Bytes of the heap that texts have taken, which grow with the most that were needed at a time and are never given back.
+pub(crate) fn kept() -> usize {
+    let users = USERS.lock();
+    let blocks = TEXTS.iter().filter(|block| block.get().is_some()).count();
+    blocks * size_of::<[Text; BLOCK]>() + users.capacity() * size_of::<u32>()
+}
+
 fn word(address: u64) -> Option<&'static AtomicU32> {
     FUNCTIONS.get()?.get(symbols::blob()?.index(address)?)
 }

@@ -59,15 +59,20 @@ impl fmt::Display for InitrdError {
 
 const HEADER: usize = 110;
 
-/// The files of the initrd.
-pub(crate) fn files() -> Result<Vec<File>, InitrdError> {
+/// The initrd as it is.
+pub(crate) fn bytes() -> Result<&'static [u8], InitrdError> {
     let region = system()
         .and_then(|s| s.machine.initrd)
         .ok_or(InitrdError::Missing)?;
     if region.size == 0 {
         return Err(InitrdError::Empty);
     }
-    parse(mm::boot_memory(&region).ok_or(InitrdError::NotInMemory)?)
+    mm::boot_memory(&region).ok_or(InitrdError::NotInMemory)
+}
+
+/// The files of the initrd.
+pub(crate) fn files() -> Result<Vec<File>, InitrdError> {
+    parse(bytes()?)
 }
 
 /// The files of an archive. What follows the trailer is padding.

@@ -2,12 +2,14 @@
 //! Is the code what was linked? Compares word by word, and accounts for each difference by the hook that owns it.
 //!
 //! The blob behind the image holds the code as linked, mapped read-only. A word that differs is accounted for if a hook says
-//! that it changed this word, and to what is there. Free executable memory has to hold nothing but BRK.
+//! that it changed this word, and to what is there. Executable memory has to hold what was written there last, by its owner, and
+//! nothing but BRK where it is free.
 
 use crate::arch::code;
 use crate::hook::{self, Change};
 use crate::println;
 use crate::symbols::{self, Name};
+use crate::written::{self, Foreign};
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
@@ -66,6 +68,12 @@ pub(crate) struct Report {
     pub(crate) unaccounted: usize,
     /// Those of both kinds, as many as are kept.
     pub(crate) differences: Vec<Difference>,
+    /// Words of the executable pool that are in use: trampolines and programs.
+    pub(crate) live: usize,
+    /// Those of them that are not what their owner wrote.
+    pub(crate) foreign: usize,
+    /// These, as many as are kept.
+    pub(crate) in_pool: Vec<Foreign>,
     /// Free words of the executable pool.
     free: usize,
     /// Those of them that are not filled, as many as are kept.
@@ -80,6 +88,7 @@ pub(crate) fn check() -> Result<Report, String> {
         return Err("the image carries no copy of its code; build it with cargo xtask".into());
     }
     let mut report = hook::with_changes(|changes| compare(blob.base(), text, changes));
+    (report.live, report.foreign, report.in_pool) = written::compare(KEPT);
     (report.free, report.unfilled) = hook::free_words(KEPT);
     Ok(report)
 }
@@ -135,16 +144,26 @@ pub(crate) fn run() -> u32 {
     if all > report.differences.len() {
         println!("  and {} more", all - report.differences.len());
     }
+    for foreign in &report.in_pool {
+        println!("  {foreign}");
+    }
+    if report.foreign > report.in_pool.len() {
+        println!("  and {} more", report.foreign - report.in_pool.len());
+    }
     for Change { address, word } in &report.unfilled {
         println!("  {address:#x}  {word:08x}  free executable memory: UNACCOUNTED FOR, not BRK");
     }
     println!(
-        "integrity: {} words of code, {} changed by hooks, {} unaccounted for; {} free words of executable memory, {} of them not BRK",
+        "integrity: {} words of code, {} changed by hooks, {} unaccounted for; {} words of trampolines and programs, {} unaccounted for; \
+         {} free words of executable memory, {} of them not BRK",
         report.words,
         report.accounted,
         report.unaccounted,
+        report.live,
+        report.foreign,
         report.free,
         report.unfilled.len()
     );
-    u32::from(report.unaccounted != 0 || !report.unfilled.is_empty())
+    let wrong = report.unaccounted + report.foreign + report.unfilled.len();
+    u32::from(wrong != 0)
 }

@@ -6,7 +6,7 @@
 //! 2. [`springboard_main`]: reads the device tree; finds the console, memory, interrupt controller and cores.
 //! 3. [`mm::init`]: linear map, executable pool, heap, page frames.
 //! 4. [`on_idle_stack`]: the boot core becomes a core like the others, on a stack with a guard; starts the other cores.
-//! 5. [`main_task`]: a kernel thread that does what the command line asks for: `job=bench`, `shell`, `test` or `integrity`.
+//! 5. [`main_task`]: a kernel thread that does what the command line asks for: `job=bench`, `shell`, `test`, `torture` or `integrity`.
 #![no_std]
 #![no_main]
 #![deny(unsafe_code)]
@@ -24,6 +24,7 @@ mod command_line;
 mod console;
 mod context;
 mod hook;
+mod hook_path;
 mod hooked;
 mod initrd;
 mod integrity;
@@ -42,13 +43,16 @@ mod offered;
 mod rcu;
 mod sched;
 mod shell;
+mod slow;
 mod symbols;
 mod targets;
 mod task;
 mod tests;
+mod torture;
 mod trace;
 mod types;
 mod workload;
+mod written;
 
 use alloc::boxed::Box;
 use arch::lock::Late;
@@ -186,7 +190,7 @@ extern "C" fn on_idle_stack() -> ! {
     for line in smp::start_others(&system.machine, system.image_pa) {
         println!("springboard: {line}");
     }
-    if !rcu::start() || sched::spawn("main", main_task).is_none() {
+    if !rcu::start() || !slow::start() || sched::spawn("main", main_task).is_none() {
         println!("springboard: no memory for the first tasks");
         exit::exit(2)
     }
@@ -227,6 +231,7 @@ fn main_task() {
         command_line::Job::Shell => shell::run(),
         command_line::Job::Test => tests::run(&system.options),
         command_line::Job::Integrity => integrity::run(),
+        command_line::Job::Torture => torture::run(&system.options),
         command_line::Job::Crash => crash(system.options.crash.unwrap_or_default()),
     };
     exit::exit(code)

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What BPF programs may refer to by name: kernel functions and variables (`__ksym`), configuration (`__kconfig`), pins.
 
-use crate::arch::{callee, cpu, switch, timer};
-use crate::mm::layout::PAGE;
+use crate::arch::{callee, cpu, probe, switch, timer};
+use crate::mm::layout::{PAGE, SLOW};
 use crate::sched::Mutex;
 use crate::symbols;
 use alloc::boxed::Box;
@@ -25,6 +25,8 @@ pub(crate) struct KernelInfo {
     pub page: u32,
     /// Ticks of the scheduler in a second, on each core.
     pub hertz: u64,
+    /// Where slow memory begins, for `bpf_copy_from_user`.
+    pub slow: u64,
 }
 
 /// The variable that programs name.
@@ -37,6 +39,7 @@ pub(crate) static springboard_info: KernelInfo = KernelInfo {
     cores: cpu::MAX_CPUS as u32,
     page: PAGE as u32,
     hertz: timer::HZ,
+    slow: SLOW as u64,
 };
 
 /// The number of the task that runs.
@@ -47,6 +50,51 @@ pub(crate) static springboard_info: KernelInfo = KernelInfo {
 #[unsafe(no_mangle)]
 pub(crate) extern "C" fn springboard_task_id() -> u64 {
     switch::current().id()
+}
+
+/// The most bytes that [`springboard_checksum`] takes, so that a hit's time has a bound.
+pub(crate) const CHECKSUM_BYTES: u64 = 4096;
+
+/// The Internet checksum (RFC 1071) of the `size` bytes at `bytes`, read as big endian words, on top of `sum`: what this function
+/// said of what comes before them, an even number of bytes, or the checksum of a pseudo-header; 0 if nothing does. It is the sum, not
+/// its complement. -7 (`E2BIG`) if they are more than [`CHECKSUM_BYTES`], -14 (`EFAULT`) if they cannot be read.
+#[expect(
+    unsafe_code,
+    reason = "programs in C name it, and its type is in the BTF under that name"
+)]
+#[unsafe(no_mangle)]
+pub(crate) extern "C" fn springboard_checksum(bytes: *const u8, size: u64, sum: u64) -> i64 {
+    if size > CHECKSUM_BYTES {
+        return E2BIG;
+    }
+    let from = bytes.addr() as u64;
+    let (mut sum, mut done) = (sum & 0xffff, 0);
+    let mut piece = [0; 64];
+    while done < size {
+        let part = piece.get_mut(..(size - done).min(64) as usize);
+        let part = part.unwrap_or_default();
+        if probe::read(part, from.wrapping_add(done)) != part.len() {
+            return EFAULT;
+        }
+        done += part.len() as u64;
+        for pair in part.chunks(2) {
+            let word = [
+                pair.first().copied().unwrap_or(0),
+                pair.get(1).copied().unwrap_or(0),
+            ];
+            sum += u64::from(u16::from_be_bytes(word));
+        }
+    }
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    sum as i64
+}
+
+/// As engines call it.
+extern "C" fn call_checksum(bytes: u64, size: u64, sum: u64, _: u64, _: u64) -> u64 {
+    let bytes = core::ptr::with_exposed_provenance(bytes as usize);
+    springboard_checksum(bytes, size, sum).cast_unsigned()
 }
 
 /// As engines call it.
@@ -65,6 +113,13 @@ static FUNCTIONS: &[Helper] = &[
     ),
     Helper::new(
         0,
+        "springboard_checksum",
+        &[Argument::Memory, Argument::Size, Argument::Scalar],
+        Returns::Scalar,
+        Function::Plain(call_checksum),
+    ),
+    Helper::new(
+        0,
         SESSION_IS_RETURN,
         &[Argument::Context],
         Returns::Scalar,
@@ -78,6 +133,10 @@ static FUNCTIONS: &[Helper] = &[
         Function::Plain(callee::session_cookie),
     ),
 ];
+
+/// Linux's `E2BIG` and `EFAULT`, as a program sees them.
+const E2BIG: i64 = -7;
+const EFAULT: i64 = -14;
 
 const SESSION_IS_RETURN: &str = "bpf_session_is_return";
 const SESSION_COOKIE: &str = "bpf_session_cookie";

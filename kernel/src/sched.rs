@@ -11,6 +11,8 @@ use crate::arch::lock::SpinLock;
 use crate::arch::smp::{self, Ipi};
 use crate::arch::switch::{self, HandoffLock, current};
 use crate::arch::{barrier, irq, timer};
+use crate::context::{self, Context};
+use crate::hook_path::{self, Entered};
 use crate::mm::layout;
 use crate::mm::stack::Stack;
 use crate::task::{End, Job};
@@ -382,35 +384,80 @@ pub(crate) fn migrate_enable() {
     count.store(count.load(Ordering::Relaxed) - 1, Ordering::Relaxed);
 }
 
-/// Tasks that wait for a condition.
-pub(crate) struct WaitQueue(SpinLock<Vec<&'static Task>>);
+/// Whether a sleepable program may block the current task here: in task context, with interrupts and preemption on.
+pub(crate) fn may_block() -> bool {
+    if irq::disabled() {
+        return false;
+    }
+    // Masked, or the task could look at one core and go on on another.
+    let state = irq::disable();
+    let context = context::current();
+    irq::restore(state);
+    let me = current();
+    context == Context::Task && me.preemptible() && !me.is_idle() && me.in_sleepable()
+}
+
+/// Tasks that wait for a condition: a list through the tasks, so that waiting needs no memory. A task is in one at most.
+pub(crate) struct WaitQueue(SpinLock<Option<&'static Task>>);
 
 impl WaitQueue {
     /// No one waits.
     pub(crate) const fn new() -> WaitQueue {
-        WaitQueue(SpinLock::new(Vec::new()))
+        WaitQueue(SpinLock::new(None))
     }
 
-    /// Blocks until `done` is true; it is asked again after each [`WaitQueue::wake_all`].
+    /// Puts a task at the end.
+    fn push(&self, task: &'static Task) {
+        let mut first = self.0.lock();
+        task.next_waiter.set(None);
+        let tasks = core::iter::successors(*first, |task| task.next_waiter.get());
+        match tasks.last() {
+            Some(last) => last.next_waiter.set(Some(task)),
+            None => *first = Some(task),
+        }
+    }
+
+    /// Takes a task out, wherever it is.
+    fn remove(&self, task: &'static Task) {
+        let mut first = self.0.lock();
+        let is_it = |other: Option<&'static Task>| other.is_some_and(|t| core::ptr::eq(t, task));
+        if is_it(*first) {
+            *first = task.next_waiter.get();
+            return;
+        }
+        let mut tasks = core::iter::successors(*first, |task| task.next_waiter.get());
+        if let Some(before) = tasks.find(|t| is_it(t.next_waiter.get())) {
+            before.next_waiter.set(task.next_waiter.get());
+        }
+    }
+
+    /// Blocks until `done` is true; it is asked again after each [`WaitQueue::wake_all`]. It waits in no queue itself.
     pub(crate) fn wait_until(&self, mut done: impl FnMut() -> bool) {
+        hook_path::enter(Entered::Wait);
         let me = current();
+        // Others reach it through the list: it may not end in the middle of this, as if it held a lock.
+        me.locks.fetch_add(1, Ordering::Relaxed);
         loop {
             me.woken.store(false, Ordering::Relaxed);
-            self.0.lock().push(me);
+            self.push(me);
             let ready = done();
-            if ready {
-                self.0.lock().retain(|t| !core::ptr::eq(*t, me));
-                return;
+            if !ready {
+                block();
             }
-            block();
-            self.0.lock().retain(|t| !core::ptr::eq(*t, me));
+            self.remove(me);
+            if ready {
+                break;
+            }
         }
+        me.locks.fetch_sub(1, Ordering::Relaxed);
     }
 
     /// Wakes whoever waits.
     pub(crate) fn wake_all(&self) {
-        let waiting = core::mem::take(&mut *self.0.lock());
-        for task in waiting {
+        // Under the lock: a task that is off the list may be put into another one at once.
+        let mut first = self.0.lock();
+        while let Some(task) = *first {
+            *first = task.next_waiter.get();
             wake(task);
         }
     }
@@ -534,6 +581,7 @@ impl<T> Mutex<T> {
 
     /// Blocks until no one else holds it.
     pub(crate) fn lock(&self) -> MutexGuard<'_, T> {
+        hook_path::enter(Entered::Wait);
         let locks = &current().locks;
         loop {
             // Counted before it is taken: a task that dies in between must not seem to hold nothing.

@@ -17,7 +17,7 @@ pub(crate) enum Target {
     Sleepable,
 }
 
-/// Functions and what they allow.
+/// Functions, or with a `*` at the end all whose names begin so, and what they allow.
 const TARGETS: &[(&str, &[Target])] = &[
     ("workload_call", &[Target::Overridable, Target::Sleepable]),
     ("workload_six", &[Target::Overridable, Target::Sleepable]),
@@ -25,11 +25,24 @@ const TARGETS: &[(&str, &[Target])] = &[
     ("workload_nested", &[Target::Overridable, Target::Sleepable]),
     ("workload_struct", &[Target::Overridable, Target::Sleepable]),
     ("workload_blocks", &[Target::Overridable, Target::Sleepable]),
+    ("torture_pair_*", &[Target::Overridable]),
+    ("torture_six_*", &[Target::Overridable]),
+    ("torture_eleven_*", &[Target::Overridable]),
+    ("torture_wide_*", &[Target::Overridable]),
+    ("torture_nested_*", &[Target::Overridable]),
+    (
+        "torture_sleepy_*",
+        &[Target::Overridable, Target::Sleepable],
+    ),
 ];
 
 /// Whether a function allows it.
 pub(crate) fn is(function: &str, wanted: Target) -> bool {
-    let row = TARGETS.iter().find(|(name, _)| *name == function);
+    let names = |name: &str| match name.strip_suffix('*') {
+        Some(start) => function.starts_with(start),
+        None => name == function,
+    };
+    let row = TARGETS.iter().find(|(name, _)| names(name));
     row.is_some_and(|(_, allowed)| allowed.contains(&wanted))
 }
 

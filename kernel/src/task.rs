@@ -5,7 +5,7 @@
 //! access and nothing masked: only the core that runs the task writes them, and whatever interrupts it there and writes
 //! them too has put them back before it returns.
 
-use crate::arch::lock::SpinLock;
+use crate::arch::lock::{SpinLock, Swap};
 use crate::mm::stack::Stack;
 use alloc::boxed::Box;
 use alloc::sync::Arc;
@@ -119,6 +119,8 @@ pub(crate) struct Task {
     pub(crate) affinity: AtomicU64,
     /// It left its core inside the executable pool or with programs active, and has to go on there.
     pub(crate) bound: AtomicBool,
+    /// The next task in the queue that it waits in.
+    pub(crate) next_waiter: Swap<Task>,
     /// Wake-up time in counter ticks, 0 for none.
     pub(crate) wake_at: AtomicU64,
     pub(crate) id: AtomicU64,
@@ -225,6 +227,7 @@ impl Task {
             trace_first: AtomicU64::new(0),
             affinity: AtomicU64::new(u64::MAX),
             bound: AtomicBool::new(false),
+            next_waiter: Swap::new(),
             wake_at: AtomicU64::new(0),
             id: AtomicU64::new(0),
             stack_top: AtomicUsize::new(0),
@@ -387,6 +390,11 @@ impl Task {
         self.shadow_top
             .store(top - layout::SHADOW_ENTRY as u32, Ordering::Relaxed);
         Some(words)
+    }
+
+    /// Whether it is in a sleepable program. Of the current task.
+    pub(crate) fn in_sleepable(&self) -> bool {
+        self.trace_nesting.load(Ordering::Relaxed) & layout::TRACE_NESTING_MASK != 0
     }
 
     /// Whether it may be run on `core` now.

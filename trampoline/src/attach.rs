@@ -14,13 +14,16 @@
 
 use crate::args::ArgSpec;
 use crate::chain::{Chain, Hook, Stub};
+use crate::detour::Detour;
 use crate::image::Image;
 use crate::ingredient::{CallerIn, Ingredient};
+use crate::multi::Multi;
 use crate::platform::{Platform, PlatformError, Retired};
 use crate::pool::{Found, Pool, PoolError};
 use crate::program::{Callee, Kind};
 use crate::site::{Site, SiteState, SiteTable};
-use a64::{AsmError, Inst};
+use a64::{AsmError, Inst, RelocateError};
+use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -81,6 +84,50 @@ pub enum Reason {
         /// Address of what replaces it.
         by: u64,
     },
+    /// The address is not that of an instruction of the function.
+    NotAnInstruction {
+        /// The address.
+        at: u64,
+    },
+    /// It is the second word of a site.
+    SecondWord {
+        /// Address of the function.
+        entry: u64,
+    },
+    /// A function's return is probed at its entry only.
+    NotEntry {
+        /// The address that was given.
+        at: u64,
+    },
+    /// It lies between a load-exclusive and its store-exclusive.
+    Exclusive {
+        /// Address of the former.
+        load: u64,
+    },
+    /// It is the entry, without a site, of a function that branches there itself.
+    BranchToEntry {
+        /// Address of the branch.
+        from: u64,
+    },
+    /// It is data that an instruction loads.
+    Literal {
+        /// Address of the load.
+        by: u64,
+    },
+    /// It raises an exception that is told by its address.
+    Raises {
+        /// The address.
+        at: u64,
+        /// The instruction.
+        word: u32,
+    },
+    /// The instruction cannot be displaced.
+    Displace(Box<RelocateError>),
+    /// The functions of one call do not ascend.
+    Order {
+        /// The one before it.
+        behind: u64,
+    },
     /// It is not known what the function has on the stack, so it cannot be called from an image.
     Arguments,
     /// A hit would take more stack than the host sets aside for it.
@@ -124,6 +171,43 @@ impl fmt::Display for Reason {
             Self::Replaced { by } => write!(
                 f,
                 "it is replaced already, by code at {by:#x}; end that replacement first"
+            ),
+            Self::NotAnInstruction { at } => write!(
+                f,
+                "{at:#x} is no instruction of it: offsets are multiples of 4 below its size; `show` lists what is there"
+            ),
+            Self::SecondWord { entry } => write!(
+                f,
+                "{:#x} is the second word of its site, which belongs to the first; probe the entry, or the instruction behind the site at {:#x}",
+                entry.wrapping_add(4),
+                entry.wrapping_add(Site::BYTES)
+            ),
+            Self::NotEntry { at } => write!(
+                f,
+                "{at:#x} is not its entry, where alone the return address is known; give the function without an offset"
+            ),
+            Self::Exclusive { load } => write!(
+                f,
+                "a load-exclusive at {load:#x} comes before it and its store-exclusive behind it, which would never succeed with a probe in \
+                 between; probe an instruction before or behind the two"
+            ),
+            Self::BranchToEntry { from } => write!(
+                f,
+                "it branches to its own entry at {from:#x}, so that is no call alone, and it has no site; probe a later instruction, or its callers"
+            ),
+            Self::Literal { by } => write!(
+                f,
+                "the instruction at {by:#x} loads it: it is data; probe an instruction"
+            ),
+            Self::Raises { at, word } => write!(
+                f,
+                "`{}` at {at:#x} raises an exception, which is told by its address; probe an instruction before it",
+                a64::display_word(*word, *at)
+            ),
+            Self::Displace(error) => error.fmt(f),
+            Self::Order { behind } => write!(
+                f,
+                "it comes behind {behind:#x} in the list of functions, which has to ascend; sort the list, and name each once"
             ),
             Self::Arguments => f.write_str(
                 "its arguments are not known, so nothing but fentry fits; types are known of extern \"C\" functions that are \
@@ -227,11 +311,16 @@ pub struct Line<'a> {
 
 /// The hook engine of a host.
 pub struct Engine<P: Platform> {
-    pool: Arc<Pool<P>>,
+    pub(crate) pool: Arc<Pool<P>>,
     sites: SiteTable,
-    chains: BTreeMap<u64, Chain<P>>,
+    pub(crate) chains: BTreeMap<u64, Chain<P>>,
     claims: BTreeMap<u64, &'static str>,
+    /// Probes, by the address of the instruction.
+    pub(crate) detours: BTreeMap<u64, Detour<P>>,
+    /// Instructions in whose place someone's breakpoint is.
+    pub(crate) breakpoints: BTreeMap<u64, u32>,
     functions: BTreeMap<AttachId, u64>,
+    pub(crate) multis: BTreeMap<AttachId, Multi<P>>,
     last: u64,
 }
 
@@ -245,7 +334,10 @@ impl<P: Platform> Engine<P> {
             sites,
             chains: BTreeMap::new(),
             claims: BTreeMap::new(),
+            detours: BTreeMap::new(),
+            breakpoints: BTreeMap::new(),
             functions: BTreeMap::new(),
+            multis: BTreeMap::new(),
             last: 0,
         })
     }
@@ -297,8 +389,16 @@ impl<P: Platform> Engine<P> {
         self.swap(function, programs)
     }
 
+    /// Whether a function can be hooked now.
+    ///
+    /// # Errors
+    /// What is in the way.
+    pub fn check(&self, function: u64) -> Result<(), Reason> {
+        self.check_site(function)
+    }
+
     /// A function can be hooked if it has a site, nobody else holds that, and its words are what the engine left there.
-    fn check_site(&self, function: u64) -> Result<(), Reason> {
+    pub(crate) fn check_site(&self, function: u64) -> Result<(), Reason> {
         match self.sites.get(function) {
             None => {
                 let nearest = self.sites.at_or_below(function).map(|s| s.address);
@@ -364,7 +464,7 @@ impl<P: Platform> Engine<P> {
         outcome
     }
 
-    fn retire(&self, image: Arc<Image<P>>) {
+    pub(crate) fn retire(&self, image: Arc<Image<P>>) {
         let grace = image.grace();
         self.platform().defer(Retired::new(image), grace);
     }
@@ -392,6 +492,30 @@ impl<P: Platform> Engine<P> {
         let removed = chain.remove(self.pool.platform(), entry);
         self.finish(function, removed)
             .map_err(|reason| AttachError { function, reason })
+    }
+
+    /// Puts a stub into a function's chain, takes it out, or puts another in its place.
+    pub(crate) fn swap_stub(
+        &mut self,
+        function: u64,
+        old: Option<u64>,
+        new: Option<Stub>,
+    ) -> Result<(), Reason> {
+        let chain = self.chains.entry(function);
+        let chain = chain.or_insert_with(|| Chain::new(function));
+        let platform = self.pool.platform();
+        let swapped = match (old, new) {
+            (Some(old), Some(new)) => chain.swap(platform, old, new),
+            (None, Some(new)) => chain.push(platform, new),
+            (Some(old), None) => chain.remove(platform, old).map(|_| ()),
+            (None, None) => Ok(()),
+        };
+        self.finish(function, swapped)
+    }
+
+    /// Who has claimed the function whose entry this is, or the instruction.
+    pub(crate) fn claimed(&self, at: u64) -> Option<&'static str> {
+        self.claims.get(&at).copied()
     }
 
     /// Makes `replacement` the function's body: what its callers and its hooks reach in its stead. `None`: its own again.
@@ -503,12 +627,16 @@ impl<P: Platform> Engine<P> {
 
     /// Everything that is attached, function by function, in attach order.
     pub fn attached(&self) -> impl Iterator<Item = Attached<'_>> {
-        let hooks = self.chains.iter();
-        let hooks = hooks.filter_map(|(function, chain)| Some((function, chain.hook.as_ref()?)));
-        hooks.flat_map(|(function, hook)| {
-            hook.programs.iter().map(|p| Attached {
+        self.chains.keys().flat_map(|f| self.attached_to(*f))
+    }
+
+    /// What is attached to one function, in attach order.
+    pub fn attached_to(&self, function: u64) -> impl Iterator<Item = Attached<'_>> {
+        let hook = self.chains.get(&function).and_then(|c| c.hook.as_ref());
+        hook.into_iter().flat_map(move |hook| {
+            hook.programs.iter().map(move |p| Attached {
                 id: p.id,
-                function: *function,
+                function,
                 kind: p.kind,
                 callee: &p.callee,
                 image_bytes: hook.image.code.bytes(),
@@ -522,7 +650,7 @@ impl<P: Platform> Engine<P> {
         self.functions.get(&id).copied()
     }
 
-    /// The live code of a function's site and of its image; nothing if it has no site.
+    /// The live code of a function's site, of what many functions share with it, and of its image; nothing if it has no site.
     pub fn describe(&self, function: u64) -> impl Iterator<Item = Line<'_>> {
         let site = self.sites.get(function);
         let words = site
@@ -537,25 +665,29 @@ impl<P: Platform> Engine<P> {
                 note: "",
             })
         });
-        let hook = self.chains.get(&function).and_then(|c| c.hook.as_ref());
-        let image = hook.into_iter().flat_map(|hook| {
-            (0..hook.image.code.words()).filter_map(|index| {
-                let address = hook.image.code.address() + 4 * index as u64;
-                let word = self.platform().read(address)?;
-                let span = hook.image.span(index)?;
-                let callee = span
-                    .program
-                    .and_then(|number| hook.image.callees.get(number));
-                let note = callee.map_or("", |(_, c)| c.name.as_str());
-                Some(Line {
-                    address,
-                    word,
-                    ingredient: span.ingredient,
-                    note,
-                })
-            })
+        let chain = self.chains.get(&function);
+        let stubs = chain.into_iter().flat_map(|chain| &chain.stubs);
+        let multis = stubs.filter_map(move |stub| {
+            let mut all = self.multis.values();
+            all.find(|multi| multi.stub(function) == Some(*stub))
         });
-        site.chain(image)
+        let multis = multis.flat_map(move |multi| {
+            multi
+                .instructions(function)
+                .filter_map(|(address, ingredient)| {
+                    Some(Line {
+                        address,
+                        word: self.platform().read(address)?,
+                        ingredient,
+                        note: &multi.callee().name,
+                    })
+                })
+        });
+        let hook = chain.and_then(|c| c.hook.as_ref());
+        let image = hook
+            .into_iter()
+            .flat_map(|hook| hook.image.lines(self.platform()));
+        site.chain(multis).chain(image)
     }
 
     /// What an address in the pool belongs to, also an image that is detached and not freed yet.

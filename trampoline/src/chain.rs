@@ -13,7 +13,7 @@
 use crate::attach::{AttachId, Program, Reason};
 use crate::image::Image;
 use crate::patch::patch;
-use crate::platform::Platform;
+use crate::platform::{Patch, Platform};
 use crate::site::Site;
 use a64::{AsmError, Inst};
 use alloc::sync::{Arc, Weak};
@@ -78,7 +78,7 @@ impl<P: Platform> Chain<P> {
     }
 
     /// What the last stub leads to; `None`: the function itself.
-    fn behind_stubs(&self) -> Option<u64> {
+    pub(crate) fn behind_stubs(&self) -> Option<u64> {
         let image = self.hook.as_ref().map(|hook| hook.image.code.address());
         image.or(self.replacement)
     }
@@ -120,15 +120,40 @@ impl<P: Platform> Chain<P> {
         patch(platform, link, old, new).map_err(Reason::Platform)
     }
 
+    /// How a stub is put behind those that are there: the word that its link has to have, and the patch that leads to it.
+    pub(crate) fn insertion(&self, stub: Stub) -> Result<(u32, Patch), Reason> {
+        let (next, at) = (self.behind_stubs(), self.last_link());
+        let patch = Patch {
+            at,
+            old: self.word(at, next)?,
+            new: self.word(at, Some(stub.entry))?,
+        };
+        Ok((self.word(stub.link, next)?, patch))
+    }
+
+    /// How a stub is taken out: its place, and the patch that leads past it; `None` if it is not there.
+    pub(crate) fn removal(&self, entry: u64) -> Result<Option<(usize, Patch)>, Reason> {
+        let Some(index) = self.stubs.iter().position(|stub| stub.entry == entry) else {
+            return Ok(None);
+        };
+        let before = index.checked_sub(1).and_then(|i| self.stubs.get(i));
+        let at = before.map_or(self.function, |stub| stub.link);
+        let next = self.stubs.get(index + 1).map(|stub| stub.entry);
+        let patch = Patch {
+            at,
+            old: self.word(at, Some(entry))?,
+            new: self.word(at, next.or(self.behind_stubs()))?,
+        };
+        Ok(Some((index, patch)))
+    }
+
     /// The link in front of the image or the body.
     fn last_link(&self) -> u64 {
         self.stubs.last().map_or(self.function, |stub| stub.link)
     }
 
-    /// Puts a stub behind those that are there.
-    pub(crate) fn push(&mut self, platform: &P, stub: Stub) -> Result<(), Reason> {
-        let next = self.behind_stubs();
-        // Nobody executes it yet, but its maker need not know what it leads to.
+    /// Sets the link of a stub that is in no chain yet: its maker need not know what it leads to.
+    fn prepare(&self, platform: &P, stub: Stub, next: Option<u64>) -> Result<(), Reason> {
         let (found, word) = (platform.read(stub.link), self.word(stub.link, next)?);
         let found = found.ok_or(Reason::WordAtSite {
             at: stub.link,
@@ -138,20 +163,40 @@ impl<P: Platform> Chain<P> {
         if found != word {
             patch(platform, stub.link, found, word).map_err(Reason::Platform)?;
         }
+        Ok(())
+    }
+
+    /// Puts a stub behind those that are there.
+    pub(crate) fn push(&mut self, platform: &P, stub: Stub) -> Result<(), Reason> {
+        let next = self.behind_stubs();
+        self.prepare(platform, stub, next)?;
         self.relink(platform, self.last_link(), next, Some(stub.entry))?;
         self.stubs.push(stub);
         Ok(())
     }
 
-    /// Takes a stub out; false if it is not there.
-    pub(crate) fn remove(&mut self, platform: &P, entry: u64) -> Result<bool, Reason> {
-        let Some(index) = self.stubs.iter().position(|stub| stub.entry == entry) else {
-            return Ok(false);
+    /// Puts another stub in the place of one that is there: whoever is on his way passes the one or the other.
+    pub(crate) fn swap(&mut self, platform: &P, old: u64, new: Stub) -> Result<(), Reason> {
+        let Some(index) = self.stubs.iter().position(|stub| stub.entry == old) else {
+            return self.push(platform, new);
         };
+        let next = self.stubs.get(index + 1).map(|stub| stub.entry);
+        self.prepare(platform, new, next.or(self.behind_stubs()))?;
         let before = index.checked_sub(1).and_then(|i| self.stubs.get(i));
         let link = before.map_or(self.function, |stub| stub.link);
-        let next = self.stubs.get(index + 1).map(|stub| stub.entry);
-        self.relink(platform, link, Some(entry), next.or(self.behind_stubs()))?;
+        self.relink(platform, link, Some(old), Some(new.entry))?;
+        if let Some(slot) = self.stubs.get_mut(index) {
+            *slot = new;
+        }
+        Ok(())
+    }
+
+    /// Takes a stub out; false if it is not there.
+    pub(crate) fn remove(&mut self, platform: &P, entry: u64) -> Result<bool, Reason> {
+        let Some((index, past)) = self.removal(entry)? else {
+            return Ok(false);
+        };
+        patch(platform, past.at, past.old, past.new).map_err(Reason::Platform)?;
         self.stubs.remove(index);
         Ok(true)
     }

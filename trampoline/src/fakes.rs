@@ -18,8 +18,8 @@ pub enum Call {
     Sync,
     /// `patch(at, old, new)`
     Patch(u64, u32, u32),
-    /// `patch_stopped(at, old, new)`
-    PatchStopped(u64, u32, u32),
+    /// `replace_word(at, old, new)`
+    Replace(u64, u32, u32),
     /// `defer(.., grace)`
     Defer(Grace),
 }
@@ -58,6 +58,26 @@ impl FakePlatform {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn store(&self, call: Call, at: u64, old: u32, new: u32) -> Result<(), PlatformError> {
+        let mut state = self.state();
+        state.calls.push(call);
+        if let Some(error) = state.failing.take() {
+            return Err(error);
+        }
+        match state.words.get_mut(&at) {
+            None => Err(PlatformError::NotCode { at }),
+            Some(word) if *word != old => Err(PlatformError::Mismatch {
+                at,
+                expected: old,
+                found: *word,
+            }),
+            Some(word) => {
+                *word = new;
+                Ok(())
+            }
+        }
+    }
+
     /// Sets a word behind the engine's back.
     pub fn set(&self, at: u64, word: u32) {
         self.state().words.insert(at, word);
@@ -77,26 +97,6 @@ impl FakePlatform {
     pub fn end_grace_period(&self) -> usize {
         let deferred = core::mem::take(&mut self.state().deferred);
         deferred.into_iter().map(Retired::free).count()
-    }
-
-    fn replace(&self, call: Call, at: u64, old: u32, new: u32) -> Result<(), PlatformError> {
-        let mut state = self.state();
-        state.calls.push(call);
-        if let Some(error) = state.failing.take() {
-            return Err(error);
-        }
-        match state.words.get_mut(&at) {
-            None => Err(PlatformError::NotCode { at }),
-            Some(word) if *word != old => Err(PlatformError::Mismatch {
-                at,
-                expected: old,
-                found: *word,
-            }),
-            Some(word) => {
-                *word = new;
-                Ok(())
-            }
-        }
     }
 }
 
@@ -122,12 +122,13 @@ impl Platform for FakePlatform {
     }
 
     fn patch(&self, at: u64, old: u32, new: u32) -> Result<(), PlatformError> {
-        self.replace(Call::Patch(at, old, new), at, old, new)
+        self.store(Call::Patch(at, old, new), at, old, new)
     }
 
-    fn patch_stopped(&self, at: u64, old: u32, new: u32) -> Result<(), PlatformError> {
-        self.replace(Call::PatchStopped(at, old, new), at, old, new)
+    fn replace_word(&self, at: u64, old: u32, new: u32) -> Result<(), PlatformError> {
+        self.store(Call::Replace(at, old, new), at, old, new)
     }
+
     fn read(&self, at: u64) -> Option<u32> {
         self.state().words.get(&at).copied()
     }
@@ -151,4 +152,9 @@ pub const RUNTIME: Runtime = Runtime {
     trace: 0x18,
     admit: 0xffff_ffff_8000_9000,
     admit_stack: 0,
+    shadow: crate::runtime::Shadow {
+        top: 0x1c,
+        end: 0x820,
+    },
+    miss: 0xffff_ffff_8000_9100,
 };

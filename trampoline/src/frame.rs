@@ -20,8 +20,10 @@
 //! ```
 
 use crate::args::ArgSpec;
-use crate::runtime::{RECORD_NEXT, RECORD_PROGRAM};
+use crate::registers;
+use crate::runtime::{RECORD_NEXT, RECORD_PROGRAM, SHARED_LINK};
 use a64::Reg;
+use a64::reg::{X0, X1, X2, X3, X4, X5, X6, X7};
 use alloc::vec::Vec;
 
 /// Bytes of a word.
@@ -78,6 +80,54 @@ impl Frame {
             sessions: sessions_at,
             bytes: (at + ALIGN - 1) & !(ALIGN - 1),
         }
+    }
+
+    /// The frame of a probe: behind the records lie all registers.
+    pub(crate) fn of_registers() -> Self {
+        let context = RECORD_PROGRAM + WORD;
+        let end = context + registers::BYTES;
+        Self {
+            context,
+            stack_arguments: end,
+            results: end,
+            indirect: end,
+            sessions: end,
+            bytes: (end + ALIGN - 1) & !(ALIGN - 1),
+        }
+    }
+
+    /// The frame of a body that many functions share (shared.rs), whose context is the registers.
+    ///
+    /// ```text
+    ///          +------------------+ <- sp at the function's entry
+    ///          | pstate, pc, sp   |
+    ///          | x30 ...          |
+    ///   ctx -> | x0               |
+    ///          | x8               |
+    ///          | link             | address of the stub's link, by which the function is known
+    ///          | program          | guard record (runtime.rs)
+    ///          | next             |
+    ///          | x30              |
+    ///   x29 -> | x29              |
+    ///          +------------------+
+    /// ```
+    pub(crate) const SHARED: Self = {
+        let context = SHARED_LINK + 2 * WORD;
+        let bytes = (context + registers::BYTES + ALIGN - 1) & !(ALIGN - 1);
+        Self {
+            context,
+            stack_arguments: bytes,
+            results: context,
+            indirect: bytes,
+            sessions: bytes,
+            bytes,
+        }
+    };
+
+    /// Where a shared body keeps the registers that carry arguments or results, but x8.
+    pub(crate) fn shared(self) -> Vec<Slot> {
+        let all = [X0, X1, X2, X3, X4, X5, X6, X7];
+        pairs(all.into_iter(), self.context)
     }
 
     /// The word that says which session runs.

@@ -2,8 +2,8 @@
 //! An image: generated code in the pool, what its instructions are for, and what it keeps alive.
 
 use crate::args::ArgSpec;
-use crate::attach::{AttachId, Program, Reason};
-use crate::body::{Description, Storage};
+use crate::attach::{AttachId, Line, Program, Reason};
+use crate::body::{Body, Description, Storage};
 use crate::ingredient::Span;
 use crate::patch::patch;
 use crate::platform::{Grace, Platform, PlatformError};
@@ -68,16 +68,37 @@ impl<P: Platform> Image<P> {
             runtime: &runtime,
         };
 
-        let name = format!("the trampoline of {function:#x}");
         let bound = description
             .words_at_most(pool.window().start)
             .map_err(Reason::Code)?;
-        let reserved = pool.reserve(bound, &name).map_err(Reason::Pool)?;
+        let (owner, name) = (
+            Owner::Trampoline { function },
+            format!("the trampoline of {function:#x}"),
+        );
+        let mut image = Self::place(pool, owner, &name, programs, bound, |asm| {
+            Ok(description.emit(asm))
+        })?;
+        image.onward.1 = calls_function;
+        Ok(image)
+    }
+
+    /// Writes and publishes what `emit` makes for these programs, at most `bound` words.
+    pub(crate) fn place(
+        pool: &Arc<Pool<P>>,
+        owner: Owner,
+        name: &str,
+        programs: &[Program],
+        bound: usize,
+        emit: impl FnOnce(&mut Assembler<'_>) -> Result<Body, Reason>,
+    ) -> Result<Self, Reason> {
+        let callees = programs.iter().map(|p| (p.kind, p.callee.clone()));
+        // One more for what a label may say behind the code.
+        let reserved = pool.reserve(bound + 1, name).map_err(Reason::Pool)?;
         let base = reserved.address();
         let mut words = vec![0; reserved.capacity()];
         let mut storage = Storage::new(programs.len());
         let mut asm = storage.lend(Assembler::new(&mut words, base));
-        let body = description.emit(&mut asm);
+        let body = emit(&mut asm)?;
         let len = asm.finish().map_err(Reason::Code)?;
         words.truncate(len);
         let (needed, limit) = (body.stack_bytes, pool.platform().stack_limit());
@@ -85,10 +106,8 @@ impl<P: Platform> Image<P> {
             return Err(Reason::Stack { needed, limit });
         }
 
-        let label = Label {
-            owner: Owner::Trampoline { function },
-            record: Some(body.record),
-        };
+        let record = Some(body.record);
+        let label = Label { owner, record };
         let code = reserved.publish(label, &words).map_err(Reason::Platform)?;
         let at = |index: usize| base + 4 * index as u64;
         let calls = body.calls.iter().filter_map(|call| {
@@ -103,10 +122,27 @@ impl<P: Platform> Image<P> {
             code,
             spans: body.spans,
             calls,
-            onward: (at(body.onward), calls_function),
-            callees,
+            onward: (at(body.onward), false),
+            callees: callees.collect(),
             stack_bytes: body.stack_bytes,
             may_block: body.may_block,
+        })
+    }
+
+    /// Its live code.
+    pub(crate) fn lines<'a>(&'a self, platform: &'a P) -> impl Iterator<Item = Line<'a>> {
+        (0..self.code.words()).filter_map(|index| {
+            let address = self.code.address() + 4 * index as u64;
+            let word = platform.read(address)?;
+            let span = self.span(index)?;
+            let callee = span.program.and_then(|number| self.callees.get(number));
+            let note = callee.map_or("", |(_, c)| c.name.as_str());
+            Some(Line {
+                address,
+                word,
+                ingredient: span.ingredient,
+                note,
+            })
         })
     }
 

@@ -22,6 +22,12 @@ pub enum Ingredient {
     Restore,
     /// Calls the function, of an image that something comes after.
     Function,
+    /// Replaces the function's return address by the image's own.
+    Push,
+    /// Takes the caller's return address back.
+    Pop,
+    /// The instruction in whose place a probe is.
+    Displaced,
     /// Goes on in the function, or returns to its caller.
     Return,
     /// No instruction: a word that names a program to its guard.
@@ -40,6 +46,9 @@ impl Ingredient {
             Self::Exit => "exit",
             Self::Restore => "restore",
             Self::Function => "function",
+            Self::Push => "push",
+            Self::Pop => "pop",
+            Self::Displaced => "displaced",
             Self::Return => "return",
             Self::Literal => "literal",
         }
@@ -59,6 +68,11 @@ pub enum CallerIn {
     LinkRegister,
     /// In the frame record that x29 points to: the caller's x29, then the return address (AAPCS64 6.4.6).
     FrameRecord,
+    /// Nowhere: the code is a probe's in the middle of a function, which is as an exception there would find it.
+    Probed {
+        /// Address of the probed instruction.
+        at: u64,
+    },
 }
 
 /// Instructions in a row of one ingredient.

@@ -5,7 +5,7 @@
 //! new word are among B, BL, BRK, HVC, ISB, NOP, SMC and SVC, a core that executes the word meanwhile
 //! executes the one or the other. For every other pair the outcome is CONSTRAINED UNPREDICTABLE.
 
-use crate::platform::{Platform, PlatformError};
+use crate::platform::{Patch, PatchError, Platform, PlatformError};
 use a64::Inst;
 use a64::inst::{BarrierOp, ExceptionOp};
 
@@ -40,4 +40,23 @@ pub(crate) fn patch(
     platform.patch(at, old, new)?;
     platform.sync_cores();
     Ok(())
+}
+
+/// As [`patch`] of many words, all or none, with one synchronisation of the cores behind the last of them.
+///
+/// In between a core may execute the old word at one address and the new one at another: no word of a batch may count on another.
+pub(crate) fn patch_all(platform: &impl Platform, patches: &[Patch]) -> Result<(), PatchError> {
+    let rule = |patch: &Patch| is_patchable(patch.old) && is_patchable(patch.new);
+    let mut numbered = patches.iter().enumerate();
+    if let Some((index, &Patch { at, old, new })) = numbered.find(|(_, patch)| !rule(patch)) {
+        return Err(PatchError {
+            index,
+            error: PlatformError::NotPatchable { at, old, new },
+            undone: true,
+        });
+    }
+    let done = platform.patch_all(patches);
+    // Also after an error: what was undone again may have been executed.
+    platform.sync_cores();
+    done
 }

@@ -74,6 +74,39 @@ impl fmt::Display for PlatformError {
 
 impl core::error::Error for PlatformError {}
 
+/// One word of code that is to become another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Patch {
+    /// Address of the word.
+    pub at: u64,
+    /// What is there.
+    pub old: u32,
+    /// What is to be there.
+    pub new: u32,
+}
+
+impl Patch {
+    /// The way back.
+    pub const fn reversed(self) -> Self {
+        Self {
+            old: self.new,
+            new: self.old,
+            ..self
+        }
+    }
+}
+
+/// Why many words were not patched.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PatchError {
+    /// Index of the patch that failed.
+    pub index: usize,
+    /// What happened.
+    pub error: PlatformError,
+    /// Whether every word is what it was. If not, the host could not patch back what it had patched.
+    pub undone: bool,
+}
+
 /// Something that is no longer reachable, but may still be in use: to be dropped after a grace period.
 pub struct Retired {
     what: Box<dyn Send>,
@@ -132,11 +165,29 @@ pub trait Platform: Send + Sync + 'static {
     /// no store.
     fn patch(&self, at: u64, old: u32, new: u32) -> Result<(), PlatformError>;
 
-    /// As [`Self::patch`], of two words that may not replace each other while a core executes them: no other core executes
-    /// anything meanwhile, and each is synchronised before it goes on, so no [`Self::sync_cores`] is needed.
-    /// A host that cannot stop its cores does nothing: [`PlatformError::NotPatchable`].
-    fn patch_stopped(&self, at: u64, old: u32, new: u32) -> Result<(), PlatformError> {
-        Err(PlatformError::NotPatchable { at, old, new })
+    /// Replaces the word `old` by any other, while no core executes it: all others are held outside of it, and have a context
+    /// synchronisation event before they go on (Arm ARM B2.2.5: most words may not replace each other otherwise).
+    ///
+    /// If it is not `old`, [`PlatformError::Mismatch`] and no store.
+    fn replace_word(&self, at: u64, old: u32, new: u32) -> Result<(), PlatformError>;
+
+    /// [`Self::patch`] of each, in any order; on an error those that were done are undone. Does not synchronise the cores.
+    ///
+    /// A host for which a patch is dear does those that lie side by side together.
+    fn patch_all(&self, patches: &[Patch]) -> Result<(), PatchError> {
+        let one = |patch: &Patch| self.patch(patch.at, patch.old, patch.new);
+        for (index, patch) in patches.iter().enumerate() {
+            if let Err(error) = one(patch) {
+                let mut done = patches.iter().take(index);
+                let undone = done.all(|done| one(&done.reversed()).is_ok());
+                return Err(PatchError {
+                    index,
+                    error,
+                    undone,
+                });
+            }
+        }
+        Ok(())
     }
 
     /// The word of code at an address; `None` if there is no code.

@@ -5,11 +5,13 @@
 //! from any context, with no lock. In front of each block's code lies a header of four words:
 //!
 //! ```text
-//! +0  owner, low half     +4  owner, high half     +8  words of code; bit 31: code of the Linux way
-//! +12 bit 0: a program's code (else a trampoline's)   bit 1: it makes a frame record
+//! +0  owner, low half     +4  owner, high half
+//! +8  bits 0-23: words of code   bits 24-30: 0 a trampoline, 1 a program, 2 a probe, 3 of many functions, 4 a trampoline of the Linux way, 5 shared code of that   bit 31: a word lies behind the code
+//! +12 bit 1: it makes a frame record
 //!     bits 2-7: instructions before the record is there
 //!     bits 8-15: instructions at which it is gone, bits 16-31: the first of them
-//! +16 code
+//! +16 code, then perhaps a word: instructions at which the record is gone a second time
+//!     bits 0-15: how many of them, bits 16-31: the first
 //! ```
 //!
 //! so that an unwinder can ask what a PC belongs to for as long as anyone may execute there, also
@@ -17,6 +19,7 @@
 
 use crate::ingredient::CallerIn;
 use crate::platform::{Platform, PlatformError};
+use crate::shared;
 use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::sync::Arc;
@@ -90,6 +93,11 @@ pub enum Owner {
         /// Address of the hooked function.
         function: u64,
     },
+    /// A probe in the middle of a function.
+    Probe {
+        /// Address of the probed instruction.
+        at: u64,
+    },
     /// A program's code, by the number that the host gave it.
     Program {
         /// That number.
@@ -105,10 +113,12 @@ pub enum Owner {
         /// That number.
         id: u64,
     },
+    /// A body that many functions share, and behind it a stub of each ([`crate::shared`]).
+    Functions {
+        /// Index of the first stub's first word.
+        stubs: u32,
+    },
 }
-
-/// In a header's count of words: code of the Linux way.
-const LINUX: u32 = 1 << 31;
 
 /// Which instructions of a block run with a frame record of the block's own.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -117,7 +127,14 @@ pub struct Record {
     pub before: usize,
     /// Instructions at which x29 and x30 are the caller's again; at most 255, the first below 65536.
     pub gone: Range<usize>,
+    /// The same again, of code that a function returns into; both ends below 65536, empty for others.
+    pub again: Range<usize>,
 }
+
+/// In a header's third word: a word lies behind the code.
+const AGAIN: u32 = 1 << 31;
+/// In a header's third word: where the owner's kind lies; words of code are below.
+const KIND: u32 = 24;
 
 impl Record {
     /// Its bits in a header; `None` if it has none.
@@ -134,12 +151,20 @@ impl Record {
         (low & 2 != 0).then(|| Self {
             before: (low >> 2).into(),
             gone: first..first + usize::from(count),
+            again: 0..0,
         })
+    }
+
+    /// The word behind the code.
+    fn encode_again(&self) -> Option<u32> {
+        let first = u16::try_from(self.again.start).ok()?;
+        let count = u16::try_from(self.again.len()).ok()?;
+        Some(u32::from(count) | u32::from(first) << 16)
     }
 
     /// Whether it is there at the instruction of that index.
     fn covers(&self, index: usize) -> bool {
-        index >= self.before && !self.gone.contains(&index)
+        index >= self.before && !self.gone.contains(&index) && !self.again.contains(&index)
     }
 }
 
@@ -154,26 +179,42 @@ pub struct Label {
 
 impl Label {
     fn encode(&self, words: u32) -> [u32; HEADER_WORDS] {
-        let (id, kind, linux) = match self.owner {
-            Owner::Trampoline { function } => (function, 0, 0),
-            Owner::Program { id } => (id, 1, 0),
-            Owner::Linux { function } => (function, 0, LINUX),
-            Owner::Shared { id } => (id, 1, LINUX),
+        let (id, kind) = match self.owner {
+            Owner::Trampoline { function } => (function, 0),
+            Owner::Program { id } => (id, 1),
+            Owner::Probe { at } => (at, 2),
+            Owner::Functions { stubs } => (stubs.into(), 3),
+            Owner::Linux { function } => (function, 4),
+            Owner::Shared { id } => (id, 5),
         };
         let record = self.record.as_ref().and_then(Record::encode).unwrap_or(0);
-        [id as u32, (id >> 32) as u32, words | linux, kind | record]
+        let again = if self.again().is_some() { AGAIN } else { 0 };
+        [
+            id as u32,
+            (id >> 32) as u32,
+            words | kind << KIND | again,
+            record,
+        ]
+    }
+
+    /// The word behind the code, if there has to be one.
+    fn again(&self) -> Option<u32> {
+        let record = self.record.as_ref().filter(|r| !r.again.is_empty())?;
+        record.encode_again()
     }
 
     fn decode([low, high, words, flags]: [u32; HEADER_WORDS]) -> (Self, u32) {
         let id = (high as u64) << 32 | low as u64;
-        let owner = match (flags & 1, words & LINUX) {
-            (0, 0) => Owner::Trampoline { function: id },
-            (_, 0) => Owner::Program { id },
-            (0, _) => Owner::Linux { function: id },
-            (_, _) => Owner::Shared { id },
+        let owner = match (words & !AGAIN) >> KIND {
+            0 => Owner::Trampoline { function: id },
+            1 => Owner::Program { id },
+            2 => Owner::Probe { at: id },
+            3 => Owner::Functions { stubs: low },
+            4 => Owner::Linux { function: id },
+            _ => Owner::Shared { id },
         };
         let record = Record::decode(flags);
-        (Self { owner, record }, words & !LINUX)
+        (Self { owner, record }, words & ((1 << KIND) - 1))
     }
 }
 
@@ -308,16 +349,26 @@ impl<P: Platform> Pool<P> {
         for (at, word) in (header..).step_by(4).zip(&mut words) {
             *word = self.platform.read(at)?;
         }
-        let (label, words) = Label::decode(words);
+        let again = words[2] & AGAIN != 0;
+        let (mut label, words) = Label::decode(words);
         let (start, words) = (header + HEADER_WORDS as u64 * 4, words as u64);
         let index = pc.checked_sub(start)? / 4;
         if index >= words {
             return None;
         }
+        if again && let Some(record) = &mut label.record {
+            let word = self.platform.read(start + 4 * words)?;
+            let (count, first) = ((word & 0xffff) as usize, (word >> 16) as usize);
+            record.again = first..first + count;
+        }
         let record = label.record.as_ref();
-        let caller = match record.is_some_and(|record| record.covers(index as usize)) {
-            true => CallerIn::FrameRecord,
-            false => CallerIn::LinkRegister,
+        let in_stub =
+            matches!(label.owner, Owner::Functions { stubs } if index >= u64::from(stubs));
+        let recorded = !in_stub && record.is_some_and(|record| record.covers(index as usize));
+        let caller = match (recorded, label.owner) {
+            (true, _) => CallerIn::FrameRecord,
+            (false, Owner::Probe { at }) => CallerIn::Probed { at },
+            (false, _) => CallerIn::LinkRegister,
         };
         Some(Found {
             label,
@@ -325,6 +376,23 @@ impl<P: Platform> Pool<P> {
             words,
             caller,
         })
+    }
+}
+
+impl<P: Platform> Pool<P> {
+    /// The function that the code at `pc` was made for: a trampoline's, or a stub's. Any context: no lock, no allocation.
+    pub fn function_of(&self, pc: u64) -> Option<u64> {
+        let found = self.find(pc)?;
+        let stubs = match found.label.owner {
+            Owner::Trampoline { function } | Owner::Linux { function } => return Some(function),
+            Owner::Program { .. } | Owner::Probe { .. } | Owner::Shared { .. } => return None,
+            Owner::Functions { stubs } => u64::from(stubs),
+        };
+        let words = shared::STUB_WORDS as u64;
+        let number = ((pc - found.start) / 4).checked_sub(stubs)? / words;
+        let data = found.start + 4 * (stubs + number * words + shared::DATA as u64);
+        let half = |at| self.platform.read(at).map(u64::from);
+        Some(half(data)? | half(data + 4)? << 32)
     }
 }
 
@@ -445,10 +513,12 @@ impl<P: Platform> Reserved<P> {
 
     /// Writes the code and makes it executable on every core; memory behind it is given back.
     ///
-    /// `words` must not be more than [`Self::capacity`]. On an error the memory is given back.
+    /// `words` must not be more than [`Self::capacity`], less one if the record is gone twice. On an error the memory is given back.
     pub fn publish(self, label: Label, words: &[u32]) -> Result<Code<P>, PlatformError> {
         let mut block = self.block;
-        let needed = (HEADER_WORDS + words.len()).div_ceil(UNIT_WORDS);
+        let again = label.again();
+        let behind = again.as_slice();
+        let needed = (HEADER_WORDS + words.len() + behind.len()).div_ceil(UNIT_WORDS);
         let at = block.pool.address(block.units.start);
         if needed > block.units.len() {
             let why = alloc::format!(
@@ -464,7 +534,7 @@ impl<P: Platform> Reserved<P> {
         if label
             .record
             .as_ref()
-            .is_some_and(|record| record.encode().is_none())
+            .is_some_and(|r| r.encode().is_none() || r.encode_again().is_none())
         {
             let why = "its frame record cannot be described: more than 65535 instructions before it is gone; \
                        attach fewer programs";
@@ -478,7 +548,7 @@ impl<P: Platform> Reserved<P> {
         block
             .pool
             .platform
-            .write_code(at, &[&header, words].concat())?;
+            .write_code(at, &[&header, words, behind].concat())?;
         // Written here and fetchable from the point of unification; a core may still hold what it
         // fetched before, until its next context synchronisation event (Arm ARM B2.4.4).
         block.pool.platform.sync_cores();

@@ -23,3 +23,27 @@ pub const PSTATE: i64 = 8 * 33;
 pub const fn x(number: u8) -> i64 {
     8 * number as i64
 }
+
+/// The mode bits of PSTATE: EL1 with its own stack pointer (Arm ARM C5.2.19, SPSR_EL1.M).
+pub const EL1H: i64 = 0b0101;
+
+/// Words of a context, by their place in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Words(u64);
+
+impl Words {
+    /// None.
+    pub const NONE: Self = Self(0);
+    /// All that a context of registers has.
+    pub const ALL: Self = Self((1 << WORDS) - 1);
+
+    /// Those whose bits are set; bits behind the context's last word say nothing.
+    pub const fn of(bits: u64) -> Self {
+        Self(bits & Self::ALL.0)
+    }
+
+    /// Whether the word of that place is among them.
+    pub const fn has(self, place: usize) -> bool {
+        place < WORDS && self.0 >> place & 1 != 0
+    }
+}

@@ -18,6 +18,9 @@ pub const RECORD_NEXT: i64 = 16;
 /// Offset in a frame of the address of the literal that names the active program.
 pub const RECORD_PROGRAM: i64 = 24;
 
+/// Offset in the frame of a body that many functions share: the address of the stub's link, by which the function is known; behind it x8.
+pub const SHARED_LINK: i64 = 32;
+
 /// The bits of [`Runtime::trace`] that count the sleepable programs that the task is in.
 pub const TRACE_NESTING_MASK: u32 = 0xffff;
 /// What leaving the outermost sleepable program adds to [`Runtime::trace`]; it wraps. A task that sleeps in one after the other is
@@ -42,4 +45,36 @@ pub struct Runtime {
     pub admit: u64,
     /// The most stack that it uses, in bytes.
     pub admit_stack: u32,
+    /// Where return addresses are kept that were replaced.
+    pub shadow: Shadow,
+    /// Address of an `extern "C" fn(state: *const State)` that counts a miss of a program, in the present context. It takes no more stack
+    /// than `admit`.
+    pub miss: u64,
 }
+
+/// A task's shadow stack: an entry for each return address that a hook has replaced.
+///
+/// ```text
+///   +0  where the function returns to    +16  what that was replaced by
+///   +8  sp at the function's entry       +24  cookie: the hook's own word
+/// ```
+///
+/// To push: raise the top first, then write the entry, then replace the address. To pop: read the entry first, then lower
+/// the top. What interrupts in between works above what is claimed, and has taken it back when it returns; program order is all the
+/// order that this takes on the core that runs the task.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shadow {
+    /// Where the offset of the next free entry lies, from the task's address as that is: 4 bytes.
+    pub top: u16,
+    /// What that is when no entry is left; below 4096.
+    pub end: u16,
+}
+
+/// In an entry of the shadow stack: where the function returns to; behind it sp at its entry.
+pub const SHADOW_RETURN: i64 = 0;
+/// In an entry of the shadow stack: what the return address was replaced by; behind it the cookie.
+pub const SHADOW_LANDING: i64 = 16;
+/// In an entry of the shadow stack: the hook's own word.
+pub const SHADOW_COOKIE: i64 = 24;
+/// Bytes of an entry of the shadow stack.
+pub const SHADOW_ENTRY: i64 = 32;

@@ -261,6 +261,9 @@ fn a_patch_that_loses_a_race_gives_the_memory_back() {
         fn patch(&self, at: u64, old: u32, new: u32) -> Result<(), PlatformError> {
             self.0.patch(at, old, new)
         }
+        fn replace_word(&self, at: u64, old: u32, new: u32) -> Result<(), PlatformError> {
+            self.0.replace_word(at, old, new)
+        }
         fn read(&self, at: u64) -> Option<u32> {
             self.0.read(at)
         }

@@ -157,13 +157,13 @@ fn a_site_changes_there_and_back_in_this_order() {
     assert_eq!(
         platform.take_calls(),
         [
-            Call::PatchStopped(FUNCTION, nop, mov),
-            Call::PatchStopped(FUNCTION, nop, mov),
+            Call::Replace(FUNCTION, nop, mov),
+            Call::Replace(FUNCTION, nop, mov),
             Call::Patch(FUNCTION + 4, nop, bl),
             Call::Sync,
             Call::Patch(FUNCTION + 4, bl, nop),
             Call::Sync,
-            Call::PatchStopped(FUNCTION, mov, nop),
+            Call::Replace(FUNCTION, mov, nop),
         ]
     );
     let far = site::lead(&platform, FUNCTION, None, Some(FUNCTION + (1 << 30)));

@@ -4,7 +4,9 @@
 use std::fmt::Write;
 use std::path::Path;
 use trampoline::fakes::FakePlatform;
-use trampoline::{ArgSpec, Callee, CallerIn, Engine, Guard, Ingredient, Kind, Site, SiteTable};
+use trampoline::{
+    ArgSpec, Callee, CallerIn, Engine, Guard, Ingredient, Kind, ProbeKind, Site, SiteTable, Spot,
+};
 
 const FUNCTION: u64 = 0xffff_ffff_8000_1000;
 const POOL: u64 = 0xffff_ffff_8400_0000;
@@ -45,10 +47,12 @@ fn hooked(args: ArgSpec, programs: &[Callee]) -> Engine<FakePlatform> {
 
 fn listing(engine: &Engine<FakePlatform>) -> String {
     let mut text = String::new();
-    for line in engine.describe(FUNCTION) {
+    let probes = engine.describe_probes(FUNCTION..FUNCTION + 0x100);
+    for line in engine.describe(FUNCTION).chain(probes) {
         let caller = match engine.unwind(line.address) {
             Some(CallerIn::FrameRecord) => "record",
             Some(CallerIn::LinkRegister) => "x30",
+            Some(CallerIn::Probed { .. }) => "probed",
             None => "",
         };
         let code = a64::display_word(line.word, line.address).to_string();
@@ -146,6 +150,39 @@ fn kinds_and_guards() {
         engine.attach(FUNCTION, args, Kind::Fentry, callee).unwrap();
     }
     compare("other_guards.txt", &engine);
+}
+
+/// At the entry by the site, with a program of the return; and in the middle, displacing a branch, by two programs.
+#[test]
+fn probes() {
+    let guarded = |name: &str, number: u64| Callee {
+        guard: Guard::Word,
+        state: 0xffff_ffff_9000_0000 + 0x40 * number,
+        ..callee(name, PROGRAM + 0x100 * number, None)
+    };
+    let function = FUNCTION..FUNCTION + 0x10;
+    let spot = |at| Spot {
+        at,
+        function: function.clone(),
+    };
+    let mut engine = engine();
+    for (kind, name) in [(ProbeKind::Here, "here"), (ProbeKind::Return, "return")] {
+        let callee = guarded(name, 0);
+        engine.probe(&spot(FUNCTION), kind, callee).unwrap();
+    }
+    compare("probe_entry.txt", &engine);
+
+    let mut engine = self::engine();
+    let middle = FUNCTION + 12;
+    let branch = a64::ops::cbnz(a64::Size::X, a64::reg::X3).with_offset(-4);
+    engine.platform().set(middle, branch.unwrap().encode());
+    for number in 0..2 {
+        let callee = guarded("middle", number);
+        engine
+            .probe(&spot(middle), ProbeKind::Here, callee)
+            .unwrap();
+    }
+    compare("probe_middle.txt", &engine);
 }
 
 #[test]

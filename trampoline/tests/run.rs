@@ -5,154 +5,16 @@
 
 #![cfg(all(target_arch = "aarch64", target_os = "linux"))]
 
+mod machine;
+
 use a64::inst::PairMode;
 use a64::ops::{add_imm, br, mov_sp, nop, ret, stp, str as store};
 use a64::reg::*;
-use a64::{Assembler, SP, Size, XZR};
+use a64::{SP, Size, XZR};
 use core::arch::asm;
-use core::ops::Range;
+use machine::{ADMIT, BYTES, Memory, admit, task, times_left, write};
 use std::sync::atomic::{AtomicU64, Ordering};
-use trampoline::runtime::{TRACE_LEFT, TRACE_NESTING_MASK};
-use trampoline::{
-    ArgSpec, Callee, Engine, Grace, Guard, Kind, Platform, PlatformError, Retired, Runtime, Site,
-    SiteTable, State,
-};
-
-/// Text in the lower half, the pool in the upper.
-const BYTES: usize = 128 << 10;
-
-/// Memory that is writable and executable, as a test may have it.
-struct Memory(u64);
-
-impl Memory {
-    fn new() -> Self {
-        // SAFETY: an anonymous mapping at an address of the kernel's choice touches no other memory.
-        let at = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                BYTES,
-                libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC,
-                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
-                -1,
-                0,
-            )
-        };
-        assert_ne!(at, libc::MAP_FAILED, "executable memory");
-        Self(at as u64)
-    }
-
-    fn word(&self, at: u64) -> Option<&'static std::sync::atomic::AtomicU32> {
-        let inside = (self.0..self.0 + BYTES as u64).contains(&at) && at.is_multiple_of(4);
-        // SAFETY: an aligned word of the mapping, which is never unmapped and only accessed as atomics.
-        inside.then(|| unsafe { &*(at as *const std::sync::atomic::AtomicU32) })
-    }
-
-    fn make_visible(&self, range: Range<u64>) {
-        for line in range.step_by(4) {
-            // SAFETY: maintenance of a mapped line changes no contents (Arm ARM B2.4.4).
-            unsafe {
-                asm!("dc cvau, {0}", "dsb ish", "ic ivau, {0}", "dsb ish", "isb", in(reg) line)
-            }
-        }
-    }
-}
-
-impl Platform for Memory {
-    fn pool(&self) -> Range<u64> {
-        self.0 + BYTES as u64 / 2..self.0 + BYTES as u64
-    }
-    fn write_code(&self, at: u64, words: &[u32]) -> Result<(), PlatformError> {
-        for (at, word) in (at..).step_by(4).zip(words) {
-            self.word(at)
-                .ok_or(PlatformError::NotCode { at })?
-                .store(*word, Ordering::Relaxed);
-        }
-        self.make_visible(at..at + 4 * words.len() as u64);
-        Ok(())
-    }
-    fn sync_cores(&self) {}
-    fn patch(&self, at: u64, old: u32, new: u32) -> Result<(), PlatformError> {
-        let word = self.word(at).ok_or(PlatformError::NotCode { at })?;
-        let swapped = word.compare_exchange(old, new, Ordering::SeqCst, Ordering::SeqCst);
-        swapped.map_err(|found| PlatformError::Mismatch {
-            at,
-            expected: old,
-            found,
-        })?;
-        self.make_visible(at..at + 4);
-        Ok(())
-    }
-    fn read(&self, at: u64) -> Option<u32> {
-        Some(self.word(at)?.load(Ordering::Relaxed))
-    }
-    fn runtime(&self) -> Runtime {
-        runtime(self.0 + ADMIT)
-    }
-    fn defer(&self, retired: Retired, _: Grace) {
-        retired.free(); // one thread, which is not in the pool
-    }
-}
-
-/// Where the bench has the branch to [`admit`].
-const ADMIT: u64 = 0x3000;
-
-std::thread_local! {
-    /// What of hooks lies in a task: the recursion word, the count of reasons to stay, the count of sleepable programs.
-    static TASK: [AtomicU64; 3] = const { [const { AtomicU64::new(0) }; 3] };
-}
-
-/// This thread as a task: its variables lie above the thread pointer (AAELF64, "TLS variant 1").
-fn runtime(admit: u64) -> Runtime {
-    let pointer: u64;
-    // SAFETY: reads the thread pointer.
-    unsafe { asm!("mrs {}, tpidr_el0", out(reg) pointer, options(nomem, nostack)) };
-    let task = TASK.with(|task| task.as_ptr() as u64);
-    let word = u16::try_from(task - pointer).expect("near the thread pointer");
-    Runtime {
-        task: a64::SysReg::new(3, 3, 13, 0, 2), // TPIDR_EL0
-        word,
-        migrate: word + 8,
-        trace: word + 16,
-        admit,
-        admit_stack: 0,
-    }
-}
-
-/// A field, as far as it counts what is active.
-fn task(field: usize) -> u64 {
-    let mask = if field == 2 {
-        TRACE_NESTING_MASK.into()
-    } else {
-        u64::MAX
-    };
-    TASK.with(|task| task[field].load(Ordering::Relaxed)) & mask
-}
-
-/// What a host does if the word is not zero: as `Runtime::admit` says.
-extern "C" fn admit(literal: *const u64, frame: *mut u64) -> u64 {
-    // SAFETY: the image's literal.
-    let state = unsafe { literal.read() } as *const State;
-    // SAFETY: the state that the callee was made with, leaked.
-    let state = unsafe { &*state };
-    let mut at = task(0) as *const u64;
-    while !at.is_null() {
-        // SAFETY: a frame of an image that is active on this thread, with a guard record.
-        let (next, other) = unsafe { (at.add(2).read(), at.add(3).read() as *const u64) };
-        // SAFETY: the literal of a program that is active.
-        let other = unsafe { other.read() };
-        if state.is_whole_context() || other == state.address() {
-            state.miss(0);
-            return 0;
-        }
-        at = next as *const u64;
-    }
-    // SAFETY: the frame's own guard record.
-    unsafe { frame.add(2).write(task(0)) };
-    // SAFETY: as above.
-    unsafe { frame.add(3).write(literal as u64) };
-    TASK.with(|task| task[0].store(frame as u64, Ordering::Relaxed));
-    1
-}
+use trampoline::{ArgSpec, Callee, Engine, Guard, Kind, Site, SiteTable, State};
 
 /// What a place of execution saw: x0-x8, then x29, x30 and sp.
 type Seen = [AtomicU64; 12];
@@ -163,16 +25,6 @@ fn seen() -> &'static Seen {
 
 fn values(seen: &Seen) -> Vec<u64> {
     seen.iter().map(|v| v.load(Ordering::Relaxed)).collect()
-}
-
-/// Writes code at `at`; the address behind it.
-fn write(memory: &Memory, at: u64, emit: impl Fn(&mut Assembler<'_>)) -> u64 {
-    let mut words = [0; 64];
-    let mut asm = Assembler::new(&mut words, at);
-    emit(&mut asm);
-    let len = asm.finish().unwrap();
-    memory.write_code(at, &words[..len]).unwrap();
-    at + 4 * len as u64
 }
 
 /// A function with a site that writes down what it sees, and returns 42.
@@ -660,7 +512,7 @@ fn sleepable_programs_are_counted_while_they_run() {
     }
     b.check_called(2);
     assert_eq!(sleepable.take(), [[0x100, 0x101, 1, 0, 1]]);
-    let left = TASK.with(|task| task[2].load(Ordering::Relaxed)) / u64::from(TRACE_LEFT);
+    let left = times_left();
     assert_eq!(left, 1, "leaving the outermost is seen");
     assert_eq!([task(0), task(1), task(2)], [0; 3]);
 }

@@ -17,6 +17,7 @@ use crate::files;
 use crate::frames::{FrameError, Frames};
 use crate::image;
 use crate::kernel;
+use crate::ksyms::glob;
 use crate::linked::Linked;
 use crate::notrace::Notrace;
 use crate::rules::{Kind, Rules};
@@ -41,6 +42,8 @@ pub(crate) struct Stacks<'a> {
     frames: BTreeMap<usize, Result<Frames, FrameError>>,
     /// Functions that stand on a stack at most so often.
     bounds: BTreeMap<usize, u32>,
+    /// Calls that are not followed: where, and the bytes that they take.
+    beyond: BTreeMap<usize, Vec<(u64, u64)>>,
     /// Bytes, and the call that they are reached by, if that is not the function alone.
     known: BTreeMap<Key, (u64, Option<Key>)>,
 }
@@ -53,7 +56,9 @@ impl<'a> Stacks<'a> {
     pub(crate) fn new(linked: &'a Linked, set: &'a Notrace, rules: &Rules) -> Self {
         let mut frames = BTreeMap::new();
         let mut bounds = BTreeMap::new();
-        for index in set.graph.nodes.keys().copied() {
+        let mut beyond = BTreeMap::<usize, Vec<_>>::new();
+        for (index, node) in &set.graph.nodes {
+            let index = *index;
             let Some(function) = linked.functions.get(index) else {
                 continue;
             };
@@ -71,6 +76,12 @@ impl<'a> Stacks<'a> {
                         rule.used.set(true);
                         bounds.insert(index, *times);
                     }
+                    Kind::Allow(pattern, bytes) => {
+                        let fits = |to| linked.names(to).any(|name| glob(pattern, name));
+                        let calls = node.body.edges.iter().filter(|edge| fits(edge.to));
+                        let calls = calls.map(|edge| (edge.at, *bytes));
+                        beyond.entry(index).or_default().extend(calls);
+                    }
                     _ => {}
                 }
             }
@@ -81,6 +92,7 @@ impl<'a> Stacks<'a> {
             set,
             frames,
             bounds,
+            beyond,
             known: BTreeMap::new(),
         }
     }
@@ -130,12 +142,14 @@ impl<'a> Stacks<'a> {
         }
         let (most, calls) = match self.frames.get(&index) {
             Some(Ok(frames)) => {
+                let depth = |at| frames.at.get(at).copied().unwrap_or(frames.most);
+                let beyond = self.beyond.get(&index).into_iter().flatten();
+                let beyond = beyond.map(|(at, bytes)| depth(at) + bytes);
+                let most = beyond.fold(frames.most, u64::max);
                 let edges = self.set.graph.nodes.get(&index).into_iter();
-                let calls = edges.flat_map(|node| &node.edges).map(|edge| {
-                    let depth = frames.at.get(&edge.at).copied();
-                    (edge.to, depth.unwrap_or(frames.most))
-                });
-                (frames.most, calls.collect::<BTreeSet<_>>())
+                let calls = edges.flat_map(|node| &node.edges);
+                let calls = calls.map(|edge| (edge.to, depth(&edge.at)));
+                (most, calls.collect::<BTreeSet<_>>())
             }
             Some(Err(error)) => {
                 let name = self.linked.name(index).to_owned();

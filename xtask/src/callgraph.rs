@@ -475,7 +475,7 @@ fn follows(
     to: usize,
 ) -> bool {
     let allowed = rules.of(linked, from).find(|rule| match &rule.kind {
-        Kind::Allow(pattern) => linked.names(to).any(|name| glob(pattern, name)),
+        Kind::Allow(pattern, _) => linked.names(to).any(|name| glob(pattern, name)),
         _ => false,
     });
     allowed.inspect(|rule| rule.used.set(true)).is_none() && !stops.contains(&to)

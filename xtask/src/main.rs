@@ -57,6 +57,7 @@ mod sdcard;
 mod setup;
 mod symbols;
 mod test;
+mod torture;
 mod workspace;
 
 use machine::MachineOptions;
@@ -130,6 +131,11 @@ enum Task {
     Fuzz {
         #[command(flatten)]
         options: fuzz::Options,
+    },
+    /// Hook and unhook hundreds of functions at random while all cores and contexts call them, and check everything
+    Torture {
+        #[command(flatten)]
+        options: torture::Options,
     },
     /// Write the files for a Raspberry Pi's SD card
     Image {
@@ -301,6 +307,10 @@ fn execute(command: Task) -> Outcome<i32> {
                 false => 1,
             })
         }
+        Task::Torture { options } => {
+            let boot = prepare(&workspace, &options.machine())?;
+            torture::run(&options, &boot)
+        }
         Task::Image { board, out } => {
             setup::ensure(&workspace)?;
             let boot = Boot::build(&workspace)?;
@@ -359,11 +369,11 @@ fn bench_interpreter(workspace: &Workspace, json: Option<&Path>) -> Outcome<i32>
     Ok(0)
 }
 
-/// The words with the job in front; a bare `bench`, `shell`, `test` or `integrity` names it, otherwise it is `default`.
+/// The words with the job in front; a bare `bench`, `shell`, `test`, `torture` or `integrity` names it, otherwise it is `default`.
 fn job(mut words: Vec<String>, default: &str) -> Vec<String> {
-    let named = words
-        .iter()
-        .position(|word| ["bench", "shell", "test", "integrity"].contains(&word.as_str()));
+    let named = words.iter().position(|word| {
+        ["bench", "shell", "test", "torture", "integrity"].contains(&word.as_str())
+    });
     let job = match named {
         Some(at) => words.remove(at),
         None => default.to_owned(),

@@ -13,6 +13,7 @@
 //! | `call PATTERN => helpers` | they are to helpers of BPF programs |
 //! | `call PATTERN => nothing` | they leave the image, to the code of programs |
 //! | `allow PATTERN => PATTERN` | this call is not followed |
+//! | `allow PATTERN => PATTERN takes BYTES` | the same, and it takes at most so many bytes of stack |
 //! | `wait PATTERN` | it has WFE, WFI, YIELD or ISB in it, and may |
 //! | `depth PATTERN N` | it calls itself, by way of others too, and stands on a stack at most N times |
 //! | `stack PATTERN BYTES` | its frame is that large, which its code does not say |
@@ -36,7 +37,7 @@ pub(crate) enum RulesError {
     /// A line that means nothing.
     #[error(
         "{RULES}:{0}: {1:?} is no rule; one is `deny WHAT PATTERN`, `call PATTERN => dyn TRAIT | taken dyn TRAIT | taken PATTERN | helpers | nothing`, \
-         `allow PATTERN => PATTERN`, `wait PATTERN`, `depth PATTERN N` or `stack PATTERN BYTES`"
+         `allow PATTERN => PATTERN [takes BYTES]`, `wait PATTERN`, `depth PATTERN N` or `stack PATTERN BYTES`"
     )]
     Line(usize, String),
     /// A pattern that fits no function.
@@ -69,8 +70,8 @@ pub(crate) enum Kind {
     Deny(String),
     /// Calls these.
     Call(Callees),
-    /// Calls what this pattern fits, and that is not followed.
-    Allow(String),
+    /// Calls what this pattern fits, and that is not followed; the bytes of stack that it takes.
+    Allow(String, u64),
     /// May wait.
     Wait,
     /// Stands on a stack at most so often.
@@ -125,7 +126,13 @@ fn kind(word: &str, rest: &str) -> Option<(String, Kind)> {
         }
         "allow" => {
             let (pattern, callee) = two(rest)?;
-            (pattern, Kind::Allow(callee))
+            match callee.rsplit_once(" takes ") {
+                Some((callee, bytes)) => (
+                    pattern,
+                    Kind::Allow(callee.trim().to_owned(), bytes.parse().ok()?),
+                ),
+                None => (pattern, Kind::Allow(callee, 0)),
+            }
         }
         "wait" => (rest.to_owned(), Kind::Wait),
         "depth" => {
@@ -208,7 +215,7 @@ mod tests {
     fn rules_are_read() {
         let text = "# a comment\n\ndeny allocator __rust_alloc* # it takes a lock\n\
             call <a::B as c::D>::e => dyn f::G # it\ncall ?x => taken *fmt # it\ncall x => taken dyn f::G # it\ncall x => helpers # it\ncall x => nothing # it\n\
-            allow a => b* # never\nwait w # bounded\ndepth d 3 # it\nstack s 128 # it\n";
+            allow a => b* # never\nallow a => c takes 64 # never\nwait w # bounded\ndepth d 3 # it\nstack s 128 # it\n";
         let rules = Rules::parse(text).expect("rules").0;
         let kinds: Vec<_> = rules
             .iter()
@@ -223,14 +230,15 @@ mod tests {
                 ("x", Kind::Call(Callees::TakenDyn("f::G".into()))),
                 ("x", Kind::Call(Callees::Helpers)),
                 ("x", Kind::Call(Callees::Nothing)),
-                ("a", Kind::Allow("b*".into())),
+                ("a", Kind::Allow("b*".into(), 0)),
+                ("a", Kind::Allow("c".into(), 64)),
                 ("w", Kind::Wait),
                 ("d", Kind::Depth(3)),
                 ("s", Kind::Stack(128)),
             ]
         );
         assert!(rules[2].optional && !rules[3].optional);
-        assert_eq!((rules[9].line, rules[9].reason.as_str()), (12, "it"));
+        assert_eq!((rules[10].line, rules[10].reason.as_str()), (13, "it"));
     }
 
     #[test]
@@ -245,6 +253,7 @@ mod tests {
             "call a",
             "call a => b",
             "call a => dyn",
+            "allow a => b takes c",
             "depth a",
             "depth a b",
             "stack a -1",

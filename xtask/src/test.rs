@@ -26,6 +26,7 @@ use crate::machine::{Board, MachineOptions, qemu_version};
 use crate::progress::Progress;
 use crate::qemu::{Boot, Keyboard, Session};
 use crate::report::{Report, Verdict};
+use crate::torture;
 use crate::workspace::{KERNEL, TARGET, USER_TARGET, Workspace};
 
 /// Kinds of tests.
@@ -47,6 +48,8 @@ pub(crate) enum Kind {
     Kernel,
     /// Tests that type on the console
     Console,
+    /// Everything that hooks can do at random, for a minute a board
+    Torture,
     /// Figures that must not change from run to run
     Bench,
     /// The book builds
@@ -113,9 +116,15 @@ pub(crate) fn run(workspace: &Workspace, filter: Option<&str>, only: &[Kind]) ->
             }
         }
     }
-    if [Kind::Tools, Kind::Kernel, Kind::Console, Kind::Bench]
-        .into_iter()
-        .any(wanted)
+    if [
+        Kind::Tools,
+        Kind::Kernel,
+        Kind::Console,
+        Kind::Torture,
+        Kind::Bench,
+    ]
+    .into_iter()
+    .any(wanted)
     {
         match Boot::build(workspace) {
             Err(error) => report.add("build", Verdict::Failed(format!("    {error}")), None),
@@ -130,6 +139,11 @@ pub(crate) fn run(workspace: &Workspace, filter: Option<&str>, only: &[Kind]) ->
                 }
                 if wanted(Kind::Console) {
                     console_tests(workspace, &boot, filter, &mut report)?;
+                }
+                if wanted(Kind::Torture) {
+                    on_boards("torture", filter, &mut report, |board| {
+                        torture::test(board, &boot)
+                    });
                 }
                 if wanted(Kind::Bench) {
                     figures(workspace, &boot, filter, &mut report);
@@ -370,30 +384,43 @@ fn console_test(workspace: &Workspace, boot: &Boot, path: &Path) -> Outcome<()> 
     Ok(session.play(&transcript, PATIENCE)?)
 }
 
-/// Measures twice on every board: all figures are exact, so all rows are the same.
-fn figures(workspace: &Workspace, boot: &Boot, filter: Option<&str>, report: &mut Report) {
+/// Runs a test on every board that this QEMU has; its name is `name`, with the board in the place of `BOARD` or behind it.
+fn on_boards(
+    name: &str,
+    filter: Option<&str>,
+    report: &mut Report,
+    test: impl Fn(Board) -> Outcome<()>,
+) {
     for board in [Board::Virt, Board::Raspi3b, Board::Raspi4b] {
-        let name = format!("bench/{board} twice the same");
+        let name = match name.contains("BOARD") {
+            true => name.replace("BOARD", &board.to_string()),
+            false => format!("{name}/{board}"),
+        };
         if !fits(&name, filter) {
             continue;
         }
-        let options = MachineOptions::of(board);
-        let machine = qemu_version().and_then(|version| options.machine(version));
+        let machine = qemu_version().and_then(|version| MachineOptions::of(board).machine(version));
         if let Err(error) = machine
             && error.is_old_qemu()
         {
             report.add(&name, Verdict::Skipped(error.to_string()), None);
             continue;
         }
-        report.run(&name, || -> Outcome<()> {
-            let once = || bench::measure(workspace, &options, boot, None, Some(BENCH_LIMIT), true);
-            let (first, second) = (once()?, once()?);
-            match first == second {
-                true => Ok(()),
-                false => Err(differences(&first, &second).into()),
-            }
-        });
+        report.run(&name, || test(board));
     }
+}
+
+/// Measures twice on every board: all figures are exact, so all rows are the same.
+fn figures(workspace: &Workspace, boot: &Boot, filter: Option<&str>, report: &mut Report) {
+    on_boards("bench/BOARD twice the same", filter, report, |board| {
+        let options = MachineOptions::of(board);
+        let once = || bench::measure(workspace, &options, boot, None, Some(BENCH_LIMIT), true);
+        let (first, second) = (once()?, once()?);
+        match first == second {
+            true => Ok(()),
+            false => Err(differences(&first, &second).into()),
+        }
+    });
 }
 
 /// Measures the JIT's code on both kinds of cores, and holds it against its limits.

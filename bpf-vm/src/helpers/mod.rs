@@ -235,10 +235,14 @@ pub fn by_number(number: u32) -> Option<&'static Helper> {
 
 /// The helper of a number in a table that is sorted by number.
 pub fn find(helpers: &[Helper], number: u32) -> Option<&Helper> {
+    helpers.get(position(helpers, number)?)
+}
+
+/// Its index.
+pub(crate) fn position(helpers: &[Helper], number: u32) -> Option<usize> {
     helpers
         .binary_search_by_key(&number, |helper| helper.number)
         .ok()
-        .and_then(|index| helpers.get(index))
 }
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The helpers that read from any address, and those on strings.
+//! The helpers that read from any address or from memory that has to be brought in, and those on strings.
 //!
 //! Each has the safety contract of its type in [`Function`](super::Function): its arguments are what its row says. An address to
 //! be probed is any number: the host's [`probe_read`](crate::host::Host::probe_read) says how many bytes are there.
@@ -17,7 +17,18 @@ const PIECE: u64 = 64;
 pub(super) struct ProbeFault;
 
 /// Reads `bytes` bytes from `from` on, in pieces that `each` takes, until it has enough and returns false.
-fn probe(
+fn probe(from: u64, bytes: usize, each: impl FnMut(&[u8]) -> bool) -> Result<(), ProbeFault> {
+    pieces(
+        |into, from| host().probe_read(into, from),
+        from,
+        bytes,
+        each,
+    )
+}
+
+/// As [`probe`], by a method of the host.
+fn pieces(
+    read: impl Fn(&mut [u8], u64) -> usize,
     mut from: u64,
     bytes: usize,
     mut each: impl FnMut(&[u8]) -> bool,
@@ -27,7 +38,7 @@ fn probe(
         let mut piece = [0; PIECE as usize];
         let wanted = left.min((PIECE - from % PIECE) as usize);
         let room = piece.get_mut(..wanted).unwrap_or_default();
-        let got = host().probe_read(room, from).min(wanted);
+        let got = read(room, from).min(wanted);
         let go_on = each(piece.get(..got).unwrap_or_default());
         if !go_on {
             return Ok(());
@@ -89,8 +100,15 @@ pub(super) unsafe extern "C" fn probe_read_kernel(
 ) -> u64 {
     // SAFETY: by this helper's row `to` points to `size` writable bytes.
     let out = unsafe { out(to, size) };
+    copy(out, size as usize, from, |into, from| {
+        host().probe_read(into, from)
+    })
+}
+
+/// Copies what `read` reads from `from` on: 0, or `-EFAULT` and zeros.
+fn copy(out: ProgramOut, size: usize, from: u64, read: impl Fn(&mut [u8], u64) -> usize) -> u64 {
     let mut done = 0;
-    let copied = probe(from, size as usize, |piece| {
+    let copied = pieces(read, from, size, |piece| {
         out.write(done, piece);
         done += piece.len();
         true
@@ -102,6 +120,22 @@ pub(super) unsafe extern "C" fn probe_read_kernel(
             error(EFAULT)
         }
     }
+}
+
+/// `long bpf_copy_from_user(void *dst, u32 size, const void *user_ptr)`: 0, or `-EFAULT` and zeros. It may sleep. There is no user
+/// memory: it reads what the host brings in from somewhere slow ([`copy_from_slow`](crate::host::Host::copy_from_slow)).
+pub(super) unsafe extern "C" fn copy_from_user(
+    to: u64,
+    size: u64,
+    from: u64,
+    _: u64,
+    _: u64,
+) -> u64 {
+    // SAFETY: by this helper's row `to` points to `size` writable bytes.
+    let out = unsafe { out(to, size) };
+    copy(out, size as usize, from, |into, from| {
+        host().copy_from_slow(into, from)
+    })
 }
 
 /// `long bpf_probe_read_kernel_str(void *dst, u32 size, const void *from)`, `bpf_probe_read_str`: the length of the string with
@@ -223,6 +257,33 @@ mod tests {
             let r0 = unsafe { probe_read_kernel_str(to, size, from, 0, 0) };
             assert_eq!(r0 as i64, want, "{from:#x} {size}");
             assert_eq!(&buffer[..text.len()], text, "{from:#x} {size}");
+        }
+    }
+
+    #[test]
+    fn what_is_brought_in_is_copied_and_nothing_else() {
+        testing::register();
+        for (from, size, want) in [
+            (testing::slow(), 8, 0),
+            (testing::slow() + 60, 100, 0),
+            (testing::slow() + 60, 101, -14),
+            (testing::slow() - 1, 8, -14),
+            (testing::guarded(), 8, -14),
+        ] {
+            let mut buffer = [0xee_u8; 128];
+            let to = exposed(&mut buffer);
+            // SAFETY: the buffer has more than `size` bytes.
+            let r0 = unsafe { copy_from_user(to, size as u64, from, 0, 0) };
+            assert_eq!(r0 as i64, want, "{from:#x} {size}");
+            let start = from.wrapping_sub(testing::slow()) as usize;
+            for (index, found) in buffer.into_iter().enumerate() {
+                let expected = match index {
+                    _ if index >= size => 0xee,
+                    _ if want == 0 => testing::slow_byte(start + index),
+                    _ => 0,
+                };
+                assert_eq!(found, expected, "{from:#x} {size} {index}");
+            }
         }
     }
 

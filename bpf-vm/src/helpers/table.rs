@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The table of helpers, by Linux's numbers (`___BPF_FUNC_MAPPER` in `linux/bpf.h`), and which of them only programs under a
-//! licence compatible with the GPL may call (Linux's `gpl_only`). None of these sleeps.
+//! licence compatible with the GPL may call (Linux's `gpl_only`), and which may sleep.
 #![forbid(unsafe_code)]
 
 use super::{
@@ -17,7 +17,7 @@ use super::{
         task_storage_get,
     },
     print::{snprintf, trace_printk, trace_vprintk},
-    probe::{probe_read_kernel, probe_read_kernel_str, probe_read_user, strncmp},
+    probe::{copy_from_user, probe_read_kernel, probe_read_kernel_str, probe_read_user, strncmp},
     random::get_prandom_u32,
     stack::{get_stack, get_stackid},
     task::{
@@ -284,6 +284,14 @@ pub static HELPERS: &[Helper] = {
             Returns::Scalar,
             Function::Plain(ringbuf_query),
         ),
+        Helper::new(
+            148,
+            "bpf_copy_from_user",
+            &[MemoryOut, SizeOrZero, Any],
+            Returns::Scalar,
+            Function::Plain(copy_from_user),
+        )
+        .sleeps(),
         Helper::new(
             153,
             "bpf_per_cpu_ptr",

@@ -18,6 +18,10 @@ use super::{Host, Symbol};
 
 /// Bytes that can be probed from [`guarded`] on; nothing is before and behind them.
 pub(crate) const GUARDED: usize = 128;
+/// Where memory begins that is brought in when it is read: [`SLOW_BYTES`] bytes.
+const SLOW: u64 = 0x5000_0000;
+/// How many there are.
+const SLOW_BYTES: usize = 160;
 /// What the clock moves by, nanoseconds.
 const TICK_NS: u64 = 1_000_000;
 
@@ -53,6 +57,16 @@ thread_local! {
 /// The byte at an index of the area: no two the same, none 0.
 pub(crate) const fn byte(index: usize) -> u8 {
     index as u8 + 1
+}
+
+/// Where the memory begins that has to be brought in.
+pub(crate) fn slow() -> u64 {
+    SLOW
+}
+
+/// A byte of it.
+pub(crate) fn slow_byte(index: usize) -> u8 {
+    index as u8 ^ 0x55
 }
 
 fn address(bytes: &'static [u8]) -> u64 {
@@ -121,6 +135,16 @@ impl Host for TestHost {
             }
         }
         0
+    }
+
+    fn copy_from_slow(&self, into: &mut [u8], from: u64) -> usize {
+        let start = from.wrapping_sub(SLOW) as usize;
+        let mut count = 0;
+        for (index, to) in (start..SLOW_BYTES).zip(into) {
+            *to = slow_byte(index);
+            count += 1;
+        }
+        count
     }
 
     fn per_cpu(&self, variable: u64, cpu: u32) -> Option<u64> {

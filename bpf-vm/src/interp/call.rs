@@ -9,7 +9,7 @@ use crate::{
 };
 
 /// What the program's own map is behind a handle: one that it names, or one inside of those.
-pub(super) fn map<'a>(memory: &Memory<'a>, handle: u64) -> Option<&'a Map> {
+pub(super) fn map<'a>(memory: &Memory<'a, '_>, handle: u64) -> Option<&'a Map> {
     let maps = memory.program.maps();
     let own = maps.iter().find(|map| map.handle() == handle);
     own.map(|map| &**map)
@@ -17,7 +17,7 @@ pub(super) fn map<'a>(memory: &Memory<'a>, handle: u64) -> Option<&'a Map> {
 }
 
 /// The index of the first instruction of the function that a register names.
-pub(super) fn function(memory: &Memory<'_>, value: u64) -> Option<u32> {
+pub(super) fn function(memory: &Memory<'_, '_>, value: u64) -> Option<u32> {
     let start = u32::try_from(value ^ FUNCTION).ok()?;
     let functions = memory.program.functions();
     let known = functions.binary_search_by_key(&start, |function| function.start);
@@ -34,7 +34,7 @@ pub(super) fn check(
     values: [u64; 5],
     context: u64,
     attachment: &Attachment,
-    memory: &mut Memory<'_>,
+    memory: &mut Memory<'_, '_>,
 ) -> Result<(), FaultKind> {
     let attached = matches!(helper.function, Function::Attached(_));
     let words = u64::from(attachment.arguments) + u64::from(attachment.has_result);

@@ -7,6 +7,7 @@
 use alloc::boxed::Box;
 
 use crate::{
+    helpers,
     isa::{AluOp, AtomicOp, Cond, Op, Operand, Reg, Size, Swap, Width},
     program::{Instruction, ValidatedProgram},
 };
@@ -25,6 +26,12 @@ const PLACES: [Place; Reg::COUNT] = {
     [R0, R1, R2, R3, R4, R5, R6, R7, R8, R9, R10]
 };
 
+/// The places of a function's arguments.
+pub(super) const ARGUMENTS: [Place; 5] = {
+    use Place::*;
+    [R1, R2, R3, R4, R5]
+};
+
 impl From<Reg> for Place {
     fn from(reg: Reg) -> Self {
         PLACES.get(reg.index()).copied().unwrap_or(Self::R0)
@@ -40,7 +47,7 @@ pub(crate) struct Flat {
     pub(super) dst: Place,
     /// The second operand.
     pub(super) src: Place,
-    /// Offset of an access; index of the instruction that may be jumped to; number of a helper or function.
+    /// Offset of an access; index of the instruction that may be jumped to; index of a helper in its table, of a kernel function.
     pub(super) off: u32,
     /// The immediate, sign extended; of a jump or local call what [`jump_imm_of`] makes.
     pub(super) imm: u64,
@@ -354,7 +361,10 @@ impl Flat {
                 src: Operand::Imm(imm),
                 ..
             } => flat(jump_imm(width, cond)?, dst.into(), none, target, jump(imm)),
-            Op::Call { helper } => flat(Code::Call, none, none, helper, 0),
+            Op::Call { helper } => {
+                let index = helpers::position(program.helpers(), helper)?;
+                flat(Code::Call, none, none, index as u32, 0)
+            }
             Op::CallKernel { function } => flat(Code::CallKernel, none, none, function, 0),
             Op::CallLocal { .. } => flat(Code::CallLocal, none, none, target, jump(0)),
             Op::CallReg { target } => flat(Code::CallReg, target.into(), none, 0, 0),

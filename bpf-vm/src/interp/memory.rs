@@ -5,14 +5,15 @@
 //! if it is aligned to its size, byte by byte otherwise.
 use core::{
     marker::PhantomData,
+    mem::MaybeUninit,
     ptr::with_exposed_provenance_mut,
     sync::atomic::{
         AtomicU8, AtomicU16, AtomicU32, AtomicU64,
         Ordering::{Acquire, Relaxed, Release, SeqCst},
+        compiler_fence,
     },
 };
 
-use super::MAX_FRAMES;
 use crate::{
     helpers::LONGEST_STRING,
     host::host,
@@ -88,12 +89,60 @@ impl<'a> Region<'a> {
 
 /// Bytes from one frame's stack to the next one's. What lies between belongs to nobody, so that an access past a
 /// frame's end is seen even if there is another frame.
-pub(super) const STRIDE: usize = STACK_BYTES as usize + 64;
+const STRIDE: usize = STACK_BYTES as usize + size_of::<Block>();
+/// Words of a [`Block`].
+const BLOCK_WORDS: usize = 8;
+/// What stacks are made of.
+pub(super) type Block = MaybeUninit<[AtomicU64; BLOCK_WORDS]>;
+
+/// Blocks of the stacks of so many frames.
+pub(super) const fn blocks(frames: usize) -> usize {
+    (frames * STRIDE / size_of::<Block>()).saturating_sub(1)
+}
+
+/// Fills blocks with zeros. Without vector registers, as in the kernel, a `memset` executes far more: it takes any length and alignment.
+#[inline(never)]
+pub(super) fn clear(blocks: &mut [Block]) -> &[AtomicU64] {
+    for block in &mut *blocks {
+        block.write([const { AtomicU64::new(0) }; BLOCK_WORDS]);
+        // Without it the compiler makes a `memset` of the loop.
+        compiler_fence(SeqCst);
+    }
+    // SAFETY: each of them was written.
+    let words = unsafe { blocks.assume_init_ref() };
+    words.as_flattened()
+}
+
 /// The largest access, bytes; regions smaller than that are never the one that was used last.
 const LARGEST: u64 = 8;
 
+/// A map's key: address, bytes.
+pub(super) type Key = (u64, u64);
+/// No bytes are no key.
+pub(super) const NO_KEY: Key = (0, 0);
+
+/// Memory that lasts as long as what it belongs to.
+#[inline(always)]
+const fn range<'a>(start: u64, bytes: u64, writable: bool) -> Region<'a> {
+    Region {
+        start,
+        bytes,
+        writable,
+        memory: PhantomData,
+    }
+}
+
+/// The values of a map of the program, if programs may touch them.
+fn values<'a>(map: &Map) -> Option<Region<'a>> {
+    // Value memory is readable and writable from a map's creation to its drop, shared as atomic words whose provenance is exposed,
+    // and the program holds its maps; a map of maps holds its inner ones until whoever takes one out knows that no program uses it.
+    let values = map.value_range()?;
+    let bytes = values.end - values.start;
+    Some(range(values.start, bytes, map.program_may_write()))
+}
+
 /// All the memory of one run.
-pub(super) struct Memory<'a> {
+pub(super) struct Memory<'a, 'f> {
     /// Where the stack of the function that runs begins.
     frame: u64,
     /// The region that was used last: its start, its bytes less [`LARGEST`], whether it may be written. At first, and
@@ -109,14 +158,16 @@ pub(super) struct Memory<'a> {
     given: &'a [Region<'a>],
     /// The program that runs, whose maps' values and variables it may access.
     pub(super) program: &'a ValidatedProgram,
-    /// The keys that callbacks of a walk were given, by frame: address, bytes. None in frames that do not run.
-    keys: [(u64, u64); MAX_FRAMES],
+    /// The keys that callbacks of a walk were given, by frame. None in frames that do not run.
+    keys: &'f mut [Key],
 }
 
-impl<'a> Memory<'a> {
-    /// The memory of a run that begins; `stack` has room for as many frames as will be entered.
+impl<'a, 'f> Memory<'a, 'f> {
+    /// The memory of a run that begins; `stack` and `keys` have room for as many frames as will be entered, `keys` none if there are no
+    /// callbacks.
     pub(super) fn new(
         stack: Region<'a>,
+        keys: &'f mut [Key],
         given: &'a [Region<'a>],
         program: &'a ValidatedProgram,
     ) -> Self {
@@ -128,7 +179,7 @@ impl<'a> Memory<'a> {
             depth: 0,
             given,
             program,
-            keys: [(0, 0); MAX_FRAMES],
+            keys,
         };
         memory.forget();
         memory
@@ -177,10 +228,10 @@ impl<'a> Memory<'a> {
         }
     }
 
-    /// Lets the frame that runs read a key, and none that it could read before; no bytes are no key.
-    pub(super) fn lend_key(&mut self, address: u64, bytes: u64) {
-        if let Some(key) = self.keys.get_mut(self.depth) {
-            *key = (address, bytes);
+    /// Lets the frame that runs read a key, and none that it could read before.
+    pub(super) fn lend_key(&mut self, key: Key) {
+        if let Some(place) = self.keys.get_mut(self.depth) {
+            *place = key;
         }
         self.frame_changed();
     }
@@ -197,15 +248,15 @@ impl<'a> Memory<'a> {
 
     /// Whether `bytes` bytes at `address` lie in one region that allows the access.
     pub(super) fn allows(&mut self, address: u64, bytes: u64, write: bool) -> bool {
-        self.find(address, bytes, write)
+        range(self.frame, STACK_BYTES, true).allows(address, bytes, write)
+            || self.find(address, bytes, write)
     }
 
     /// Searches all regions, and remembers the one that is found.
     #[cold]
     #[inline(never)]
     fn find(&mut self, address: u64, bytes: u64, write: bool) -> bool {
-        let found = |(r, _): &(Region<'_>, bool)| r.allows(address, bytes, write);
-        let found = self.regions().find(found);
+        let found = self.search(|region| region.allows(address, bytes, write));
         if let Some((region, lasts)) = found
             && region.bytes >= LARGEST
         {
@@ -224,7 +275,7 @@ impl<'a> Memory<'a> {
         if variables.any(|variable| offset(variable.address) < variable.bytes) {
             return false;
         }
-        let found = self.regions().find(|(r, _)| r.allows(address, 1, false));
+        let found = self.search(|region| region.allows(address, 1, false));
         let Some((region, _)) = found.filter(|(region, _)| on_stack || !region.writable) else {
             return false;
         };
@@ -232,41 +283,35 @@ impl<'a> Memory<'a> {
         (0..bytes).any(|index| self.load(address + index, Size::B) == Some(0))
     }
 
-    /// Every region that the program may access now, and whether it may do so from all its frames, always.
-    fn regions(&self) -> impl Iterator<Item = (Region<'a>, bool)> {
-        let (stack, keys) = (self.stack, self.keys);
-        let range = |start, bytes, writable| Region {
-            start,
-            bytes,
-            writable,
-            memory: PhantomData,
-        };
-        let frames = (0..self.depth + 1)
-            .map(move |frame| range(stack.start + (frame * STRIDE) as u64, STACK_BYTES, true));
-        // Value memory is readable and writable from a map's creation to its drop, shared as atomic words whose
-        // provenance is exposed, and the program holds its maps; a map of maps holds its inner ones until whoever
-        // takes one out knows that no program uses it.
-        let values = move |map: &Map| {
-            let values = map.value_range()?;
-            let bytes = values.end - values.start;
-            Some(range(values.start, bytes, map.program_may_write()))
-        };
-        let maps = self.program.maps().iter();
-        let inner = maps.clone().flat_map(|map| map.inner_maps());
-        let maps = maps.map(|map| &**map).chain(inner).filter_map(values);
-        let variables = self.program.variables().iter();
-        // A per-CPU one has copies elsewhere, which are as good.
-        let variables = variables.flat_map(move |v| {
-            let copies = (0..host().cpus()).filter_map(|cpu| host().per_cpu(v.address, cpu));
-            let all = core::iter::once(v.address).chain(copies);
-            all.map(move |address| range(address, v.bytes, false))
+    /// The first region that the program may access now and that `fits`, and whether it may do so from all its frames, always.
+    fn search(&self, fits: impl Fn(&Region<'a>) -> bool) -> Option<(Region<'a>, bool)> {
+        let given = self.given.iter().copied().find(&fits);
+        let lasting = given.or_else(|| {
+            let values = |map| values(map).filter(&fits);
+            let mut maps = self.program.maps().iter();
+            maps.find_map(|map| values(map).or_else(|| map.inner_maps().find_map(values)))
         });
-        let keys = keys.into_iter().take(self.depth + 1);
-        let keys = keys.map(move |(start, bytes)| range(start, bytes, false));
-        let given = self.given.iter().copied();
-        let lasting = given.chain(maps).chain(variables).map(|r| (r, true));
-        let passing = frames.chain(keys).map(|r| (r, false));
-        lasting.chain(passing)
+        let lasting = lasting.or_else(|| {
+            let mut variables = self.program.variables().iter();
+            variables.find_map(|v| {
+                // A per-CPU one has copies elsewhere, which are as good.
+                let copies = (0..host().cpus()).filter_map(|cpu| host().per_cpu(v.address, cpu));
+                let mut all = core::iter::once(v.address).chain(copies);
+                all.find_map(|address| Some(range(address, v.bytes, false)).filter(&fits))
+            })
+        });
+        if let Some(region) = lasting {
+            return Some((region, true));
+        }
+        let mut frames = (0..=self.depth).map(|frame| {
+            let start = self.stack.start + (frame * STRIDE) as u64;
+            range(start, STACK_BYTES, true)
+        });
+        let passing = frames.find(&fits).or_else(|| {
+            let mut keys = self.keys.iter().take(self.depth + 1);
+            keys.find_map(|&(start, bytes)| Some(range(start, bytes, false)).filter(&fits))
+        });
+        passing.map(|region| (region, false))
     }
 
     /// Loads, zero extended; `None` if the program may not read there.

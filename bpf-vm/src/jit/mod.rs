@@ -161,12 +161,12 @@ pub enum JitError {
         /// Its slot.
         slot: u32,
     },
-    /// The function that starts at a slot calls itself, directly or through others.
+    /// The function that starts at a slot calls itself, directly or through others: validation leaves that to a call by register.
     Recursion {
         /// Its first slot.
         slot: u32,
     },
-    /// Local calls are nested deeper than [`MAX_FRAMES`].
+    /// Local calls are nested deeper than [`MAX_FRAMES`]: validation leaves that to a call by register.
     CallDepth(usize),
     /// The program holds more values at once than it was given registers.
     OutOfRegisters {
@@ -201,12 +201,14 @@ impl fmt::Display for JitError {
             ),
             Self::Recursion { slot } => write!(
                 f,
-                "the function at slot {slot} calls itself, so its use of stack has no bound; make it a loop"
+                "the function at slot {slot} calls itself (a call by register counts as one of each function whose address is taken), so its \
+                 use of stack has no bound; make it a loop"
             ),
             Self::CallDepth(depth) => {
                 write!(
                     f,
-                    "local calls are {depth} deep and the limit is {MAX_FRAMES}; inline some"
+                    "local calls are {depth} deep and the limit is {MAX_FRAMES} (a call by register counts as one of each \
+                     function whose address is taken); inline some"
                 )
             }
             Self::OutOfRegisters { pool } => write!(
@@ -288,7 +290,7 @@ fn caller_saved() -> RegisterSet {
 /// Compiles a program.
 ///
 /// # Errors
-/// What [`JitError`] lists; a validated program with the default [`Target`] fails only by recursion or call depth.
+/// What [`JitError`] lists.
 pub fn compile(program: &ValidatedProgram, target: &Target<'_>) -> Result<Code, JitError> {
     let lowered = program.functions().iter();
     let mut flows = lowered
@@ -453,10 +455,19 @@ fn callees_first(flows: &[Flow<'_>]) -> Result<Vec<usize>, JitError> {
             }
         }
     }
-    match waiting.iter().zip(flows).find(|(left, _)| **left != 0) {
-        Some((_, flow)) => Err(JitError::Recursion { slot: flow.slot(0) }),
-        None => Ok(order),
+    let is_waiting = |f: &usize| waiting.get(*f).is_some_and(|left| *left != 0);
+    let Some(mut waits) = (0..flows.len()).find(is_waiting) else {
+        return Ok(order);
+    };
+    // Each that waits waits for one that does: at some time for one that was there before, which then waits for itself.
+    let mut seen = BTreeSet::new();
+    while seen.insert(waits) {
+        let callees = flows.get(waits).map(|flow| callees(flow, &taken));
+        let next = callees.into_iter().flatten().find(is_waiting);
+        waits = next.unwrap_or(waits);
     }
+    let slot = flows.get(waits).map_or(0, |flow| flow.slot(0));
+    Err(JitError::Recursion { slot })
 }
 
 /// The most stack that the functions use together, which is what the deepest of them uses.

@@ -46,3 +46,9 @@ pub(crate) extern "C" fn admit(literal: *const u64, frame: u64) -> u64 {
     head.store(frame, Relaxed);
     1
 }
+
+/// As [`trampoline::Runtime::miss`] says: counts a hit that found no room for its function's return address.
+pub(crate) extern "C" fn miss(state: *const State) {
+    // SAFETY: a trampoline that is being executed names the State, and keeps it alive.
+    unsafe { &*state }.miss(context::current() as usize);
+}

@@ -35,6 +35,8 @@ pub(crate) enum Shape {
     Session,
     /// The registers, as `struct user_pt_regs` has them ([`trampoline::registers`]).
     Registers,
+    /// The same, of a program on many functions: its data are words of the function's stub ([`StubData`]).
+    Many,
 }
 
 impl Shape {
@@ -59,7 +61,7 @@ impl Hit<'_> {
     pub(crate) fn words(&self) -> &[u64] {
         let attachment = &self.place.attachment;
         let words = match self.place.shape {
-            Shape::Registers => registers::WORDS,
+            Shape::Registers | Shape::Many => registers::WORDS,
             _ => attachment.arguments as usize + attachment.has_result as usize,
         };
         // SAFETY: only `thunk` makes a Hit, from the ctx of a trampoline and the attachment that it was generated for: it stored
@@ -152,15 +154,50 @@ extern "C" fn thunk<T: NativeHook>(context: *const u64, data: *const Placed<T>) 
     placed.hook.hit(&Hit { context, place })
 }
 
+/// What the second argument of a program on many functions points to: words of the function's stub.
+#[repr(C)]
+pub(crate) struct StubData {
+    /// The function, its cookie.
+    pub attachment: Attachment,
+    /// What the callee's [`data`](Callee::data) says; of compiled programs not looked at.
+    pub data: u64,
+}
+
+extern "C" fn thunk_of_many<T: NativeHook>(context: *const u64, data: *const StubData) -> u64 {
+    // SAFETY: `data` is the stub that the hit came through, whose words are a StubData and are not written while it may be executed.
+    let spot = unsafe { &*data };
+    // SAFETY: the Arc's contents of the Callee that this thunk's address came with, exposed; whoever attaches it keeps `keep` as
+    // long as the stubs.
+    let hook = unsafe { &*core::ptr::with_exposed_provenance::<T>(spot.data as usize) };
+    let place = Place {
+        attachment: spot.attachment,
+        shape: Shape::Many,
+    };
+    hook.hit(&Hit {
+        context,
+        place: &place,
+    })
+}
+
 /// Makes a callee of a hook, for the place that it is attached to.
 pub(crate) fn callee<T: NativeHook>(hook: Arc<T>, attachment: Attachment, shape: Shape) -> Callee {
+    let stack = |address| symbols::stack_of(address).unwrap_or(T::STACK).max(T::STACK);
+    if shape == Shape::Many {
+        let address = thunk_of_many::<T> as *const () as usize as u64;
+        return Callee {
+            address,
+            data: Some(Arc::as_ptr(&hook).expose_provenance() as u64),
+            stack_bytes: stack(address),
+            keep: hook,
+        };
+    }
     let place = Place { attachment, shape };
     let placed = Arc::new(Placed { place, hook });
     let address = thunk::<T> as *const () as usize as u64;
     Callee {
         address,
         data: Some(Arc::as_ptr(&placed).expose_provenance() as u64),
-        stack_bytes: symbols::stack_of(address).unwrap_or(T::STACK).max(T::STACK),
+        stack_bytes: stack(address),
         keep: placed,
     }
 }

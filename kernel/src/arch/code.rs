@@ -16,7 +16,9 @@
 
 use super::{barrier, cpu, irq, mrs};
 use crate::mm::{Access, layout, table};
+use alloc::vec::Vec;
 use core::arch::asm;
+use trampoline::Patch;
 
 /// Why code was not written.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -103,6 +105,64 @@ pub(crate) fn patch(at: usize, old: u32, new: u32) -> Result<(), CodeError> {
         store(alias, new);
         Ok(())
     })
+}
+
+/// As [`patch`] of each, page by page: one mapping and one maintenance for all words of a page that come one behind the other.
+///
+/// # Errors
+/// The index of the patch that failed, why, and whether every word is what it was.
+pub(crate) fn patch_all(patches: &[Patch]) -> Result<(), (usize, CodeError, bool)> {
+    let page = |patch: &Patch| patch.at as usize / layout::PAGE;
+    let mut done = 0;
+    for group in patches.chunk_by(|a, b| page(a) == page(b)) {
+        if let Err((index, error)) = patch_page(group) {
+            let back = patches.iter().take(done).map(|patch| patch.reversed());
+            let mut back = back.collect::<Vec<_>>();
+            back.reverse();
+            let undone = back
+                .chunk_by(|a, b| page(a) == page(b))
+                .all(|group| patch_page(group).is_ok());
+            return Err((done + index, error, undone));
+        }
+        done += group.len();
+    }
+    Ok(())
+}
+
+/// All of these words, which lie in one page, or none.
+fn patch_page(patches: &[Patch]) -> Result<(), (usize, CodeError)> {
+    let all = || patches.iter().map(|patch| patch.at as usize);
+    let (Some(first), Some(last)) = (all().min(), all().max()) else {
+        return Ok(());
+    };
+    if let Some(index) = all().position(|at| !at.is_multiple_of(4)) {
+        let at = all().nth(index).unwrap_or(first);
+        return Err((index, CodeError::NotCode(at)));
+    }
+    let mut failed = 0;
+    let written = with_alias(first, last + 4 - first, |alias| {
+        for (index, patch) in patches.iter().enumerate() {
+            let at = patch.at as usize;
+            // SAFETY: an aligned word of the page that the patch mapping maps.
+            let found = unsafe { ((alias + (at - first)) as *const u32).read_volatile() };
+            if found != patch.old {
+                failed = index;
+                let expected = patch.old;
+                return Err(CodeError::Unexpected {
+                    at,
+                    expected,
+                    found,
+                });
+            }
+        }
+        for patch in patches {
+            // Twice, as `patch` does and for its reason.
+            store(alias + (patch.at as usize - first), patch.new);
+            store(alias + (patch.at as usize - first), patch.new);
+        }
+        Ok(())
+    });
+    written.map_err(|error| (failed, error))
 }
 
 fn store(alias: usize, word: u32) {

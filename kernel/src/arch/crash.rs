@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Faults on purpose: `crash=KIND` on the command line, so that each report can be looked at and tested.
 
+use super::callee::{Hit, NativeHook};
+use crate::hook::{self, Point};
+use alloc::boxed::Box;
+use alloc::sync::Arc;
 use core::arch::asm;
 use core::hint::black_box;
 
@@ -48,6 +52,22 @@ pub(crate) const CRASHES: &[Crash] = &[
     Crash {
         name: "site",
         act: patch_a_site,
+    },
+    Crash {
+        name: "hook-allocates",
+        act: || in_a_hook(|| drop(black_box(Box::new as fn(u64) -> Box<u64>)(1))),
+    },
+    Crash {
+        name: "hook-locks",
+        act: || in_a_hook(|| _ = black_box(crate::mm::frames::usage())),
+    },
+    Crash {
+        name: "hook-blocks",
+        act: || in_a_hook(|| _ = black_box(crate::hook::list().len())),
+    },
+    Crash {
+        name: "trampoline",
+        act: patch_a_trampoline,
     },
     Crash {
         name: "panic",
@@ -119,6 +139,41 @@ fn patch_a_site() {
     if let Ok(skip) = skip {
         // A site that is hooked holds no NOP and is left alone.
         let _ = super::code::patch(at, a64::Inst::NOP.encode(), skip.encode());
+    }
+}
+
+/// Changes the first instruction of the first code in executable memory, which lies behind a header of 16 bytes.
+fn patch_a_trampoline() {
+    let first = hook::live().first().map(|run| run.start as usize + 16);
+    if let Some((at, word)) = first.and_then(|at| Some((at, super::code::read(at)?))) {
+        let _ = super::code::patch(at, word, a64::Inst::NOP.encode());
+    }
+}
+
+/// A hook that does what none may.
+struct Forbidden(fn());
+
+impl NativeHook for Forbidden {
+    fn hit(&self, _: &Hit<'_>) -> u64 {
+        black_box(self.0)();
+        0
+    }
+}
+
+/// Hooks a function with that and calls it. A build with debug assertions ends there (hook_path.rs).
+fn in_a_hook(act: fn()) {
+    let Ok(function) = hook::resolve("workload_call") else {
+        return;
+    };
+    let point = Point::of(trampoline::Kind::Fentry);
+    let attached = hook::attach_hook(
+        &function,
+        point,
+        "forbidden".into(),
+        Arc::new(Forbidden(act)),
+    );
+    if attached.is_ok() {
+        crate::workload::call_loop(crate::workload::workload_call, 1);
     }
 }
 

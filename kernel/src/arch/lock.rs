@@ -5,6 +5,7 @@
 //! B2.12.1), so no SEV is needed and none is lost: if the store comes between LDAXR and WFE, the event is pending.
 
 use super::irq;
+use crate::hook_path::{self, Entered};
 use core::arch::asm;
 use core::cell::UnsafeCell;
 use core::marker::PhantomData;
@@ -76,6 +77,7 @@ impl<T> SpinLock<T> {
 
     /// Masks interrupts, then waits for the lock.
     pub(crate) fn lock(&self) -> SpinGuard<'_, T> {
+        hook_path::enter(Entered::SpinLock);
         let state = irq::disable();
         self.raw.lock();
         SpinGuard {

@@ -79,10 +79,12 @@ fn obstacle(frame: &Frame, vector: u64, task: &Task) -> Option<Obstacle> {
 extern "C" fn trap_overflow(frame: &mut Frame, vector: u64) {
     const WHAT: &str = "the stack is used up: its guard page was reached";
     let task = switch::current();
+    // Its frames are never returned through, so no hook is active in it any more.
+    let word = task.word.swap(0, Ordering::Relaxed);
     if let Some(obstacle) = obstacle(frame, vector, task) {
         trap::begin_report();
         trap::print_exception(&WHAT, frame);
-        print_hooks(frame);
+        print_hooks(frame, word);
         println!("    the run ends with it: {obstacle}");
         super::exit::exit(101);
     }
@@ -90,7 +92,7 @@ extern "C" fn trap_overflow(frame: &mut Frame, vector: u64) {
     irq::disable();
     irq::open_exceptions();
     trap::print_exception(&WHAT, frame);
-    let hooks = print_hooks(frame);
+    let hooks = print_hooks(frame, word);
     println!("    only task {} ends", task.name());
     LAST_HOOKS.store(hooks, Ordering::Release);
     LAST_TASK.store(task.id(), Ordering::Release);
@@ -101,8 +103,7 @@ extern "C" fn trap_overflow(frame: &mut Frame, vector: u64) {
 const NAMED: usize = 6;
 
 /// Says which hooks the broken stack names, and whether one is active; returns how many of its words are a hook's addresses.
-fn print_hooks(frame: &Frame) -> u64 {
-    let word = switch::current().word.load(Ordering::Relaxed);
+fn print_hooks(frame: &Frame, word: u64) -> u64 {
     if word != 0 {
         println!("    a hook was active here: the recursion word is {word:#x}");
     }

@@ -232,6 +232,11 @@ pub(crate) fn begin_report() {
     }
 }
 
+/// Whether a report is being printed that ends the run.
+pub(crate) fn is_reporting() -> bool {
+    DYING.load(Ordering::Relaxed) != 0
+}
+
 /// Prints everything about an exception that no one can handle, and ends the run.
 #[cold]
 #[inline(never)]

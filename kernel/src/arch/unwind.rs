@@ -4,6 +4,7 @@
 //! An exception writes such a record too, so a trace goes on through it. A return address that an exit hook has replaced is
 //! looked up on the task's shadow stack, so a trace shows the real caller.
 
+use crate::hook::Hooked;
 use crate::mm::{stack, table};
 use crate::println;
 use crate::symbols::Name;
@@ -42,8 +43,25 @@ fn may_be_landing(address: usize) -> bool {
     crate::symbols::blob().is_none_or(|b| b.lookup(address as u64).is_none())
 }
 
+/// The instruction whose probe was interrupted at `address`, where no record of the probe's own shows it. An exception's record leads
+/// there; what lies above is as if that instruction had been interrupted itself.
+fn probed(address: usize) -> Option<usize> {
+    match crate::hook::hooked_at(address, 0)? {
+        Hooked::Probe {
+            at,
+            recorded: false,
+        } => Some(at as usize),
+        _ => None,
+    }
+}
+
 /// The return addresses from the frame record at `fp` on. `task` is the current one, or one that runs nowhere.
-pub(crate) fn walk(task: &Task, mut fp: usize, mut visit: impl FnMut(usize)) {
+pub(crate) fn walk(task: &Task, fp: usize, mut visit: impl FnMut(usize)) {
+    walk_frames(task, fp, |address, _| visit(address));
+}
+
+/// As [`walk`], with the address of the frame record of the function that is returned to; 0 where that is not known.
+fn walk_frames(task: &Task, mut fp: usize, mut visit: impl FnMut(usize, usize)) {
     let mut entries = task.shadow();
     for _ in 0..MOST {
         if fp == 0
@@ -60,7 +78,11 @@ pub(crate) fn walk(task: &Task, mut fp: usize, mut visit: impl FnMut(usize)) {
         if lr == 0 {
             return;
         }
-        visit(real(&mut entries, lr, Some(fp)));
+        let address = real(&mut entries, lr, Some(fp));
+        visit(address, next);
+        if let Some(at) = probed(address) {
+            visit(at, 0);
+        }
         // Records lie at ever higher addresses of one stack; a change of stack ends the walk unless it is to a stack.
         if next <= fp && stack::bounds(next).is_none() {
             return;
@@ -69,10 +91,23 @@ pub(crate) fn walk(task: &Task, mut fp: usize, mut visit: impl FnMut(usize)) {
     }
 }
 
+/// What a body that many functions share keeps in the frame whose record is at `fp`: the address of a stub's link.
+pub(crate) fn link(fp: usize) -> Option<u64> {
+    let at = fp.checked_add(trampoline::runtime::SHARED_LINK as usize)?;
+    if fp == 0 || !at.is_multiple_of(8) || table::translate(at).is_none() {
+        return None;
+    }
+    // SAFETY: an aligned word that was just seen to be mapped; reading kernel memory has no side effect.
+    Some(unsafe { (at as *const u64).read_volatile() })
+}
+
 /// The trace of what an exception interrupted at `pc` in the current task, or of a switch's record with its `lr` as `pc`.
 pub(crate) fn trace(task: &Task, pc: usize, fp: usize) -> Trace {
     let mut trace = Trace::new();
     let _ = trace.push(pc);
+    if let Some(at) = probed(pc) {
+        let _ = trace.push(at);
+    }
     walk(task, fp, |address| {
         let _ = trace.push(address);
     });
@@ -92,16 +127,19 @@ pub(crate) fn trace_of_sleeping(task: &Task) -> Trace {
 pub(crate) fn print(pc: usize, lr: usize, fp: usize) {
     let task = super::switch::current();
     println!("      {pc:#018x}  {}", Name(pc));
+    if let Some(at) = probed(pc) {
+        println!("      {at:#018x}  {}", Name(at));
+    }
     let mut first = true;
     let mut again = Again::default();
     let held = lr;
     let lr = real(&mut task.shadow(), lr, None);
-    walk(task, fp, |address| {
+    walk_frames(task, fp, |address, frame| {
         if first && address != lr && held != 0 && table::translate(lr).is_some_and(|t| t.execute) {
             println!("      {lr:#018x}  {} (x30)", Name(lr.wrapping_sub(4)));
         }
         first = false;
-        again.print(address);
+        again.print(address, frame);
     });
     again.end();
 }
@@ -114,14 +152,22 @@ struct Again {
 }
 
 impl Again {
-    fn print(&mut self, address: usize) {
+    /// `frame` is where the frame record is of the function that is returned to.
+    fn print(&mut self, address: usize, frame: usize) {
         if address == self.last {
             self.more += 1;
             return;
         }
         self.end();
         self.last = address;
-        println!("      {address:#018x}  {}", Name(address.wrapping_sub(4)));
+        let call = address.wrapping_sub(4);
+        println!("      {address:#018x}  {}", Name(call));
+        // The name of a body that many functions share says of none which it is.
+        if crate::hook::hooked_at(call, 0).is_none()
+            && let Some(Hooked::Function(function)) = crate::hook::hooked_at(call, frame)
+        {
+            println!("        for {}", Name(function as usize));
+        }
     }
 
     fn end(&mut self) {
@@ -139,7 +185,9 @@ pub(crate) fn print_here() {
     // SAFETY: reads x29, which is the frame pointer throughout (-Cforce-frame-pointers).
     unsafe { core::arch::asm!("mov {}, x29", out(reg) fp, options(nomem, nostack)) };
     let mut again = Again::default();
-    walk(super::switch::current(), fp, |address| again.print(address));
+    walk_frames(super::switch::current(), fp, |address, frame| {
+        again.print(address, frame);
+    });
     again.end();
 }
 
@@ -154,12 +202,18 @@ pub(crate) fn hook_trace(skip: usize, into: &mut [u64]) -> usize {
     // SAFETY: reads x29, which is the frame pointer throughout (-Cforce-frame-pointers).
     unsafe { core::arch::asm!("mov {}, x29", out(reg) fp, options(nomem, nostack)) };
     let mut seen = None::<usize>;
-    walk(super::switch::current(), fp, |address| {
+    walk_frames(super::switch::current(), fp, |address, frame| {
         let (place, address) = match seen {
             Some(place) => (place, address as u64),
-            None => match crate::hook::trampoline_of(address) {
-                Some(function) => (0, function),
+            None => match crate::hook::hooked_at(address, frame) {
+                Some(Hooked::Function(function)) => (0, function),
+                // The next address is that of the probed instruction.
+                Some(Hooked::Probe { .. }) => {
+                    seen = Some(0);
+                    return;
+                }
                 None => {
+                    // Behind code of the Linux way stands a record of the hooked function itself.
                     if crate::hook::is_linux(address) {
                         seen = Some(0);
                     }

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Why a function was not hooked, or a hook not taken off.
 
-use super::HookId;
+use super::{HookId, Skipped};
 use alloc::string::String;
+use alloc::vec::Vec;
 use core::fmt;
 use trampoline::Reason;
 use trampoline::pool::PoolError;
@@ -16,6 +17,15 @@ pub(crate) enum HookError {
     Refused(String, Reason),
     /// A program could not be compiled, or its code not be written.
     Code(String),
+    /// A pattern fits no function that can be hooked.
+    Nothing {
+        /// The pattern.
+        pattern: String,
+        /// The nearest names.
+        nearest: Vec<&'static str>,
+        /// Functions that it fits and that cannot be hooked, by reason.
+        skipped: Skipped,
+    },
     /// There is no such hook.
     NoSuchHook(HookId),
     /// The function is not one of those that this kind of hook may be put on.
@@ -36,6 +46,21 @@ impl fmt::Display for HookError {
             HookError::Target { function, why } => {
                 write!(f, "{function} cannot be hooked so: {why}")
             }
+            HookError::Nothing {
+                pattern,
+                nearest,
+                skipped,
+            } => match skipped.count() {
+                0 => write!(
+                    f,
+                    "no function fits {pattern:?}; the nearest names are {}; * stands for anything",
+                    nearest.join(", ")
+                ),
+                _ => write!(
+                    f,
+                    "no function that fits {pattern:?} can be hooked: {skipped}"
+                ),
+            },
             HookError::NoSuchHook(id) => write!(f, "there is no hook {id}; `hooks` lists them"),
         }
     }

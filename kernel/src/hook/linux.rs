@@ -28,7 +28,7 @@ use trampoline::linux::caller::{self, Caller, Find};
 use trampoline::linux::filter::Filter;
 use trampoline::linux::image::{self, Attached, Description};
 use trampoline::linux::{Listing, fprobe, site};
-use trampoline::pool::{Label, Owner, Pool, Record};
+use trampoline::pool::{Label, Owner, Pool};
 use trampoline::program::CONTEXTS;
 use trampoline::{ArgSpec, Engine, Guard, Kind, Platform, Reason};
 
@@ -694,10 +694,9 @@ impl Image {
         if needed > limit {
             return Err(Reason::Stack { needed, limit });
         }
-        let Record { before, gone } = built.listing.record.clone();
         let label = Label {
             owner: Owner::Linux { function },
-            record: Some(Record { before, gone }),
+            record: Some(built.listing.record.clone()),
         };
         let code = reserved.publish(label, &words).map_err(Reason::Platform)?;
         let at = |index: usize| base + 4 * index as u64;

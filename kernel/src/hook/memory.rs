@@ -3,8 +3,8 @@
 
 use super::platform::Kernel;
 use super::{Change, HookError};
-use crate::arch::code;
 use crate::arch::lock::Late;
+use crate::arch::{code, unwind};
 use crate::mm::layout::{POOL, POOL_SIZE};
 use crate::symbols;
 use alloc::boxed::Box;
@@ -12,7 +12,9 @@ use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
+use core::ops::Range;
 use core::sync::atomic::{AtomicU64, Ordering};
+use trampoline::CallerIn;
 use trampoline::pool::{Label, Owner, Pool, Reserved};
 
 /// The pool of the engine, which needs no lock.
@@ -72,20 +74,60 @@ pub(crate) fn take_pool() -> Vec<Reserved<Kernel>> {
     core::iter::from_fn(piece).collect()
 }
 
-/// The function whose trampoline an address lies in. Any context: no lock.
-pub(crate) fn trampoline_of(address: usize) -> Option<u64> {
-    match MEMORY.get()?.find(address as u64)?.label.owner {
-        Owner::Trampoline { function } => Some(function),
-        Owner::Program { .. } | Owner::Linux { .. } | Owner::Shared { .. } => None,
-    }
-}
-
 /// Whether an address lies in code of the Linux way that calls programs: what it returns to next is the hooked function. Any context:
 /// no lock.
 pub(crate) fn is_linux(address: usize) -> bool {
     let found = MEMORY.get().and_then(|m| m.find(address as u64));
     let owner = found.map(|found| found.label.owner);
     matches!(owner, Some(Owner::Linux { .. } | Owner::Shared { .. }))
+}
+
+/// What an address of the pool is to a stack trace.
+pub(crate) enum Hooked {
+    /// In a trampoline of the function at this address, which a trace shows in its stead.
+    Function(u64),
+    /// In a probe of the instruction at this address, in the middle of a function.
+    Probe {
+        /// The address of the instruction.
+        at: u64,
+        /// Whether the probe's own frame record, which x29 points to here, shows that address.
+        recorded: bool,
+    },
+}
+
+/// The trampoline or probe that an address lies in; `frame` is where the frame record of its code is, 0 if that is not known. Any
+/// context: no lock.
+pub(crate) fn hooked_at(address: usize, frame: usize) -> Option<Hooked> {
+    let pool = MEMORY.get()?;
+    let found = pool.find(address as u64)?;
+    match found.label.owner {
+        Owner::Trampoline { function } => Some(Hooked::Function(function)),
+        Owner::Probe { at } => Some(Hooked::Probe {
+            at,
+            recorded: found.caller == CallerIn::FrameRecord,
+        }),
+        Owner::Program { .. } | Owner::Linux { .. } | Owner::Shared { .. } => None,
+        Owner::Functions { .. } => {
+            // A stub is one function's; of the body the frame knows for which it works.
+            let recorded = found.caller == CallerIn::FrameRecord;
+            let link = recorded.then(|| unwind::link(frame));
+            let pc = link.flatten().unwrap_or(address as u64);
+            pool.function_of(pc).map(Hooked::Function)
+        }
+    }
+}
+
+/// The parts of the pool that are in use, by address; what is freed meanwhile is filled, what is handed out is missing.
+pub(crate) fn live() -> Vec<Range<u64>> {
+    let Some(memory) = MEMORY.get() else {
+        return Vec::new();
+    };
+    let Range { start, end } = memory.window();
+    let free: Vec<_> = memory.free().collect();
+    let starts = core::iter::once(start).chain(free.iter().map(|run| run.end));
+    let ends = free.iter().map(|run| run.start).chain([end]);
+    let runs = starts.zip(ends).map(|(start, end)| start..end);
+    runs.filter(|run| !run.is_empty()).collect()
 }
 
 /// Looks at every word of the pool that is free; returns how many there are, and those that are not filled.
@@ -123,6 +165,28 @@ pub(crate) fn describe_address(address: usize, f: &mut fmt::Formatter<'_>) -> fm
                     address as u64 - found.start
                 )
             }
+            Owner::Probe { at } => {
+                let (symbol, offset) = match symbols::blob().and_then(|b| b.lookup(at)) {
+                    Some((symbol, offset)) => (symbol.name, offset),
+                    None => ("?", at),
+                };
+                write!(
+                    f,
+                    "probe of {symbol}+{offset:#x}, at +{:#x}",
+                    address as u64 - found.start
+                )
+            }
+            Owner::Functions { .. } => match MEMORY
+                .get()
+                .and_then(|m| m.function_of(address as u64))
+            {
+                Some(function) => write!(f, "stub of {}", symbols::FunctionName(function as usize)),
+                None => write!(
+                    f,
+                    "trampoline of many functions+{:#x}",
+                    address as u64 - found.start
+                ),
+            },
             Owner::Program { id } => write!(
                 f,
                 "code of BPF program {id}+{:#x}",

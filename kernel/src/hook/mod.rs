@@ -4,25 +4,27 @@
 mod error;
 pub(crate) mod linux;
 mod memory;
+mod multi;
 mod native;
 mod platform;
 mod resolve;
 
 pub(crate) use error::HookError;
 pub(crate) use memory::{
-    ProgramCode, describe_address, free_words, is_linux, place, pool_free, take_pool, trampoline_of,
+    Hooked, ProgramCode, describe_address, free_words, hooked_at, is_linux, live, place, pool_free,
+    take_pool,
 };
+pub(crate) use multi::{AttachedMany, Many, Skipped, attach_multi, attach_multi_native, select};
 pub(crate) use native::{Native, attach_native, attach_native_linux};
 pub(crate) use resolve::{Function, ResolveError, resolve};
 
 use crate::arch::callee::{Callee, NativeHook, Shape, callee};
-use crate::arch::code;
 use crate::ksyms::Flags;
 use crate::mm::layout::{POOL, POOL_SIZE};
 use crate::mm::stack;
 use crate::sched::Mutex;
 use crate::targets::{self, Target};
-use crate::{hooked, symbols, types};
+use crate::{hooked, symbols, types, written};
 use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
 use alloc::string::{String, ToString};
@@ -93,7 +95,7 @@ pub(crate) fn init() -> Result<(), String> {
     let sites = SiteTable::new(sites).map_err(|e| e.to_string())?;
     const PIECE: usize = 1024;
     for at in (POOL..POOL + POOL_SIZE).step_by(PIECE * 4) {
-        code::write(at, &[trampoline::pool::FILL; PIECE]).map_err(|e| e.to_string())?;
+        written::write(at, &[trampoline::pool::FILL; PIECE]).map_err(|e| e.to_string())?;
     }
     let engine = Engine::new(Kernel, sites).map_err(|e| e.to_string())?;
     hooked::init();
@@ -301,7 +303,7 @@ pub(crate) fn attach(
         .engine
         .attach(function.address as u64, args, point.kind, callee)
         .map_err(|e| HookError::refused(function.name, e.reason))?;
-    hooks.mark(function.address as u64);
+    hooks.mark(&[function.address as u64]);
     drop(hooks);
     // An image that was replaced is freed when no stack holds its address: this one's dead words must not.
     stack::scrub();
@@ -330,7 +332,7 @@ pub(crate) fn attach_other<M: Mechanism + 'static>(
     let id = HookId(hooks.engine.new_id().number());
     let (mechanism, functions) = make(&mut hooks.engine, id)?;
     hooks.others.insert(id.0, Box::new(mechanism));
-    functions.iter().for_each(|function| hooks.mark(*function));
+    hooks.mark(&functions);
     drop(hooks);
     stack::scrub();
     Ok(id)
@@ -342,17 +344,16 @@ fn running<'a>(hook: &trampoline::attach::Attached<'a>) -> Option<&'a Running> {
 }
 
 impl Hooks {
-    /// Tells reports what a function is hooked by now.
-    fn mark(&self, function: u64) {
-        let here = self.engine.attached().filter(|a| a.function == function);
-        let programs = here.map(|a| (a.kind.name(), a.callee.name.clone()));
-        let others = self.others.values().filter(|m| m.covers(function));
-        let others = others.map(|m| {
-            let info = m.info();
-            (info.kind, info.program)
-        });
-        let all: Vec<_> = programs.chain(others).collect();
-        hooked::update(function, all.iter().map(|(kind, name)| (*kind, &**name)));
+    /// Tells reports what functions are hooked by now.
+    fn mark(&self, functions: &[u64]) {
+        let others: Vec<_> = self.others.values().map(|m| (m, m.info())).collect();
+        for &function in functions {
+            let here = self.engine.attached_to(function);
+            let programs = here.map(|a| (a.kind.name(), a.callee.name.as_str()));
+            let others = others.iter().filter(|(m, _)| m.covers(function));
+            let others = others.map(|(_, info)| (info.kind, info.program.as_str()));
+            hooked::update(function, programs.chain(others));
+        }
     }
 
     /// Asks the trampoline's program or the mechanism of that number.
@@ -379,7 +380,7 @@ pub(crate) fn detach(id: HookId) -> Result<(), HookError> {
         if let Some(gone) = hooks_mut.others.remove(&id.0) {
             let all = hooks_mut.engine.sites().iter().map(|site| site.address);
             let functions: Vec<_> = all.filter(|function| gone.covers(*function)).collect();
-            functions.iter().for_each(|function| hooks.mark(*function));
+            hooks.mark(&functions);
         }
         drop(hooks);
         stack::scrub();
@@ -397,7 +398,7 @@ pub(crate) fn detach(id: HookId) -> Result<(), HookError> {
             HookError::refused(&symbols::Name(function as usize).function(), reason)
         }
     })?;
-    hooks.mark(function);
+    hooks.mark(&[function]);
     drop(hooks);
     stack::scrub();
     Ok(())

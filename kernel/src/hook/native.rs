@@ -20,7 +20,7 @@ impl NativeHook for Count {
 }
 
 /// Does nothing.
-struct Empty;
+pub(super) struct Empty;
 
 impl NativeHook for Empty {
     fn hit(&self, _: &Hit<'_>) -> u64 {

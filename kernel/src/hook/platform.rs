@@ -3,18 +3,20 @@
 
 use crate::arch::admit;
 use crate::arch::code::{self, CodeError};
-use crate::arch::rendezvous;
-use crate::arch::smp;
+use crate::arch::{rendezvous, smp};
 use crate::mm::layout::{POOL, POOL_SIZE};
 use crate::mm::stack;
 use crate::rcu;
 use crate::task::layout;
+use crate::written;
 use alloc::string::ToString;
 use core::ops::Range;
-use trampoline::Runtime;
 use trampoline::platform::{Grace, Platform, PlatformError, Retired};
 use trampoline::program::CONTEXTS;
-use trampoline::runtime::{TRACE_LEFT, TRACE_NESTING_MASK};
+use trampoline::runtime::{
+    SHADOW_COOKIE, SHADOW_ENTRY, SHADOW_LANDING, SHADOW_RETURN, TRACE_LEFT, TRACE_NESTING_MASK,
+};
+use trampoline::{Patch, PatchError, Runtime, Shadow};
 
 /// This kernel, as the engine sees it.
 pub(crate) struct Kernel;
@@ -22,6 +24,14 @@ pub(crate) struct Kernel;
 const _: () = assert!(
     layout::TRACE_LEFT == TRACE_LEFT && layout::TRACE_NESTING_MASK == TRACE_NESTING_MASK,
     "grace periods and trampolines mean the same"
+);
+const _: () = assert!(
+    layout::SHADOW_ENTRY as i64 == SHADOW_ENTRY
+        && layout::ENTRY_RETURN as i64 == SHADOW_RETURN
+        && layout::ENTRY_FRAME as i64 == SHADOW_RETURN + 8
+        && layout::ENTRY_LANDING as i64 == SHADOW_LANDING
+        && layout::ENTRY_COOKIE as i64 == SHADOW_COOKIE,
+    "tasks and trampolines mean the same"
 );
 
 impl From<CodeError> for PlatformError {
@@ -55,20 +65,28 @@ impl Platform for Kernel {
     }
 
     fn write_code(&self, at: u64, words: &[u32]) -> Result<(), PlatformError> {
-        Ok(code::write(at as usize, words)?)
+        Ok(written::write(at as usize, words)?)
     }
 
     fn patch(&self, at: u64, old: u32, new: u32) -> Result<(), PlatformError> {
-        Ok(code::patch(at as usize, old, new)?)
+        Ok(written::patch(at as usize, old, new)?)
     }
 
-    fn patch_stopped(&self, at: u64, old: u32, new: u32) -> Result<(), PlatformError> {
-        let patched = rendezvous::stop_machine(|| code::patch(at as usize, old, new));
-        let patched = patched.map_err(|absent| PlatformError::Host {
+    fn replace_word(&self, at: u64, old: u32, new: u32) -> Result<(), PlatformError> {
+        let replaced = rendezvous::stop_machine(|| code::patch(at as usize, old, new));
+        let replaced = replaced.map_err(|absent| PlatformError::Host {
             at,
             why: absent.to_string(),
         })?;
-        Ok(patched?)
+        Ok(replaced?)
+    }
+
+    fn patch_all(&self, patches: &[Patch]) -> Result<(), PatchError> {
+        code::patch_all(patches).map_err(|(index, error, undone)| PatchError {
+            index,
+            error: error.into(),
+            undone,
+        })
     }
 
     fn sync_cores(&self) {
@@ -83,6 +101,11 @@ impl Platform for Kernel {
             trace: layout::TRACE_NESTING as u16,
             admit: admit::admit as *const () as usize as u64,
             admit_stack: admit::STACK,
+            shadow: Shadow {
+                top: layout::SHADOW_TOP as u16,
+                end: layout::SHADOW_END as u16,
+            },
+            miss: admit::miss as *const () as usize as u64,
         }
     }
 

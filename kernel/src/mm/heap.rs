@@ -2,6 +2,7 @@
 //! The heap, by `linked_list_allocator`: never used on a hook's path.
 
 use crate::arch::lock::SpinLock;
+use crate::hook_path::{self, Entered};
 use core::alloc::{GlobalAlloc, Layout};
 use core::ptr::NonNull;
 use linked_list_allocator::Heap;
@@ -14,6 +15,7 @@ static HEAP: KernelHeap = KernelHeap(SpinLock::new(Heap::empty()));
 // SAFETY: `Heap` hands out disjoint blocks of the region given to it, and the lock makes each call exclusive.
 unsafe impl GlobalAlloc for KernelHeap {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        hook_path::enter(Entered::Heap);
         self.0
             .lock()
             .allocate_first_fit(layout)
@@ -21,6 +23,7 @@ unsafe impl GlobalAlloc for KernelHeap {
     }
 
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        hook_path::enter(Entered::Heap);
         if let Some(pointer) = NonNull::new(pointer) {
             // SAFETY: the caller of `dealloc` promises that `alloc` returned this block with this layout.
             unsafe { self.0.lock().deallocate(pointer, layout) }

@@ -9,6 +9,7 @@
 //! 0xffffffff_90000000  map values and what else hooked code reaches by ADRP, RW-NX      256 MiB
 //! 0xffffffff_a0000000  stacks: slots of 256 KiB, the upper half mapped                   256 MiB
 //! 0xffffffff_b0000000  device tree, RO                                                    4 MiB
+//! 0xffffffff_b1000000  slow memory: the initrd, a page mapped RO when it was brought in      1 MiB
 //! ```
 //! Image, pool and patch mappings share one 128 MiB window, so B and BL always reach (Arm ARM C6.2, B: ±128 MiB).
 
@@ -42,5 +43,9 @@ pub(crate) const STACK_COUNT: usize = (256 << 20) / STACK_SLOT;
 pub(crate) const DEVICE_TREE: usize = IMAGE + (768 << 20);
 /// Bytes mapped there.
 pub(crate) const DEVICE_TREE_SIZE: usize = 4 << 20;
+/// Slow memory (slow.rs).
+pub(crate) const SLOW: usize = IMAGE + (784 << 20);
+/// Bytes of slow memory at most.
+pub(crate) const SLOW_SIZE: usize = 1 << 20;
 
 const _: () = assert!(STACK_SIZE == 1 << 17, "vectors.s tests bit 17 of sp");

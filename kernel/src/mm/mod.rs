@@ -13,6 +13,7 @@ pub(crate) mod table;
 pub(crate) use table::Access;
 
 use boards::{Machine, Region};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use heapless::Vec;
 use layout::{DEVICE_TREE, DEVICE_TREE_SIZE, IMAGE, LINEAR, PAGE, POOL, POOL_SIZE};
 
@@ -82,6 +83,42 @@ pub(crate) fn linear(pa: u64) -> usize {
 pub(crate) fn fill(start: usize, bytes: usize, value: u8) {
     // SAFETY: callers in this module pass page frames that they own, in the linear map, where RAM is RW.
     unsafe { core::ptr::write_bytes(start as *mut u8, value, bytes) }
+}
+
+/// Maps a page with these bytes, and zeros behind them, read-only.
+///
+/// # Errors
+/// No memory, or something is mapped there.
+pub(crate) fn map_copy(va: usize, bytes: &[u8]) -> Result<(), table::MapError> {
+    let frame = frames::allocate(1).ok_or(table::MapError::NoTable)?;
+    fill(linear(frame), PAGE, 0);
+    // SAFETY: a page frame that is this function's own, in the linear map, where RAM is RW.
+    let page = unsafe { core::slice::from_raw_parts_mut(linear(frame) as *mut u8, PAGE) };
+    page.iter_mut()
+        .zip(bytes)
+        .for_each(|(to, from)| *to = *from);
+    table::map_page(va, frame, Access::Read).inspect_err(|_| frames::free(frame, 1))
+}
+
+/// Undoes [`map_copy`].
+pub(crate) fn unmap_copy(va: usize) {
+    if let Some(frame) = table::unmap_page(va) {
+        frames::free(frame, 1);
+    }
+}
+
+/// Physical address of the pool's copy; 0 before there is one.
+static POOL_COPY: AtomicU64 = AtomicU64::new(0);
+
+/// As many words as the pool has, for what was written there; empty before [`init`].
+pub(crate) fn pool_copy() -> &'static [AtomicU32] {
+    let pa = POOL_COPY.load(Ordering::Acquire);
+    if pa == 0 {
+        return &[];
+    }
+    // SAFETY: `init` reserved POOL_SIZE bytes there for this, page aligned, in the linear map, where RAM is RW; they are reached by
+    // this slice only, whose words are atomic and valid for any bits.
+    unsafe { core::slice::from_raw_parts(linear(pa) as *const AtomicU32, POOL_SIZE / 4) }
 }
 
 fn zero_frame(pa: u64) {
@@ -185,6 +222,9 @@ pub(crate) fn init(
     let pool_pa = free
         .take(POOL_SIZE as u64, 2 << 20)
         .ok_or("/memory: no 8 MiB for the executable pool; give the machine more memory")?;
+    let copy_pa = free.take(POOL_SIZE as u64, PAGE as u64).ok_or(
+        "/memory: no 8 MiB for the copy of the executable pool; give the machine more memory",
+    )?;
     let total: u64 = free.0.iter().map(|(s, e)| e - s).sum();
     let heap_bytes = (total / 4).min(32 << 20) & !(PAGE as u64 - 1);
     let heap_pa = free
@@ -231,6 +271,7 @@ pub(crate) fn init(
     for r in machine.mmio() {
         table::map_linear(r.start, r.start + r.size, Access::Device, true).map_err(whole)?;
     }
+    POOL_COPY.store(copy_pa, Ordering::Release);
     heap::init(linear(heap_pa), heap_bytes as usize);
     for &(s, e) in &free.0 {
         frames::add(s, e);

@@ -6,7 +6,7 @@ use super::{Shell, ShellError};
 use crate::arch::pmu::{self, Counter};
 use crate::bpf::Engine;
 use crate::hook::linux::WAYS;
-use crate::hook::{self, Function, HookId, Native, Point, Protection};
+use crate::hook::{self, Function, HookId, Many, Native, Point, Protection};
 use crate::ksyms::Flags;
 use crate::workload::{TARGETS, TRANSFER_BYTES, Transfer};
 use crate::{arch, bench, bpf, integrity, println, sched, symbols, system};
@@ -73,8 +73,10 @@ pub(super) static COMMANDS: &[Command] = commands![
     "attach", "PROGRAM FUNCTION [interp|jit|native] [KIND] [GUARD] [cookie=N] [WAY]", [Argument::Program, Argument::Function], attach,
     "hooks a program onto a function, as its section says
     PROGRAM is OBJECT/PROGRAM, or OBJECT if it has one program, run by the interpreter or compiled (jit, if not said)
-    or, with native, one of the kernel's own: empty, count; then KIND is fentry, if not said, fexit, fmod_ret or fsession
-    FUNCTION is a full name or the end of one
+    or, with native, one of the kernel's own: empty, count; then KIND is fentry, if not said, fexit, fmod_ret, fsession,
+    kprobe.multi or kretprobe.multi
+    FUNCTION is a full name or the end of one; of a kprobe.multi or kretprobe.multi program it is a PATTERN, in which * stands for
+    anything: it is put on every function that fits
     GUARD keeps the program from running inside itself: word, if not said; context: inside any program; pinned: not, but it
     stays on its core; none: not
     WAY is one of Linux's: linux (a BPF trampoline), linux-list or linux-callops (ftrace with the list of ops or per-callsite ops; with
@@ -259,6 +261,8 @@ const ENGINES: [(&str, By); 3] = [
     ("native", By::Native),
 ];
 const KINDS: [Kind; 4] = [Kind::Fentry, Kind::FmodRet, Kind::Fexit, Kind::Fsession];
+/// The kinds that take a pattern, and whether they are of exits.
+const MULTI: [(&str, bool); 2] = [("kprobe.multi", false), ("kretprobe.multi", true)];
 const PROTECTIONS: [Protection; 4] = [
     Protection::Program,
     Protection::Context,
@@ -270,12 +274,15 @@ fn attach(_: &mut Shell, command: &'static Command, arguments: &str) -> Outcome 
     let (program, mut name) = first_word(arguments);
     let (mut by, mut kind, mut protection) = (By::Engine(Engine::Jit), None, None);
     let (mut cookie, mut way) = (0, None);
+    let mut many = None;
     // Names of functions may hold spaces: words are taken from the end as long as they say something.
     while let Some((before, last)) = name.rsplit_once(' ') {
         if let Some((_, engine)) = ENGINES.iter().find(|(word, _)| *word == last) {
             by = *engine;
         } else if let Some(found) = KINDS.iter().find(|kind| kind.name() == last) {
             kind = Some(*found);
+        } else if let Some((_, exit)) = MULTI.iter().find(|(word, _)| *word == last) {
+            many = Some(*exit);
         } else if let Some(found) = PROTECTIONS.iter().find(|p| p.name() == last) {
             protection = Some(*found);
         } else if let Some(found) = WAYS.iter().find(|w| w.name() == last) {
@@ -287,6 +294,29 @@ fn attach(_: &mut Shell, command: &'static Command, arguments: &str) -> Outcome 
             break;
         }
         name = before.trim_end();
+    }
+    if let By::Engine(engine) = by
+        && bpf::is_multi(program)?
+    {
+        if kind.is_some() || many.is_some() {
+            return Err(ShellError::Usage(command));
+        }
+        let pattern = Some(name).filter(|name| !name.is_empty());
+        let protection = protection.unwrap_or_default();
+        let hooked = bpf::attach_multi(program, pattern, engine, protection, |_| cookie)?;
+        return hooked_many(program, &hooked);
+    }
+    if let Some(exit) = many {
+        if !matches!(by, By::Native) || kind.is_some() {
+            return Err(ShellError::Usage(command));
+        }
+        let many = Many {
+            protection: protection.unwrap_or_default(),
+            ..Many::at(exit)
+        };
+        let native = native(program)?;
+        let hooked = hook::attach_multi_native(hook::select(name)?, many, native)?;
+        return hooked_many(program, &hooked);
     }
     let function = function(command, name)?;
     let change = |point: Point| Point {
@@ -302,9 +332,7 @@ fn attach(_: &mut Shell, command: &'static Command, arguments: &str) -> Outcome 
             None => bpf::attach_at(program, &function, engine, change)?,
         },
         By::Native => {
-            let natives = [Native::Empty, Native::Count];
-            let native = natives.into_iter().find(|native| native.name() == program);
-            let native = native.ok_or_else(|| ShellError::Native(program.to_owned()))?;
+            let native = native(program)?;
             let point = Point::of(kind.unwrap_or(Kind::Fentry));
             match way {
                 Some(way) => hook::attach_native_linux(functions, native, way, change(point))?,
@@ -313,6 +341,24 @@ fn attach(_: &mut Shell, command: &'static Command, arguments: &str) -> Outcome 
         }
     };
     println!("hook {id}: {program} on {}", function.name);
+    Ok(())
+}
+
+/// The native hook of that name.
+fn native(name: &str) -> Result<Native, ShellError> {
+    let natives = [Native::Empty, Native::Count];
+    let native = natives.into_iter().find(|native| native.name() == name);
+    native.ok_or_else(|| ShellError::Native(name.to_owned()))
+}
+
+fn hooked_many(program: &str, hooked: &hook::AttachedMany) -> Outcome {
+    println!(
+        "hook {}: {program} on {} functions",
+        hooked.id, hooked.functions
+    );
+    if hooked.skipped.count() != 0 {
+        println!("left out: {}", hooked.skipped);
+    }
     Ok(())
 }
 

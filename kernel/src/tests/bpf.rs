@@ -273,7 +273,7 @@ fn budget() -> Outcome {
 }
 
 /// A 64-bit global variable of a loaded object.
-fn variable(object: &str, name: &str) -> Result<u64, Failure> {
+pub(super) fn variable(object: &str, name: &str) -> Result<u64, Failure> {
     let missing = || Failure::Failed(format!("{object} has no variable {name}"));
     let parsed = bpf_vm::object::Object::parse(&self::object(&format!("{object}.bpf.o"))?);
     let parsed = parsed.map_err(|e| failed(&e))?;
@@ -292,6 +292,7 @@ fn variable(object: &str, name: &str) -> Result<u64, Failure> {
 
 fn offered() -> Outcome {
     use crate::offered::{springboard_info, springboard_task_id};
+    const E2BIG: u64 = (-7_i64).cast_unsigned();
     let info = &springboard_info;
     for engine in ENGINES {
         let before = sum("offered.shared_calls")?;
@@ -305,6 +306,10 @@ fn offered() -> Outcome {
             ("cores", info.cores.into()),
             ("hertz", info.hertz),
             ("configured", info.hertz),
+            // The example of RFC 1071, section 3.
+            ("sum", 0xddf2),
+            ("sum_of_parts", 0xddf2),
+            ("sum_of_too_many", E2BIG),
             ("missing", 0),
         ] {
             let got = is(name)?;
@@ -420,7 +425,7 @@ fn jump() -> Outcome {
 }
 
 /// The bytes of a sample.
-fn object(name: &str) -> Result<Vec<u8>, Failure> {
+pub(super) fn object(name: &str) -> Result<Vec<u8>, Failure> {
     let files = initrd::files().map_err(|e| failed(&e))?;
     let file = files.iter().find(|f| f.name.contains(name));
     file.map(|f| f.bytes.to_vec())
@@ -428,7 +433,7 @@ fn object(name: &str) -> Result<Vec<u8>, Failure> {
 }
 
 /// Loading must fail, with a message that says `part`.
-fn refused(what: &str, bytes: &[u8], part: &str) -> Outcome {
+pub(super) fn refused(what: &str, bytes: &[u8], part: &str) -> Outcome {
     match bpf::try_load(what, bytes) {
         Ok(programs) => check!(
             false,

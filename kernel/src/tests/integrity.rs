@@ -5,9 +5,10 @@ use super::tasks::spawn;
 use super::{Failure, Outcome, Test};
 use crate::arch::callee::{Hit, NativeHook, Shape, callee};
 use crate::arch::{code, timer};
+use crate::bpf::{self, Engine};
 use crate::hook::{self, Native, Point};
-use crate::workload::{workload_call, workload_six};
-use crate::{check, hooked, integrity, rcu, symbols};
+use crate::workload::{set_gate, workload_blocks, workload_call, workload_six};
+use crate::{check, hooked, integrity, rcu, sched, symbols};
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
@@ -41,6 +42,16 @@ pub(super) const TESTS: &[Test] = &[
         name: "integrity.a_change_without_a_hook_is_found",
         seconds: 60,
         run: behind_the_back,
+    },
+    Test {
+        name: "integrity.a_change_in_executable_memory_is_found",
+        seconds: 60,
+        run: in_the_pool,
+    },
+    Test {
+        name: "integrity.what_the_engine_changes_is_its_own",
+        seconds: 120,
+        run: own_changes,
     },
     Test {
         name: "integrity.hooks_know_their_stack",
@@ -175,6 +186,11 @@ fn differences() -> Result<(usize, usize), Failure> {
         report.words
     );
     check!(
+        report.foreign == 0,
+        "executable memory: {}",
+        report.in_pool[0]
+    );
+    check!(
         report.unfilled.is_empty(),
         "free executable memory holds {:#x} at {:#x}",
         report.unfilled[0].word,
@@ -239,6 +255,129 @@ fn behind_the_back() -> Outcome {
     check!(lost == (0, 1), "{lost:?} with a hook's branch taken away");
     let none = differences()?;
     check!(none == (0, 0), "{none:?} after");
+    Ok(())
+}
+
+fn in_the_pool() -> Outcome {
+    const NOP: u32 = a64::Inst::NOP.encode();
+    let function = hook::resolve("workload_six").map_err(|e| failed(&e))?;
+    let id = bpf::attach("count", &function, Engine::Jit).map_err(|e| failed(&e))?;
+    let image = hook::describe(function.address);
+    let first = image
+        .iter()
+        .find(|line| hook::trampoline_of(line.address).is_some());
+    let trampoline = first.map_or(0, |line| line.address);
+    // What it calls is the program.
+    let program = image.iter().find_map(|line| {
+        let target =
+            a64::is_call(line.word).then(|| a64::branch_target(line.word, line.address as u64));
+        target.flatten().map(|target| target as usize)
+    });
+    let clean = differences()?;
+    let mut texts = Vec::new();
+    for at in [Some(trampoline), program].into_iter().flatten() {
+        let word = code::read(at).unwrap_or_default();
+        code::patch(at, word, NOP).map_err(|e| failed(&e))?;
+        let report = integrity::check();
+        code::patch(at, NOP, word).map_err(|e| failed(&e))?;
+        let report = report.map_err(|e| failed(&e))?;
+        let found = report.in_pool.first().map(|found| found.to_string());
+        check!(
+            (report.live > 0, report.foreign, report.unaccounted) == (true, 1, 0),
+            "{} words of the pool, {} of them changed: {found:?}",
+            report.live,
+            report.foreign
+        );
+        let begin = format!("{at:#x}  {word:08x} -> d503201f  ");
+        let text = found.unwrap_or_default();
+        check!(text.starts_with(&begin), "{text}: not {begin}");
+        texts.push(text);
+    }
+    let again = differences()?;
+    hook::detach(id).map_err(|e| failed(&e))?;
+    rcu::barrier();
+    let none = differences()?;
+    check!(
+        (clean, again, none) == ((1, 0), (1, 0), (0, 0)),
+        "{clean:?} before, {again:?} after, {none:?} without the hook"
+    );
+    let end = ": UNACCOUNTED FOR, its owner did not change it";
+    let [trampoline, program] = texts.as_slice() else {
+        check!(false, "the trampoline calls no program");
+        return Ok(());
+    };
+    check!(
+        trampoline.ends_with(&format!("trampoline of workload_six+0x0{end}")),
+        "{trampoline}"
+    );
+    check!(
+        program.contains("code of BPF program ") && program.ends_with(end),
+        "{program}"
+    );
+    Ok(())
+}
+
+fn own_changes() -> Outcome {
+    // A detached exit's calls are branched over in the image that tasks will return into.
+    let function = hook::resolve("workload_blocks").map_err(|e| failed(&e))?;
+    let attach = || {
+        hook::attach_native(&function, Native::Empty, Point::of(Kind::Fexit))
+            .map_err(|e| failed(&e))
+    };
+    let ids = [attach()?, attach()?];
+    set_gate(false);
+    let tasks: Result<Vec<_>, _> = (0..3)
+        .map(|n| spawn("sleeper", move || workload_blocks(n, 5) == n + 10))
+        .collect();
+    let tasks = tasks?;
+    sched::sleep_ns(5_000_000);
+    let mut silenced = Vec::new();
+    for id in ids {
+        hook::detach(id).map_err(|e| failed(&e))?;
+        silenced.push(differences());
+    }
+    set_gate(true);
+    let right = tasks.into_iter().all(|task| task.join());
+    for found in silenced {
+        found?;
+    }
+    check!(right, "a wrong result");
+    // Others attach and detach while this compares.
+    let stop = Arc::new(AtomicBool::new(false));
+    let changers: Result<Vec<_>, _> = ["workload_call", "workload_six", "workload_struct"]
+        .into_iter()
+        .map(|name| {
+            let stop = stop.clone();
+            spawn("changer", move || {
+                let mut rounds = 0u64;
+                while !stop.load(Ordering::Relaxed) {
+                    let done = hook::resolve(name).ok().and_then(|function| {
+                        let point = Point::of(Kind::Fentry);
+                        let id = hook::attach_native(&function, Native::Count, point).ok()?;
+                        hook::detach(id).ok()
+                    });
+                    if done.is_none() {
+                        return 0;
+                    }
+                    rounds += 1;
+                }
+                rounds
+            })
+        })
+        .collect();
+    let changers = changers?;
+    let found: Vec<_> = (0..3).map(|_| differences()).collect();
+    stop.store(true, Ordering::Relaxed);
+    let rounds: Vec<_> = changers.into_iter().map(|task| task.join()).collect();
+    for found in found {
+        let (_, unaccounted) = found?;
+        check!(unaccounted == 0, "{unaccounted} words of a hook's own");
+    }
+    check!(
+        rounds.iter().all(|rounds| *rounds > 0),
+        "attached and detached {rounds:?} times meanwhile"
+    );
+    rcu::barrier();
     Ok(())
 }
 

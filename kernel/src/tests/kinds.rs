@@ -98,6 +98,7 @@ struct Program {
 }
 
 impl NativeHook for Program {
+    #[inline(never)] // linker/audit.rules names it
     fn hit(&self, hit: &Hit<'_>) -> u64 {
         let hits = self.hits.fetch_add(1, Relaxed);
         for (to, from) in self.words.iter().zip(hit.words()) {
@@ -164,7 +165,7 @@ impl Program {
 }
 
 /// Calls the hooked function through a pointer that the compiler does not see through.
-fn call(a: u64, b: u64) -> u64 {
+pub(super) fn call(a: u64, b: u64) -> u64 {
     black_box(workload_call as extern "C" fn(u64, u64) -> u64)(a, b)
 }
 
@@ -394,7 +395,7 @@ fn contexts() -> Outcome {
 }
 
 /// Where tests hang in, from softirq up.
-const SLOTS: [&context::Slot; 3] = [
+pub(super) const SLOTS: [&context::Slot; 3] = [
     &context::TEST_SOFTIRQ,
     &context::TEST_HARDIRQ,
     &context::TEST_NMI,
@@ -429,7 +430,7 @@ fn sleepable() -> Outcome {
 
 /// The address of a hooked function's image, inverted: an address on this stack would keep the image alive.
 #[inline(never)]
-fn hidden_image(function: &hook::Function) -> usize {
+pub(super) fn hidden_image(function: &hook::Function) -> usize {
     let word = code::read(function.address);
     let image = word.and_then(|word| a64::branch_target(word, function.address as u64));
     image.map_or(0, |image| !(image as usize))
@@ -437,7 +438,7 @@ fn hidden_image(function: &hook::Function) -> usize {
 
 /// The first word of an image, by its inverted address.
 #[inline(never)]
-fn first_word(hidden: usize) -> Option<u32> {
+pub(super) fn first_word(hidden: usize) -> Option<u32> {
     code::read(!black_box(hidden))
 }
 

@@ -15,7 +15,10 @@ mod kinds;
 mod linux;
 mod memory;
 mod overflow;
+mod recursion;
 mod rendezvous;
+mod slow;
+mod stress;
 mod suite;
 mod tasks;
 
@@ -60,6 +63,9 @@ const TESTS: &[&[Test]] = &[
     integrity::TESTS,
     bpf::TESTS,
     helpers::TESTS,
+    stress::TESTS,
+    slow::TESTS,
+    recursion::TESTS,
     suite::TESTS,
 ];
 

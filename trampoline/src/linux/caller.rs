@@ -143,6 +143,7 @@ impl Caller {
             record: Record {
                 before,
                 gone: gone..end,
+                again: 0..0,
             },
             frame_bytes: FRAME as u32,
         }

@@ -67,6 +67,7 @@ pub fn return_trampoline(
         record: Record {
             before,
             gone: gone..gone + 2,
+            again: 0..0,
         },
         frame_bytes: FRAME as u32,
     };

@@ -252,6 +252,7 @@ impl Description<'_> {
                 record: Record {
                     before,
                     gone: gone..end,
+                    again: 0..0,
                 },
                 frame_bytes: own,
             },

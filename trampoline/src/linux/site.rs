@@ -60,7 +60,7 @@ fn second(function: u64) -> u64 {
 /// Word 0 is no NOP, or the others could not be held; the site is as it was.
 pub fn prepare(platform: &impl Platform, function: u64) -> Result<(), Reason> {
     platform
-        .patch_stopped(function, NOP, first_word())
+        .replace_word(function, NOP, first_word())
         .map_err(Reason::Platform)
 }
 
@@ -87,7 +87,7 @@ pub fn lead(
 /// Word 0 is not the Linux way's, or the others could not be held; the site is as it was.
 pub fn restore(platform: &impl Platform, function: u64) -> Result<(), Reason> {
     platform
-        .patch_stopped(function, first_word(), NOP)
+        .replace_word(function, first_word(), NOP)
         .map_err(Reason::Platform)
 }
 

@@ -1,0 +1,309 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Who was hit how often, and what that should have been.
+//!
+//! Every function has a few *places* for hooks. A place counts hits by caller: `who` is the first argument of every call, and only
+//! one context of one task or core calls with a given one, one call after the other. So a caller that compares a place's count before
+//! and after its call sees exactly what this call did.
+//!
+//! A place's phase says what may be expected. It is stored after an attach has returned, and before a detach begins:
+//!
+//! ```text
+//!   4n free -> 4n+1 attaching -> 4n+2 attached -> 4n+3 detaching -> 4n+4 free
+//! ```
+//!
+//! A call that finds the same phase before and after it lay wholly inside an attachment, or wholly outside. The loads are ordered with
+//! the call by DMB: `attach` returns when every core has had a context synchronisation event after the site was changed, so a
+//! core that sees the phase stored after that fetches the new site.
+
+use super::functions::{self, Function};
+use crate::arch::timer;
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
+use fastrand::Rng;
+
+/// Tasks that call functions.
+pub(crate) const TASKS: usize = 12;
+/// Callers: the tasks, and softirq, hardirq and NMI of each core.
+pub(crate) const CALLERS: usize = TASKS + 3 * crate::arch::cpu::MAX_CPUS;
+/// How many functions are hot at a time.
+const HOT: usize = 8;
+/// For how long, in nanoseconds.
+const HOT_NS: u64 = 100_000_000;
+/// Added to `who` by calls that a hook makes: nobody checks their hits.
+pub(crate) const FROM_HOOK: u64 = 128;
+/// Places for hooks, a function.
+pub(crate) const PLACES: usize = 4;
+/// What a hook that skips functions makes them return, beside `who` and the value.
+pub(crate) const SKIPPED: u64 = 0x5349_5050_4544_0000;
+
+/// A place for a hook.
+pub(crate) struct Place {
+    phase: AtomicU64,
+    /// Whoever attaches or detaches here.
+    taken: AtomicBool,
+    /// Hits of one whole call: 2 for sessions.
+    per_call: AtomicU64,
+    /// Whether it skips the function.
+    pub(crate) skips: AtomicBool,
+    /// The hook's number while one is attached.
+    pub(crate) hook: AtomicU64,
+    hits: [AtomicU64; CALLERS],
+}
+
+impl Place {
+    const fn new() -> Place {
+        Place {
+            phase: AtomicU64::new(0),
+            taken: AtomicBool::new(false),
+            per_call: AtomicU64::new(1),
+            skips: AtomicBool::new(false),
+            hook: AtomicU64::new(0),
+            hits: [const { AtomicU64::new(0) }; CALLERS],
+        }
+    }
+
+    /// One hit by a caller; calls that hooks make are not counted.
+    #[inline(always)]
+    pub(crate) fn hit(&self, who: u64) {
+        if let Some(hits) = self.hits.get(who as usize) {
+            // Only this caller's context writes it.
+            hits.store(hits.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+        }
+    }
+
+    /// Takes the place for a change; false if someone else has it.
+    pub(crate) fn take(&self) -> bool {
+        !self.taken.swap(true, Ordering::Acquire)
+    }
+
+    /// Gives it back.
+    pub(crate) fn give_back(&self) {
+        self.taken.store(false, Ordering::Release);
+    }
+
+    /// Whether something is attached. Of a place that was taken.
+    pub(crate) fn is_attached(&self) -> bool {
+        self.phase.load(Ordering::Relaxed) % 4 == 2
+    }
+
+    /// An attach of something that hits so often a call begins.
+    pub(crate) fn attaching(&self, per_call: u64) {
+        self.per_call.store(per_call, Ordering::Relaxed);
+        self.step(1);
+    }
+
+    /// The attach that began has returned: whether something is attached now.
+    pub(crate) fn attach_returned(&self, attached: bool) {
+        self.step(if attached { 1 } else { 3 });
+    }
+
+    /// A detach begins.
+    pub(crate) fn detaching(&self) {
+        self.step(1);
+    }
+
+    /// The detach that began has returned: whether it is off now.
+    pub(crate) fn detach_returned(&self, detached: bool) {
+        self.step(if detached { 1 } else { 3 });
+    }
+
+    fn step(&self, by: u64) {
+        self.phase.fetch_add(by, Ordering::SeqCst);
+    }
+
+    /// The phase, and the hits of a caller.
+    fn look(&self, who: u64) -> (u64, u64) {
+        let phase = self.phase.load(Ordering::Relaxed);
+        let hits = self.hits.get(who as usize);
+        (phase, hits.map_or(0, |hits| hits.load(Ordering::Relaxed)))
+    }
+}
+
+/// What was wrong.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u64)]
+pub(crate) enum Wrong {
+    /// The function returned something else.
+    Result,
+    /// A hook that was attached all the time was not hit as often as it should.
+    Lost,
+    /// A hook was hit too often.
+    Double,
+    /// A hook that was attached at no time was hit.
+    Stray,
+}
+
+/// How many findings are kept; all are counted.
+const KEPT: usize = 16;
+
+/// A finding, in words so that any context can write it.
+struct Finding {
+    /// Whether it is written.
+    ready: AtomicBool,
+    words: [AtomicU64; 5],
+}
+
+/// The whole account.
+pub(crate) struct Ledger {
+    functions: Vec<(&'static Function, [Place; PLACES])>,
+    findings: [Finding; KEPT],
+    found: AtomicU64,
+    /// Calls that were checked, and of these, places that were looked at while attached or free all the time.
+    calls: [AtomicU64; CALLERS],
+    certain: [AtomicU64; CALLERS],
+}
+
+impl Ledger {
+    /// An empty one.
+    pub(crate) fn new() -> Box<Ledger> {
+        let place = |function| (function, [const { Place::new() }; PLACES]);
+        Box::new(Ledger {
+            functions: functions::all().map(place).collect(),
+            findings: [const {
+                Finding {
+                    ready: AtomicBool::new(false),
+                    words: [const { AtomicU64::new(0) }; 5],
+                }
+            }; KEPT],
+            found: AtomicU64::new(0),
+            calls: [const { AtomicU64::new(0) }; CALLERS],
+            certain: [const { AtomicU64::new(0) }; CALLERS],
+        })
+    }
+
+    /// How many functions there are.
+    pub(crate) fn len(&self) -> usize {
+        self.functions.len()
+    }
+
+    /// A random function: seven of eight times one of the few that are hot at present, so that callers and changes meet.
+    pub(crate) fn choose(&self, random: &mut Rng) -> usize {
+        let all = self.functions.len();
+        match random.u8(..8) {
+            0 => random.usize(..all),
+            _ => {
+                let window = (timer::now_ns() / HOT_NS) as usize;
+                (window * HOT + random.usize(..HOT)) % all
+            }
+        }
+    }
+
+    /// A function and its places.
+    pub(crate) fn function(&self, index: usize) -> Option<(&'static Function, &[Place; PLACES])> {
+        let (function, places) = self.functions.get(index)?;
+        Some((function, places))
+    }
+
+    /// Calls a function and checks what comes of it. Any context, as long as `who` is this context's own: no lock, no
+    /// allocation.
+    pub(crate) fn call(&self, index: usize, who: u64, value: u64) {
+        let Some((function, places)) = self.function(index) else {
+            return;
+        };
+        let before = places.each_ref().map(|place| place.look(who));
+        fence(Ordering::SeqCst);
+        let (result, expected) = function.call(who, value);
+        fence(Ordering::SeqCst);
+        let (mut may_skip, mut must_skip) = (false, false);
+        let mut certain = 0;
+        for (number, (place, (phase, hits))) in places.iter().zip(before).enumerate() {
+            let (phase_after, hits_after) = place.look(who);
+            let (hit, whole) = (
+                hits_after.wrapping_sub(hits),
+                place.per_call.load(Ordering::Relaxed),
+            );
+            if place.skips.load(Ordering::Relaxed) && hit != 0 {
+                (may_skip, must_skip) = (true, must_skip || phase == phase_after);
+            }
+            let wrong = match (phase == phase_after, phase % 4) {
+                (true, 2) if hit < whole => Some(Wrong::Lost),
+                (true, 2) if hit > whole => Some(Wrong::Double),
+                (true, 0) if hit > 0 => Some(Wrong::Stray),
+                // It may have been off and on again in the meantime, but a call meets one image.
+                (false, _) if hit > 2 => Some(Wrong::Double),
+                _ => None,
+            };
+            certain += u64::from(phase == phase_after && phase.is_multiple_of(2));
+            if let Some(wrong) = wrong {
+                self.note(wrong, index, who, hit, number as u64);
+            }
+        }
+        let skipped = result == SKIPPED ^ who ^ value;
+        if !(skipped && may_skip || result == expected && !must_skip) {
+            self.note(Wrong::Result, index, who, result, expected);
+        }
+        for (counts, more) in [(&self.calls, 1), (&self.certain, certain)] {
+            if let Some(count) = counts.get(who as usize) {
+                count.store(count.load(Ordering::Relaxed) + more, Ordering::Relaxed);
+            }
+        }
+    }
+
+    fn note(&self, wrong: Wrong, function: usize, who: u64, found: u64, other: u64) {
+        let index = self.found.fetch_add(1, Ordering::Relaxed);
+        if let Some(finding) = self.findings.get(index as usize) {
+            let words = [wrong as u64, function as u64, who, found, other];
+            for (to, from) in finding.words.iter().zip(words) {
+                to.store(from, Ordering::Relaxed);
+            }
+            finding.ready.store(true, Ordering::Release);
+        }
+    }
+
+    /// How many things were wrong.
+    pub(crate) fn found(&self) -> u64 {
+        self.found.load(Ordering::Relaxed)
+    }
+
+    /// Calls that were checked, and how often a place's hits were known exactly.
+    pub(crate) fn calls(&self) -> (u64, u64) {
+        let sum = |counts: &[AtomicU64; CALLERS]| {
+            counts
+                .iter()
+                .map(|count| count.load(Ordering::Relaxed))
+                .sum()
+        };
+        (sum(&self.calls), sum(&self.certain))
+    }
+
+    /// The first findings, in words.
+    pub(crate) fn findings(&self) -> impl Iterator<Item = alloc::string::String> {
+        let ready = self
+            .findings
+            .iter()
+            .filter(|f| f.ready.load(Ordering::Acquire));
+        ready.map(|finding| {
+            let [wrong, function, who, found, other] =
+                finding.words.each_ref().map(|word| word.load(Ordering::Relaxed));
+            let name = self.function(function as usize).map_or("?", |(f, _)| f.name);
+            let caller = Caller(who);
+            match wrong {
+                0 => alloc::format!("{name}, called by {caller}: returned {found:#x}, not {other:#x}"),
+                1 => alloc::format!("{name}, called by {caller}: the hook at place {other} was attached and hit {found} times: lost"),
+                2 => alloc::format!("{name}, called by {caller}: the hook at place {other} was hit {found} times: too often"),
+                _ => alloc::format!("{name}, called by {caller}: a hook at place {other} that is not attached was hit {found} times"),
+            }
+        })
+    }
+}
+
+/// Who calls, for people.
+struct Caller(u64);
+
+impl core::fmt::Display for Caller {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        match (self.0 as usize).checked_sub(TASKS) {
+            None => write!(f, "task {}", self.0),
+            Some(other) => {
+                let context = ["softirq", "hardirq", "NMI"].get(other % 3).unwrap_or(&"?");
+                write!(f, "{context} on core {}", other / 3)
+            }
+        }
+    }
+}
+
+/// The number of a core's softirq (1), hardirq (2) or NMI (3) as a caller.
+pub(crate) fn caller_in(core: usize, context: crate::context::Context) -> u64 {
+    (TASKS + 3 * core + (context as usize).saturating_sub(1)) as u64
+}

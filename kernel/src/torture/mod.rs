@@ -1,0 +1,206 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The torture run: everything that hooks can do, at once, at random, with every result checked.
+//!
+//! Tasks on all cores, and handlers in softirq, hardirq and NMI, call hundreds of functions and check what comes back and which hooks
+//! were hit ([`ledger`]), while others attach and detach ([`changes`]). Freed executable memory holds BRK at once, so a use
+//! after free ends the run with a report. At the end all memory has to be back.
+
+mod changes;
+mod functions;
+mod ledger;
+mod storm;
+
+use crate::arch::timer;
+use crate::command_line::Options;
+use crate::mm::{frames, heap};
+use crate::{hook, hooked, integrity, println, rcu, sched};
+use alloc::boxed::Box;
+use alloc::format;
+use alloc::string::String;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use changes::Changes;
+use core::sync::atomic::{AtomicBool, Ordering};
+use fastrand::Rng;
+use ledger::{Ledger, TASKS};
+
+/// Tasks that attach and detach.
+const CHANGERS: usize = 4;
+/// How long the first round takes, in seconds: what is allocated once for good is allocated then.
+const WARM_UP: u64 = 2;
+/// How often the run says how far it is, in seconds.
+const PROGRESS: u64 = 10;
+
+/// How often the memory is looked at before it counts as lost.
+const SETTLING: usize = 50;
+
+/// What is free: bytes of the executable pool, bytes of the heap (with what marks of hooked functions keep for good), page frames.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Free {
+    pool: usize,
+    heap: usize,
+    frames: usize,
+}
+
+impl Free {
+    /// Now, once all that was deferred is done.
+    fn now() -> Free {
+        // What is freed by one callback may defer another.
+        for _ in 0..3 {
+            rcu::barrier();
+        }
+        Free {
+            pool: hook::pool_free(),
+            heap: heap::usage().1 + hooked::kept(),
+            frames: frames::usage().1,
+        }
+    }
+}
+
+/// One round of so many seconds; returns what the interrupt handlers called, or why it could not begin.
+fn round(
+    ledger: &'static Ledger,
+    changes: &Arc<Changes>,
+    seconds: u64,
+    random: &mut Rng,
+) -> Result<u64, &'static str> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let mut tasks = Vec::new();
+    for who in 0..TASKS as u64 {
+        let (stop, mut random) = (stop.clone(), random.fork());
+        let calling = move || {
+            while !stop.load(Ordering::Relaxed) {
+                for _ in 0..64 {
+                    ledger.call(ledger.choose(&mut random), who, random.u64(..));
+                }
+                if random.u8(..8) == 0 {
+                    sched::sleep_ns(random.u64(..1_000_000));
+                }
+            }
+        };
+        tasks.push(sched::spawn("caller", calling).ok_or("no memory for a task")?);
+    }
+    for _ in 0..CHANGERS {
+        let (stop, mut random, changes) = (stop.clone(), random.fork(), changes.clone());
+        let changing = move || {
+            while !stop.load(Ordering::Relaxed) {
+                changes.one(ledger, &mut random);
+            }
+        };
+        tasks.push(sched::spawn("changer", changing).ok_or("no memory for a task")?);
+    }
+    let (storm_stop, random) = (stop.clone(), random.fork());
+    let storming = move || storm::run(ledger, &storm_stop, random);
+    let storm = sched::spawn("storm", storming).ok_or("no memory for a task")?;
+    for second in 1..=seconds {
+        sched::sleep_ns(1_000_000_000);
+        if second.is_multiple_of(PROGRESS) && second < seconds {
+            let (calls, _) = ledger.calls();
+            println!(
+                "torture: {second} of {seconds} s, {calls} calls, {}",
+                changes.summary()
+            );
+        }
+        if ledger.found() != 0 {
+            break;
+        }
+    }
+    stop.store(true, Ordering::Relaxed);
+    tasks.into_iter().for_each(|task| task.join());
+    let calls = storm.join();
+    changes.detach_all(ledger);
+    Ok(calls)
+}
+
+/// Everything that was wrong at the end of a run.
+fn faults(ledger: &Ledger, changes: &Changes, before: Free) -> Vec<String> {
+    let mut faults: Vec<_> = ledger.findings().collect();
+    let more = ledger.found().saturating_sub(faults.len() as u64);
+    if more > 0 {
+        faults.push(format!("and {more} findings more"));
+    }
+    faults.extend(changes.messages());
+    // A callback is over before the list that it stood in is freed.
+    let after = (0..SETTLING).map(|_| {
+        sched::sleep_ns(20_000_000);
+        Free::now()
+    });
+    let mut last = before;
+    if !after
+        .inspect(|after| last = *after)
+        .any(|after| after == before)
+    {
+        let after = last;
+        faults.push(format!(
+            "memory is not back: free before {before:?}, after {after:?}"
+        ));
+    }
+    match integrity::check() {
+        Ok(report) if report.unaccounted == 0 && report.unfilled.is_empty() => {}
+        Ok(report) => faults.push(format!(
+            "integrity: {} words of code that no hook owns, {} words of free memory that are not BRK",
+            report.unaccounted,
+            report.unfilled.len()
+        )),
+        Err(why) => faults.push(format!("integrity: {why}")),
+    }
+    let left = hook::list().len();
+    if left != 0 {
+        faults.push(format!("{left} hooks are still on"));
+    }
+    faults
+}
+
+/// A number of the command line; the text if it is none.
+fn number(text: Option<&str>, default: u64) -> Result<u64, &str> {
+    text.map_or(Ok(default), |text| text.parse().map_err(|_| text))
+}
+
+/// Runs the job: `seconds=N`, `seed=N`; 1 if anything was wrong.
+pub(crate) fn run(options: &Options<'_>) -> u32 {
+    let (seconds, seed) = match (
+        number(options.seconds, 60),
+        number(options.seed, timer::now()),
+    ) {
+        (Ok(seconds), Ok(seed)) => (seconds, seed),
+        (Err(text), _) | (_, Err(text)) => {
+            println!("springboard: torture: {text:?} is no number; seconds= and seed= take one");
+            return 2;
+        }
+    };
+    let ledger: &'static Ledger = Box::leak(Ledger::new());
+    let mut random = Rng::with_seed(seed);
+    println!(
+        "torture: {seconds} s, seed {seed}: {} functions, {TASKS} tasks and the handlers of every core call them, {CHANGERS} tasks \
+         change what is hooked",
+        ledger.len()
+    );
+    let changes = Arc::new(Changes::new());
+    let outcome = round(ledger, &changes, WARM_UP, &mut random);
+    let before = Free::now();
+    let start = timer::now_ns();
+    let outcome = outcome.and_then(|_| round(ledger, &changes, seconds, &mut random));
+    let storm = match outcome {
+        Ok(storm) => storm,
+        Err(why) => {
+            println!("springboard: torture: {why}");
+            return 1;
+        }
+    };
+    let took = (timer::now_ns() - start) / 1_000_000_000;
+    let faults = faults(ledger, &changes, before);
+    let (calls, certain) = ledger.calls();
+    println!("torture: {took} s, {}", changes.summary());
+    println!(
+        "torture: {calls} calls checked, {storm} of them from interrupts; {certain} times the hits of a place were known exactly"
+    );
+    faults
+        .iter()
+        .for_each(|fault| println!("torture: WRONG: {fault}"));
+    println!(
+        "torture: {} wrong results or hits, {} faults in all",
+        ledger.found(),
+        faults.len()
+    );
+    u32::from(!faults.is_empty() || calls == 0 || certain == 0)
+}

@@ -1,0 +1,369 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! One program on many functions: a block of stubs with one body, put on and taken off in one go.
+//!
+//! **Publishing** differs from a trampoline's ([`crate::attach`]) in that it is done once for all: the block is written, every core
+//! synchronised; then all functions' links are patched, and every core synchronised again. All of them or none.
+
+use crate::attach::{AttachError, AttachId, DetachError, Engine, Reason};
+use crate::body::Storage;
+use crate::chain::{Chain, Stub, branch};
+use crate::ingredient::{Ingredient, Span};
+use crate::patch::{patch, patch_all};
+use crate::platform::{Grace, Patch, Platform, Retired};
+use crate::pool::{Code, Label, Owner, Pool, UNIT};
+use crate::program::{Callee, Kind};
+use crate::registers::Words;
+use crate::runtime::Runtime;
+use crate::shared::{DATA, LINK, STUB_WORDS, Shared};
+use a64::imm::Imm21;
+use a64::reg::X17;
+use a64::{Assembler, Inst};
+use alloc::sync::Arc;
+use alloc::vec;
+use alloc::vec::Vec;
+
+/// Bytes of the pool that each function takes; the body and a header come once.
+pub const BYTES_PER_FUNCTION: usize = 4 * STUB_WORDS;
+const _: () = assert!(BYTES_PER_FUNCTION <= 64 && BYTES_PER_FUNCTION.is_multiple_of(UNIT as usize));
+
+/// One of the functions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// Its address.
+    pub function: u64,
+    /// What lies behind that address where the program's second argument points to, for this function.
+    pub data: [u64; 3],
+}
+
+/// What is attached to them.
+#[derive(Clone)]
+pub struct Program {
+    /// Whether it runs when a function returns, else at its entry.
+    pub exit: bool,
+    /// The program. Its second argument, if it looks at that (`data` is not `None`), is the address of the function's
+    /// address and data; of `data` nothing else counts. It may not sleep.
+    pub callee: Callee,
+    /// The words that it may read of its context, which is [`crate::registers`]'.
+    pub reads: Words,
+}
+
+/// A program on many functions.
+pub struct Multi<P: Platform> {
+    block: Arc<Block<P>>,
+    /// Ascending.
+    functions: Vec<u64>,
+}
+
+/// Its code, and what that keeps alive.
+struct Block<P: Platform> {
+    code: Code<P>,
+    program: (Kind, Callee),
+    exit: bool,
+    spans: Vec<Span>,
+    /// Address of each call of the program, and of the instruction to go on at without it.
+    calls: Vec<(u64, u64)>,
+    /// Index of the first stub's first word.
+    stubs: usize,
+    stack_bytes: u32,
+}
+
+impl<P: Platform> Multi<P> {
+    /// The functions, by ascending address.
+    pub fn functions(&self) -> &[u64] {
+        &self.functions
+    }
+
+    /// The program.
+    pub fn callee(&self) -> &Callee {
+        &self.block.program.1
+    }
+
+    /// Bytes of the pool that it takes, with the body and the header.
+    pub fn bytes(&self) -> u64 {
+        self.block.code.bytes()
+    }
+
+    /// The deepest stack of a hit: the body and the program, in bytes.
+    pub fn stack_bytes(&self) -> u32 {
+        self.block.stack_bytes
+    }
+
+    /// The stub of a function.
+    pub fn stub(&self, function: u64) -> Option<Stub> {
+        let index = self.functions.binary_search(&function).ok()?;
+        Some(self.block.stub(index))
+    }
+
+    /// The instructions of a function's stub, then of the body, and what they are for.
+    pub fn instructions(&self, function: u64) -> impl Iterator<Item = (u64, Ingredient)> {
+        let stub = self.stub(function).into_iter();
+        let stub = stub.flat_map(|stub| {
+            let parts = [Ingredient::Enter, Ingredient::Enter, Ingredient::Return];
+            (stub.entry..).step_by(4).zip(parts)
+        });
+        let start = self.block.code.address();
+        let spans = self.block.spans.iter();
+        let body = spans.flat_map(|span| core::iter::repeat_n(span.ingredient, span.len));
+        stub.chain((start..).step_by(4).zip(body))
+    }
+}
+
+fn stub_at(start: u64, stubs: usize, index: usize) -> Stub {
+    let entry = start + 4 * (stubs + index * STUB_WORDS) as u64;
+    Stub {
+        entry,
+        link: entry + 4 * LINK as u64,
+    }
+}
+
+impl<P: Platform> Block<P> {
+    fn stub(&self, index: usize) -> Stub {
+        stub_at(self.code.address(), self.stubs, index)
+    }
+
+    /// Takes the calls of the program out, for those that return an hour later: each BL becomes a B or NOP (patch.rs).
+    fn silence(&self) {
+        let platform = self.code.pool().platform();
+        for &(at, resume) in &self.calls {
+            let over = match resume.wrapping_sub(at) {
+                4 => Ok(Inst::NOP.encode()),
+                _ => branch(at, resume, false),
+            };
+            let word = platform.read(at).filter(|word| a64::is_call(*word));
+            if let (Some(word), Ok(over)) = (word, over) {
+                // The program is off all its functions; a call that cannot be changed is one more of those that had begun.
+                let _ = patch(platform, at, word, over);
+            }
+        }
+    }
+
+    /// What has to be over before it may be freed.
+    fn grace(&self) -> Grace {
+        let start = self.code.address();
+        match self.exit {
+            true => Grace::Unreferenced(start..start + 4 * self.code.words() as u64),
+            false => Grace::Tasks,
+        }
+    }
+}
+
+/// A block to be written.
+struct Plan<'a> {
+    shared: Shared<'a>,
+    targets: &'a [Target],
+    /// What each target's link leads to.
+    next: Vec<Option<u64>>,
+}
+
+impl Plan<'_> {
+    fn build<P: Platform>(&self, pool: &Arc<Pool<P>>) -> Result<Block<P>, Reason> {
+        let mut storage = Storage::new(1);
+        let mut asm = storage.lend(Assembler::sizing(pool.window().start));
+        self.shared.emit(&mut asm);
+        // A constant takes at most three words more where it is far; and the literal is aligned.
+        let body = (asm.finish().map_err(Reason::Code)? + 2 * 3 + 1).next_multiple_of(4);
+        let stubs = self.targets.len() * STUB_WORDS;
+        let name = &self.shared.program.1.name;
+        let reserved = pool.reserve(body + stubs, name).map_err(Reason::Pool)?;
+        let start = reserved.address();
+        let mut words = vec![0; body];
+        let mut asm = storage.lend(Assembler::new(&mut words, start));
+        let built = self.shared.emit(&mut asm);
+        let len = asm.finish().map_err(Reason::Code)?;
+        words.truncate(len);
+        words.resize(body, crate::pool::FILL);
+        let (needed, limit) = (built.stack_bytes, pool.platform().stack_limit());
+        if needed > limit {
+            return Err(Reason::Stack { needed, limit });
+        }
+        words.reserve_exact(stubs);
+        for (index, (target, next)) in self.targets.iter().zip(&self.next).enumerate() {
+            words.extend(stub(start, stub_at(start, body, index), *target, *next)?);
+        }
+        let label = Label {
+            owner: Owner::Functions { stubs: body as u32 },
+            record: Some(built.record),
+        };
+        let code = reserved.publish(label, &words).map_err(Reason::Platform)?;
+        let at = |index: usize| start + 4 * index as u64;
+        Ok(Block {
+            code,
+            program: self.shared.program.clone(),
+            exit: self.shared.exit,
+            spans: built.spans,
+            calls: built
+                .calls
+                .iter()
+                .map(|c| (at(c.at), at(c.resume)))
+                .collect(),
+            stubs: body,
+            stack_bytes: built.stack_bytes,
+        })
+    }
+}
+
+/// A stub's words, as shared.rs shows them.
+fn stub(
+    body: u64,
+    at: Stub,
+    target: Target,
+    next: Option<u64>,
+) -> Result<[u32; STUB_WORDS], Reason> {
+    let offset = Imm21::new((at.link - at.entry) as i64);
+    let offset = offset.map_err(|error| {
+        let pc = at.entry;
+        Reason::Code(a64::AsmError::Immediate { pc, error })
+    })?;
+    let rd = X17.into();
+    let mut words = [crate::pool::FILL; STUB_WORDS];
+    let code = [
+        Inst::Adr { rd, offset }.encode(),
+        branch(at.entry + 4, body, false)?,
+        branch(
+            at.link,
+            next.unwrap_or(target.function + crate::Site::BYTES),
+            false,
+        )?,
+    ];
+    let data = core::iter::once(target.function).chain(target.data);
+    let halves = data.flat_map(|word| [word as u32, (word >> 32) as u32]);
+    words.iter_mut().zip(code).for_each(|(to, from)| *to = from);
+    let to = words.iter_mut().skip(DATA);
+    to.zip(halves).for_each(|(to, from)| *to = from);
+    Ok(words)
+}
+
+impl<P: Platform> Engine<P> {
+    /// Calls a program whenever one of the functions is called, or returns: behind the stubs that they have already, in front of their
+    /// trampolines. `targets` ascend by address.
+    ///
+    /// # Errors
+    /// All functions are as they were; the error names the first that was in the way.
+    pub fn attach_multi(
+        &mut self,
+        targets: &[Target],
+        program: Program,
+    ) -> Result<AttachId, AttachError> {
+        let whole = |reason| AttachError {
+            function: targets.first().map_or(0, |target| target.function),
+            reason,
+        };
+        let mut last = None;
+        for target in targets {
+            let function = target.function;
+            let checked = match last {
+                Some(behind) if behind >= function => Err(Reason::Order { behind }),
+                _ => self.check_site(function),
+            };
+            checked.map_err(|reason| AttachError { function, reason })?;
+            last = Some(function);
+        }
+        let next = targets.iter().map(|target| {
+            let chain = self.chains.get(&target.function);
+            chain.and_then(Chain::behind_stubs)
+        });
+        let next = next.collect();
+        let Program {
+            exit,
+            callee,
+            reads,
+        } = program;
+        let kind = if exit { Kind::Fexit } else { Kind::Fentry };
+        let runtime: Runtime = self.platform().runtime();
+        let plan = Plan {
+            shared: Shared {
+                exit,
+                program: &(kind, callee),
+                reads,
+                runtime: &runtime,
+            },
+            targets,
+            next,
+        };
+        let block = plan.build(&self.pool).map_err(whole)?;
+        let block = Arc::new(block);
+        let patches = targets.iter().enumerate().map(|(index, target)| {
+            let function = target.function;
+            let (stub, new) = (block.stub(index), Chain::new(function));
+            let chain = self.chains.get(&function).unwrap_or(&new);
+            let insertion = chain.insertion(stub);
+            let insertion = insertion.map_err(|reason| AttachError { function, reason })?;
+            Ok(insertion.1)
+        });
+        let patches = patches.collect::<Result<Vec<Patch>, _>>()?;
+        if let Err(failed) = patch_all(self.platform(), &patches) {
+            match failed.undone {
+                // Some were led through it for a moment.
+                true => self.retire_block(block),
+                // And some still are, for good.
+                false => core::mem::forget(block),
+            }
+            let function = targets
+                .get(failed.index)
+                .map_or(0, |target| target.function);
+            let reason = Reason::Platform(failed.error);
+            return Err(AttachError { function, reason });
+        }
+        for (index, target) in targets.iter().enumerate() {
+            let function = target.function;
+            let chain = self.chains.entry(function);
+            let chain = chain.or_insert_with(|| Chain::new(function));
+            chain.stubs.push(block.stub(index));
+        }
+        let functions = targets.iter().map(|target| target.function).collect();
+        let id = self.new_id();
+        self.multis.insert(id, Multi { block, functions });
+        Ok(id)
+    }
+
+    /// The program on many functions of that number.
+    pub fn multi(&self, id: AttachId) -> Option<&Multi<P>> {
+        self.multis.get(&id)
+    }
+
+    /// Takes it off all its functions. Does not wait: what it leaves is freed by [`Platform::defer`].
+    ///
+    /// A call that has begun may still run a program of its entry once; a program of its exit is not run any more.
+    ///
+    /// # Errors
+    /// It is still on all of them.
+    pub fn detach_multi(&mut self, id: AttachId) -> Result<(), DetachError> {
+        let multi = self.multis.get(&id).ok_or(DetachError::Unknown { id })?;
+        let mut found = Vec::with_capacity(multi.functions.len());
+        for (index, &function) in multi.functions.iter().enumerate() {
+            let stuck = |reason| DetachError::Stuck { function, reason };
+            let chain = self.chains.get(&function);
+            let removal = chain.map_or(Ok(None), |c| c.removal(multi.block.stub(index).entry));
+            if let Some((place, patch)) = removal.map_err(stuck)? {
+                found.push((function, place, patch));
+            }
+        }
+        let patches: Vec<_> = found.iter().map(|(_, _, patch)| *patch).collect();
+        patch_all(self.platform(), &patches).map_err(|failed| DetachError::Stuck {
+            function: found
+                .get(failed.index)
+                .map_or(0, |(function, ..)| *function),
+            reason: Reason::Platform(failed.error),
+        })?;
+        for (function, place, _) in found {
+            if let Some(chain) = self.chains.get_mut(&function) {
+                chain.stubs.remove(place);
+                if chain.is_empty() {
+                    self.chains.remove(&function);
+                }
+            }
+        }
+        if let Some(multi) = self.multis.remove(&id) {
+            if multi.block.exit {
+                multi.block.silence();
+            }
+            self.retire_block(multi.block);
+        }
+        Ok(())
+    }
+
+    fn retire_block(&self, block: Arc<Block<P>>) {
+        let grace = block.grace();
+        self.platform().defer(Retired::new(block), grace);
+    }
+}
