@@ -7,7 +7,7 @@
 #![forbid(unsafe_code)]
 
 use crate::arch::{probe, switch, trap};
-use crate::hook;
+use crate::hook::{self, Hooked};
 use crate::symbols::Name;
 use core::fmt;
 use core::sync::atomic::Ordering;
@@ -56,7 +56,10 @@ fn word_at(address: u64) -> Option<u64> {
 /// in the trampoline.
 fn active(word: u64) -> Option<u64> {
     let literal = word_at(word.wrapping_add_signed(RECORD_PROGRAM))?;
-    hook::trampoline_of(literal as usize)
+    match hook::hooked_at(literal as usize, word as usize)? {
+        Hooked::Function(function) => Some(function),
+        Hooked::Probe { at, .. } => Some(at),
+    }
 }
 
 #[cold]

@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 use crate::arch::code::{self, CodeError};
+use crate::arch::rendezvous::{self, Absent};
 use crate::hook;
 use crate::mm::{self, layout::POOL};
 use crate::sched;
@@ -14,6 +15,7 @@ use crate::symbols::Name;
 use alloc::vec::Vec;
 use core::fmt;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use trampoline::platform::Patch;
 
 static BEGUN: AtomicU64 = AtomicU64::new(0);
 static ENDED: AtomicU64 = AtomicU64::new(0);
@@ -50,6 +52,24 @@ pub(crate) fn write(at: usize, words: &[u32]) -> Result<(), CodeError> {
 /// As [`code::patch`].
 pub(crate) fn patch(at: usize, old: u32, new: u32) -> Result<(), CodeError> {
     change(at, &[new], || code::patch(at, old, new))
+}
+
+/// As [`code::patch`], while every other core is held.
+pub(crate) fn replace(at: usize, old: u32, new: u32) -> Result<Result<(), CodeError>, Absent> {
+    rendezvous::stop_machine(|| patch(at, old, new))
+}
+
+/// As [`code::patch_all`].
+pub(crate) fn patch_all(patches: &[Patch]) -> Result<(), (usize, CodeError, bool)> {
+    BEGUN.fetch_add(1, Ordering::SeqCst);
+    let done = code::patch_all(patches);
+    for patch in patches.iter().filter(|_| done.is_ok()) {
+        if let Some(copy) = copy(patch.at as usize) {
+            copy.store(patch.new, Ordering::Relaxed);
+        }
+    }
+    ENDED.fetch_add(1, Ordering::SeqCst);
+    done
 }
 
 /// A word of executable memory that is not what was written there.

@@ -3,7 +3,7 @@
 
 use crate::arch::admit;
 use crate::arch::code::{self, CodeError};
-use crate::arch::{rendezvous, smp};
+use crate::arch::smp;
 use crate::mm::layout::{POOL, POOL_SIZE};
 use crate::mm::stack;
 use crate::rcu;
@@ -73,7 +73,7 @@ impl Platform for Kernel {
     }
 
     fn replace_word(&self, at: u64, old: u32, new: u32) -> Result<(), PlatformError> {
-        let replaced = rendezvous::stop_machine(|| code::patch(at as usize, old, new));
+        let replaced = written::replace(at as usize, old, new);
         let replaced = replaced.map_err(|absent| PlatformError::Host {
             at,
             why: absent.to_string(),
@@ -82,7 +82,7 @@ impl Platform for Kernel {
     }
 
     fn patch_all(&self, patches: &[Patch]) -> Result<(), PatchError> {
-        code::patch_all(patches).map_err(|(index, error, undone)| PatchError {
+        written::patch_all(patches).map_err(|(index, error, undone)| PatchError {
             index,
             error: error.into(),
             undone,

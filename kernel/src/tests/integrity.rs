@@ -265,7 +265,7 @@ fn in_the_pool() -> Outcome {
     let image = hook::describe(function.address);
     let first = image
         .iter()
-        .find(|line| hook::trampoline_of(line.address).is_some());
+        .find(|line| hook::hooked_at(line.address, 0).is_some());
     let trampoline = first.map_or(0, |line| line.address);
     // What it calls is the program.
     let program = image.iter().find_map(|line| {
