@@ -8,6 +8,7 @@
 
 use crate::arch::{self, pmu, smp};
 use crate::command_line::Options;
+use crate::hook::linux::Way;
 use crate::hook::{Point, Protection};
 use crate::workload::{TCP_TARGET, TCP_TARGET_SHORT, TRANSFER_BYTES, Transfer};
 use crate::{bpf, hook, println, workload};
@@ -187,28 +188,54 @@ struct Attach<'a> {
     /// `OBJECT/PROGRAM` of each program, in attach order; of a native hook one that is not looked at.
     programs: &'a [&'a str],
     protection: Protection,
+    /// By which of Linux's ways; `None`: by Springboard's.
+    way: Option<Way>,
+    /// Where the programs behind the first are attached instead of on the function itself.
+    elsewhere: Option<&'a str>,
 }
 
 impl Attach<'_> {
+    fn guard(&self) -> &'static str {
+        match self.way {
+            Some(way) => way.guard(self.protection),
+            None => self.protection.name(),
+        }
+    }
+
     fn attach(&self, function: &hook::Function) -> Result<Vec<hook::HookId>, BenchError> {
         let protection = self.protection;
-        let attached = self.programs.iter().map(|program| {
+        let elsewhere = self.elsewhere.map(resolve).transpose()?;
+        let attached = self.programs.iter().enumerate().map(|(index, program)| {
+            let function = match &elsewhere {
+                Some(other) if index > 0 => other,
+                _ => function,
+            };
             let change = |point| Point {
                 protection,
                 ..point
             };
-            let hooked = match self.by {
-                By::Engine(engine) if bpf::is_multi(program).unwrap_or(false) => {
+            let functions = core::slice::from_ref(function);
+            let hooked = match (self.by, self.way) {
+                (By::Engine(engine), Some(way)) => {
+                    bpf::attach_linux(program, functions, engine, way, change)
+                        .map_err(|e| format!("{e}"))
+                }
+                (By::Native(which), Some(way)) => {
+                    let point = change(Point::of(Kind::Fentry));
+                    hook::attach_native_linux(functions, which, way, point)
+                        .map_err(|e| format!("{e}"))
+                }
+                (By::Engine(engine), None) if bpf::is_multi(program).unwrap_or(false) => {
                     let pattern = Some(function.name);
                     bpf::attach_multi(program, pattern, engine, protection, |_| 0)
                         .map(|hooked| hooked.id)
                         .map_err(|e| format!("{e}"))
                 }
-                By::Native(which) => {
+                (By::Native(which), None) => {
                     let point = change(Point::of(Kind::Fentry));
                     hook::attach_native(function, which, point).map_err(|e| format!("{e}"))
                 }
-                By::Engine(engine) => {
+                (By::Engine(engine), None) => {
                     bpf::attach_at(program, function, engine, change).map_err(|e| format!("{e}"))
                 }
             };
@@ -237,6 +264,30 @@ const fn row<'a>(
         by,
         programs,
         protection,
+        way: None,
+        elsewhere: None,
+    }
+}
+
+/// As [`row`], of a compiled program by one of Linux's ways.
+const fn linux<'a>(
+    hook: &'a str,
+    program: &'a str,
+    programs: &'a [&'a str],
+    way: Way,
+    protection: Protection,
+) -> Attach<'a> {
+    Attach {
+        way: Some(way),
+        ..row(hook, program, JIT, programs, protection)
+    }
+}
+
+/// As [`linux`], with all programs but the first on another function.
+const fn elsewhere<'a>(row: Attach<'a>, function: &'a str) -> Attach<'a> {
+    Attach {
+        elsewhere: Some(function),
+        ..row
     }
 }
 
@@ -330,6 +381,159 @@ const KINDS: [Attach<'static>; 25] = {
     ]
 };
 
+/// What is measured on the trivial function besides: the ways that Linux has.
+const LINUX: [Attach<'static>; 37] = {
+    use Protection::{Pinned, Program as Word};
+    const TRAMPOLINE: Way = Way::Trampoline;
+    const LIST: Way = Way::List { all: false };
+    const CALLOPS: Way = Way::CallOps { all: false };
+    const ENTRY: &str = "linux/entry_empty";
+    const EXIT: &str = "linux/exit_empty";
+    const FEXIT: &str = "hooks/fexit_empty";
+    const FMOD: &str = "hooks/fmod_ret_empty";
+    [
+        linux("linux-fentry", "empty", &["empty"], TRAMPOLINE, Word),
+        linux("linux-fentry", "count", &["count"], TRAMPOLINE, Word),
+        linux(
+            "linux-fentry-migrate",
+            "empty",
+            &["empty"],
+            TRAMPOLINE,
+            Pinned,
+        ),
+        linux("linux-fentry*2", "empty", &["empty"; 2], TRAMPOLINE, Word),
+        linux("linux-fentry*4", "empty", &["empty"; 4], TRAMPOLINE, Word),
+        linux(
+            "linux-fentry.s",
+            "empty",
+            &["hooks/fentry_s_empty"],
+            TRAMPOLINE,
+            Word,
+        ),
+        linux(
+            "linux-fentry.s-migrate",
+            "empty",
+            &["hooks/fentry_s_empty"],
+            TRAMPOLINE,
+            Pinned,
+        ),
+        linux("linux-fexit", "empty", &[FEXIT], TRAMPOLINE, Word),
+        linux(
+            "linux-fexit",
+            "count",
+            &["hooks/fexit_count"],
+            TRAMPOLINE,
+            Word,
+        ),
+        linux("linux-fexit*2", "empty", &[FEXIT; 2], TRAMPOLINE, Word),
+        linux("linux-fexit*4", "empty", &[FEXIT; 4], TRAMPOLINE, Word),
+        linux(
+            "linux-fexit.s",
+            "empty",
+            &["hooks/fexit_s_empty"],
+            TRAMPOLINE,
+            Word,
+        ),
+        linux("linux-fmod_ret", "empty", &[FMOD], TRAMPOLINE, Word),
+        linux(
+            "linux-fmod_ret",
+            "count",
+            &["hooks/fmod_ret_count"],
+            TRAMPOLINE,
+            Word,
+        ),
+        linux(
+            "linux-fentry+fexit",
+            "empty",
+            &["empty", FEXIT],
+            TRAMPOLINE,
+            Word,
+        ),
+        linux(
+            "linux-fentry+fmod_ret+fexit",
+            "empty",
+            &["empty", FMOD, FEXIT],
+            TRAMPOLINE,
+            Word,
+        ),
+        linux("linux-list", "empty", &["empty"], LIST, Word),
+        linux("linux-list", "count", &["count"], LIST, Word),
+        linux("linux-list*2", "empty", &["empty"; 2], LIST, Word),
+        linux("linux-list*4", "empty", &["empty"; 4], LIST, Word),
+        elsewhere(
+            linux("linux-list+other", "empty", &["empty"; 2], LIST, Word),
+            "workload_six",
+        ),
+        elsewhere(
+            linux("linux-list+others*3", "empty", &["empty"; 4], LIST, Word),
+            "workload_six",
+        ),
+        linux(
+            "linux-list-regs",
+            "empty",
+            &[ENTRY],
+            Way::List { all: true },
+            Word,
+        ),
+        linux("linux-callops", "empty", &["empty"], CALLOPS, Word),
+        linux("linux-callops", "count", &["count"], CALLOPS, Word),
+        linux("linux-callops*2", "empty", &["empty"; 2], CALLOPS, Word),
+        linux("linux-callops*4", "empty", &["empty"; 4], CALLOPS, Word),
+        elsewhere(
+            linux("linux-callops+other", "empty", &["empty"; 2], CALLOPS, Word),
+            "workload_six",
+        ),
+        elsewhere(
+            linux(
+                "linux-callops+others*3",
+                "empty",
+                &["empty"; 4],
+                CALLOPS,
+                Word,
+            ),
+            "workload_six",
+        ),
+        linux(
+            "linux-callops-regs",
+            "empty",
+            &[ENTRY],
+            Way::CallOps { all: true },
+            Word,
+        ),
+        linux("linux-fprobe", "empty", &[ENTRY], Way::Fprobe, Word),
+        linux(
+            "linux-fprobe",
+            "count",
+            &["linux/entry_count"],
+            Way::Fprobe,
+            Word,
+        ),
+        linux("linux-fprobe*2", "empty", &[ENTRY; 2], Way::Fprobe, Word),
+        linux("linux-fprobe-exit", "empty", &[EXIT], Way::FprobeExit, Word),
+        linux(
+            "linux-fprobe-exit",
+            "count",
+            &["linux/exit_count"],
+            Way::FprobeExit,
+            Word,
+        ),
+        linux(
+            "linux-fprobe-exit*2",
+            "empty",
+            &[EXIT; 2],
+            Way::FprobeExit,
+            Word,
+        ),
+        linux(
+            "linux-fprobe-exit*4",
+            "empty",
+            &[EXIT; 4],
+            Way::FprobeExit,
+            Word,
+        ),
+    ]
+};
+
 fn resolve(name: &str) -> Result<hook::Function, BenchError> {
     hook::resolve(name).map_err(|e| BenchError::Hook(format!("{e}")))
 }
@@ -373,7 +577,7 @@ fn trivial<'a>(
                 hits: counted.unwrap_or(calls - missed),
             });
         }
-        let guard = configuration.protection.name();
+        let guard = configuration.guard();
         rows.push(row(hook, program, guard, unhooked, total?));
     }
     let again = per_call("site", workload::workload_call)?;
@@ -434,7 +638,7 @@ fn in_transfer(
             hook: configuration.hook.into(),
             program: configuration.program.into(),
             target: short.into(),
-            guard: configuration.protection.name(),
+            guard: configuration.guard(),
             calls: hits,
             baseline: Fixed::ratio(unhooked, hits),
             total: Fixed::ratio(total, hits),
@@ -483,7 +687,7 @@ pub(crate) fn run(options: &Options<'_>) -> u32 {
     let mut rows = Vec::new();
     let result = match options.object {
         Some(object) => foreign(&mut rows, object, options.attach),
-        None => trivial(&mut rows, ENTRY.iter().chain(&KINDS))
+        None => trivial(&mut rows, ENTRY.iter().chain(&KINDS).chain(&LINUX))
             .and_then(|()| resolve(TCP_TARGET))
             .and_then(|f| in_transfer(&mut rows, &f, TCP_TARGET_SHORT, &ENTRY)),
     };

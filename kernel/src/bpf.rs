@@ -6,6 +6,7 @@
 
 use crate::arch::callee::{self, Hit, NativeHook, Shape};
 use crate::arch::{barrier, cpu, irq, probe, switch, timer, unwind};
+use crate::hook::linux::Way;
 use crate::hook::{self, Function, HookId, Point};
 use crate::initrd::{self, InitrdError};
 use crate::mm::near::NearMemory;
@@ -85,6 +86,13 @@ pub(crate) enum BpfError {
         /// Its section.
         section: String,
     },
+    /// The program is made for another way in than it was to be attached by.
+    WrongWay {
+        /// Its section.
+        section: String,
+        /// The way.
+        way: &'static str,
+    },
     /// The hook engine refused.
     Hook(hook::HookError),
 }
@@ -113,6 +121,14 @@ impl fmt::Display for BpfError {
                     f,
                     "section {section:?}: what can be attached to a function so far is fentry, fexit, fmod_ret and fsession, \
                      and the same with .s; by a pattern kprobe.multi and kretprobe.multi"
+                )
+            }
+            BpfError::WrongWay { section, way } => {
+                write!(
+                    f,
+                    "section {section:?} does not go with {way}: linux takes fentry, fexit and fmod_ret, linux-list and linux-callops \
+                     take fentry, the same with -regs and linux-fprobe take kprobe and kprobe.multi, linux-fprobe-exit takes \
+                     kretprobe and kretprobe.multi"
                 )
             }
             BpfError::Hook(e) => write!(f, "{e}"),
@@ -427,6 +443,46 @@ pub(crate) fn attach_at(
     }
     let program = runnable(spec, program, engine, Shape::of(kind))?;
     hook::attach(function, point, program).map_err(BpfError::Hook)
+}
+
+/// Hooks a program onto functions the Linux way, as its section says; `change` may change how.
+pub(crate) fn attach_linux(
+    spec: &str,
+    functions: &[Function],
+    engine: Engine,
+    way: Way,
+    change: impl FnOnce(Point) -> Point,
+) -> Result<HookId, BpfError> {
+    let (_, program) = program(spec)?;
+    let wrong = || BpfError::WrongWay {
+        section: program.section().into(),
+        way: way.name(),
+    };
+    let point = AttachPoint::parse(program.section()).map_err(|_| wrong())?;
+    let registers = matches!(point.kind, AttachKind::Kprobe | AttachKind::KprobeMulti);
+    let returns = matches!(
+        point.kind,
+        AttachKind::Kretprobe | AttachKind::KretprobeMulti
+    );
+    let kind = match (way, point.kind) {
+        (Way::Trampoline, AttachKind::Fexit) => Kind::Fexit,
+        (Way::Trampoline, AttachKind::FmodRet) => Kind::FmodRet,
+        (
+            Way::Trampoline | Way::List { all: false } | Way::CallOps { all: false },
+            AttachKind::Fentry,
+        ) => Kind::Fentry,
+        (Way::List { all: true } | Way::CallOps { all: true } | Way::Fprobe, _) if registers => {
+            Kind::Fentry
+        }
+        (Way::FprobeExit, _) if returns => Kind::Fexit,
+        _ => return Err(wrong()),
+    };
+    let point = change(Point {
+        sleepable: point.sleepable,
+        ..Point::of(kind)
+    });
+    let program = runnable(spec, program, engine, way.shape(kind))?;
+    hook::linux::attach(functions, way, point, program).map_err(BpfError::Hook)
 }
 
 /// Whether the program of that name is attached by a pattern, by what its section says.

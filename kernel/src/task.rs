@@ -92,6 +92,12 @@ pub(crate) struct Task {
     /// Saved stack pointer while it does not run.
     pub sp: AtomicUsize,
     pub(crate) state: AtomicU32,
+    /// Bits of contexts in which something traces the Linux way (arch/linux.rs).
+    pub(crate) trace_recursion: AtomicU32,
+    /// Nesting of RCU readers of the Linux way. Grace periods here do not ask for it: they wait for a voluntary switch.
+    pub(crate) rcu_nesting: AtomicU32,
+    /// Run context of the program that runs the Linux way, 0 for none.
+    pub(crate) run_context: AtomicU64,
     /// Locks that block which it holds.
     pub(crate) locks: AtomicU32,
     /// A wake-up came while it was still deciding to block.
@@ -207,6 +213,9 @@ impl Task {
             shadow: [const { ShadowEntry::new() }; SHADOW_ENTRIES],
             sp: AtomicUsize::new(0),
             state: AtomicU32::new(State::Runnable as u32),
+            trace_recursion: AtomicU32::new(0),
+            rcu_nesting: AtomicU32::new(0),
+            run_context: AtomicU64::new(0),
             locks: AtomicU32::new(0),
             woken: AtomicBool::new(false),
             idle: AtomicBool::new(false),
@@ -242,6 +251,9 @@ impl Task {
         self.preempt.store(0, Ordering::Relaxed);
         self.shadow_top
             .store(layout::SHADOW_START as u32, Ordering::Relaxed);
+        self.trace_recursion.store(0, Ordering::Relaxed);
+        self.rcu_nesting.store(0, Ordering::Relaxed);
+        self.run_context.store(0, Ordering::Relaxed);
         self.locks.store(0, Ordering::Relaxed);
         self.woken.store(false, Ordering::Relaxed);
         self.running.store(false, Ordering::Relaxed);

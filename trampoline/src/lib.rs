@@ -29,6 +29,7 @@ mod frame;
 pub mod guard;
 pub mod image;
 pub mod ingredient;
+pub mod linux;
 pub mod multi;
 pub mod patch;
 pub mod platform;

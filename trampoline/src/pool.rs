@@ -6,7 +6,7 @@
 //!
 //! ```text
 //! +0  owner, low half     +4  owner, high half
-//! +8  bits 0-23: words of code   bits 24-30: 0 a trampoline, 1 a program, 2 a probe, 3 of many functions   bit 31: a word lies behind the code
+//! +8  bits 0-23: words of code   bits 24-30: 0 a trampoline, 1 a program, 2 a probe, 3 of many functions, 4 a trampoline of the Linux way, 5 shared code of that   bit 31: a word lies behind the code
 //! +12 bit 1: it makes a frame record
 //!     bits 2-7: instructions before the record is there
 //!     bits 8-15: instructions at which it is gone, bits 16-31: the first of them
@@ -103,6 +103,16 @@ pub enum Owner {
         /// That number.
         id: u64,
     },
+    /// The function at this address's trampoline of the Linux way: it makes frame records for the function and its caller.
+    Linux {
+        /// Address of the hooked function.
+        function: u64,
+    },
+    /// Code of the Linux way that all functions share, by the number that the host gave it.
+    Shared {
+        /// That number.
+        id: u64,
+    },
     /// A body that many functions share, and behind it a stub of each ([`crate::shared`]).
     Functions {
         /// Index of the first stub's first word.
@@ -174,6 +184,8 @@ impl Label {
             Owner::Program { id } => (id, 1),
             Owner::Probe { at } => (at, 2),
             Owner::Functions { stubs } => (stubs.into(), 3),
+            Owner::Linux { function } => (function, 4),
+            Owner::Shared { id } => (id, 5),
         };
         let record = self.record.as_ref().and_then(Record::encode).unwrap_or(0);
         let again = if self.again().is_some() { AGAIN } else { 0 };
@@ -197,7 +209,9 @@ impl Label {
             0 => Owner::Trampoline { function: id },
             1 => Owner::Program { id },
             2 => Owner::Probe { at: id },
-            _ => Owner::Functions { stubs: low },
+            3 => Owner::Functions { stubs: low },
+            4 => Owner::Linux { function: id },
+            _ => Owner::Shared { id },
         };
         let record = Record::decode(flags);
         (Self { owner, record }, words & ((1 << KIND) - 1))
@@ -370,8 +384,8 @@ impl<P: Platform> Pool<P> {
     pub fn function_of(&self, pc: u64) -> Option<u64> {
         let found = self.find(pc)?;
         let stubs = match found.label.owner {
-            Owner::Trampoline { function } => return Some(function),
-            Owner::Program { .. } | Owner::Probe { .. } => return None,
+            Owner::Trampoline { function } | Owner::Linux { function } => return Some(function),
+            Owner::Program { .. } | Owner::Probe { .. } | Owner::Shared { .. } => return None,
             Owner::Functions { stubs } => u64::from(stubs),
         };
         let words = shared::STUB_WORDS as u64;

@@ -34,7 +34,6 @@ pub(crate) enum Shape {
     /// The same of a session, with the word that says which end it is below it.
     Session,
     /// The registers, as `struct user_pt_regs` has them ([`trampoline::registers`]).
-    #[expect(dead_code, reason = "the mechanisms that use it come one by one")]
     Registers,
     /// The same, of a program on many functions: its data are words of the function's stub ([`StubData`]).
     Many,
@@ -210,6 +209,15 @@ pub(crate) fn past_site(f: extern "C" fn(u64, u64) -> u64) -> extern "C" fn(u64,
     // SAFETY: every function with a site begins with two words that are a NOP each, so the code behind them is the function
     // with the same signature; xtask checks the words in the linked image.
     unsafe { core::mem::transmute::<usize, extern "C" fn(u64, u64) -> u64>(entry + 8) }
+}
+
+/// The same function from the second word of its site on: what a task executes that was preempted between the two.
+pub(crate) fn behind_first_word(
+    f: extern "C" fn(u64, u64) -> u64,
+) -> extern "C" fn(u64, u64) -> u64 {
+    let entry = f as usize;
+    // SAFETY: as of `past_site`; the second word is a NOP too, unless the site is one of the Linux way's that leads somewhere.
+    unsafe { core::mem::transmute::<usize, extern "C" fn(u64, u64) -> u64>(entry + 4) }
 }
 
 /// The entry of a compiled program that takes two arguments. It must not be called once the code is dropped.

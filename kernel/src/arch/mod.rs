@@ -13,6 +13,7 @@ pub(crate) mod crash;
 pub(crate) mod devices;
 pub(crate) mod exit;
 pub(crate) mod irq;
+pub(crate) mod linux;
 pub(crate) mod lock;
 pub(crate) mod overflow;
 pub(crate) mod pmu;

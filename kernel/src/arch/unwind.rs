@@ -194,7 +194,8 @@ pub(crate) fn print_here() {
 /// The stack below the hook that the caller is in: the hooked function, then return addresses from its caller on, without the first
 /// `skip` of all these; how many fitted into `into`. None if the caller is in no hook. Any context.
 ///
-/// A hook's path reaches no other hook, so the first return address that lies in a trampoline is that of the hook's program.
+/// A hook's path reaches no other hook, so the first return address that lies in a trampoline is that of the hook's program. Behind code
+/// of the Linux way stands a record of the hooked function itself.
 #[inline(never)]
 pub(crate) fn hook_trace(skip: usize, into: &mut [u64]) -> usize {
     let fp: usize;
@@ -211,7 +212,13 @@ pub(crate) fn hook_trace(skip: usize, into: &mut [u64]) -> usize {
                     seen = Some(0);
                     return;
                 }
-                None => return,
+                None => {
+                    // Behind code of the Linux way stands a record of the hooked function itself.
+                    if crate::hook::is_linux(address) {
+                        seen = Some(0);
+                    }
+                    return;
+                }
             },
         };
         seen = Some(place + 1);

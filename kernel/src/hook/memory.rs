@@ -74,6 +74,14 @@ pub(crate) fn take_pool() -> Vec<Reserved<Kernel>> {
     core::iter::from_fn(piece).collect()
 }
 
+/// Whether an address lies in code of the Linux way that calls programs: what it returns to next is the hooked function. Any context:
+/// no lock.
+pub(crate) fn is_linux(address: usize) -> bool {
+    let found = MEMORY.get().and_then(|m| m.find(address as u64));
+    let owner = found.map(|found| found.label.owner);
+    matches!(owner, Some(Owner::Linux { .. } | Owner::Shared { .. }))
+}
+
 /// What an address of the pool is to a stack trace.
 pub(crate) enum Hooked {
     /// In a trampoline of the function at this address, which a trace shows in its stead.
@@ -98,7 +106,7 @@ pub(crate) fn hooked_at(address: usize, frame: usize) -> Option<Hooked> {
             at,
             recorded: found.caller == CallerIn::FrameRecord,
         }),
-        Owner::Program { .. } => None,
+        Owner::Program { .. } | Owner::Linux { .. } | Owner::Shared { .. } => None,
         Owner::Functions { .. } => {
             // A stub is one function's; of the body the frame knows for which it works.
             let recorded = found.caller == CallerIn::FrameRecord;
@@ -182,6 +190,18 @@ pub(crate) fn describe_address(address: usize, f: &mut fmt::Formatter<'_>) -> fm
             Owner::Program { id } => write!(
                 f,
                 "code of BPF program {id}+{:#x}",
+                address as u64 - found.start
+            ),
+            Owner::Linux { function } => write!(
+                f,
+                "linux trampoline of {}+{:#x}",
+                symbols::FunctionName(function as usize),
+                address as u64 - found.start
+            ),
+            Owner::Shared { id } => write!(
+                f,
+                "{}+{:#x}",
+                super::linux::shared_name(id),
                 address as u64 - found.start
             ),
         },

@@ -2,6 +2,7 @@
 //! Joins the hook engine to this kernel: names to functions, attach and detach under one mutex, freeing by callback.
 
 mod error;
+pub(crate) mod linux;
 mod memory;
 mod multi;
 mod native;
@@ -10,10 +11,11 @@ mod resolve;
 
 pub(crate) use error::HookError;
 pub(crate) use memory::{
-    Hooked, ProgramCode, describe_address, free_words, hooked_at, live, place, pool_free, take_pool,
+    Hooked, ProgramCode, describe_address, free_words, hooked_at, is_linux, live, place, pool_free,
+    take_pool,
 };
 pub(crate) use multi::{AttachedMany, Many, Skipped, attach_multi, attach_multi_native, select};
-pub(crate) use native::{Native, attach_native};
+pub(crate) use native::{Native, attach_native, attach_native_linux};
 pub(crate) use resolve::{Function, ResolveError, resolve};
 
 use crate::arch::callee::{Callee, NativeHook, Shape, callee};
@@ -99,6 +101,7 @@ pub(crate) fn init() -> Result<(), String> {
     hooked::init();
     types::init();
     memory::init(engine.pool().clone());
+    linux::init(engine.pool()).map_err(|e| e.to_string())?;
     HOOKS.put(Box::new(Hooks {
         engine,
         others: BTreeMap::new(),
@@ -262,12 +265,8 @@ impl Point {
     }
 }
 
-/// Hooks a program onto a function, by its trampoline.
-pub(crate) fn attach(
-    function: &Function,
-    point: Point,
-    program: Program,
-) -> Result<HookId, HookError> {
+/// Whether a function allows what a program attached so may do.
+fn check_target(function: &Function, point: Point) -> Result<(), HookError> {
     let target = |wanted, what: &str| match targets::is(function.name, wanted) {
         true => Ok(()),
         false => Err(HookError::Target {
@@ -281,6 +280,16 @@ pub(crate) fn attach(
     if point.sleepable {
         target(Target::Sleepable, "a sleepable program blocks in it")?;
     }
+    Ok(())
+}
+
+/// Hooks a program onto a function, by its trampoline.
+pub(crate) fn attach(
+    function: &Function,
+    point: Point,
+    program: Program,
+) -> Result<HookId, HookError> {
+    check_target(function, point)?;
     let args = types::arguments(function.name);
     let attachment = Attachment {
         function: function.address as u64,
@@ -470,7 +479,11 @@ pub(crate) fn describe(function: usize) -> Vec<CodeLine> {
         word: l.word,
         ingredient: l.ingredient.name(),
     };
-    hooks.engine.describe(function as u64).map(line).collect()
+    let linux = linux::describe(function as u64);
+    match linux.is_empty() {
+        true => hooks.engine.describe(function as u64).map(line).collect(),
+        false => linux,
+    }
 }
 
 /// A word of the kernel's text that a hook changed.

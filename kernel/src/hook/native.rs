@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The hooks written in Rust that can be attached by name.
 
-use super::{Function, HookError, HookId, Point, Program, Protection, attach, attach_hook};
+use super::linux::{self, Way};
+use super::{Function, HookError, HookId, Point, Program, attach};
 use crate::arch::callee::{Hit, NativeHook, Shape};
 use crate::workload::workload_call;
 use alloc::sync::Arc;
@@ -29,14 +30,24 @@ impl NativeHook for Empty {
     }
 }
 
-/// Calls `workload_call`: on that function, or on one that it is called by, it would never end if nothing turned it away.
-struct Again;
+/// Calls `workload_call`. On that function it reaches itself, and without a guard it would go on doing so: it stops at [`DEEPEST`].
+#[derive(Default)]
+struct Again {
+    /// Hits that have not ended.
+    depth: AtomicU64,
+}
+
+/// How often [`Again`] may be inside itself.
+const DEEPEST: u64 = 16;
 
 impl NativeHook for Again {
     #[inline(never)] // linker/audit.rules names it
     fn hit(&self, _: &Hit<'_>) -> u64 {
-        // By a pointer that nothing sees through, as a program reaches a function that its author did not think of.
-        black_box(workload_call as extern "C" fn(u64, u64) -> u64)(1, 1);
+        if self.depth.fetch_add(1, Ordering::Relaxed) < DEEPEST {
+            // By a pointer that nothing sees through, as a program reaches a function that its author did not think of.
+            black_box(workload_call as extern "C" fn(u64, u64) -> u64)(1, 1);
+        }
+        self.depth.fetch_sub(1, Ordering::Relaxed);
         0
     }
 }
@@ -63,26 +74,37 @@ impl Native {
     }
 }
 
+impl Native {
+    /// The program, for a place where it gets a context of this shape.
+    pub(crate) fn program(self, shape: Shape) -> Program {
+        let name = self.name().into();
+        match self {
+            Native::Empty => Program::native(name, Arc::new(Empty), shape),
+            Native::Count => {
+                let count = Arc::new(Count(AtomicU64::new(0)));
+                Program::native(name, count.clone(), shape).counting(count)
+            }
+            Native::Again => Program::native(name, Arc::new(Again::default()), shape),
+        }
+    }
+}
+
 /// Hooks one of the native hooks onto a function.
 pub(crate) fn attach_native(
     function: &Function,
     which: Native,
     point: Point,
 ) -> Result<HookId, HookError> {
-    match which {
-        Native::Empty => attach_hook(function, point, which.name().into(), Arc::new(Empty)),
-        Native::Again if point.protection != Protection::Program && point.protection != Protection::Context => {
-            Err(HookError::Target {
-                function: function.name.into(),
-                why: "the hook calls workload_call, so it has to be turned away from itself; take the guard word or context".into(),
-            })
-        }
-        Native::Again => attach_hook(function, point, which.name().into(), Arc::new(Again)),
-        Native::Count => {
-            let count = Arc::new(Count(AtomicU64::new(0)));
-            let shape = Shape::of(point.kind);
-            let program = Program::native(which.name().into(), count.clone(), shape);
-            attach(function, point, program.counting(count))
-        }
-    }
+    attach(function, point, which.program(Shape::of(point.kind)))
+}
+
+/// Hooks one of the native hooks onto functions the Linux way.
+pub(crate) fn attach_native_linux(
+    functions: &[Function],
+    which: Native,
+    way: Way,
+    point: Point,
+) -> Result<HookId, HookError> {
+    let program = which.program(way.shape(point.kind));
+    linux::attach(functions, way, point, program)
 }

@@ -5,6 +5,7 @@ use super::inspect;
 use super::{Shell, ShellError};
 use crate::arch::pmu::{self, Counter};
 use crate::bpf::Engine;
+use crate::hook::linux::WAYS;
 use crate::hook::{self, Function, HookId, Many, Native, Point, Protection};
 use crate::ksyms::Flags;
 use crate::workload::{TARGETS, TRANSFER_BYTES, Transfer};
@@ -69,7 +70,7 @@ pub(super) static COMMANDS: &[Command] = commands![
     "functions", "[PATTERN]", [Argument::Function], inspect::functions, "functions that can be hooked
     PATTERN is a name in which * stands for anything; without a * every name that holds it fits";
     "programs", "", [], inspect::programs, "BPF programs of the initrd's objects";
-    "attach", "PROGRAM FUNCTION [interp|jit|native] [KIND] [GUARD] [cookie=N]", [Argument::Program, Argument::Function], attach,
+    "attach", "PROGRAM FUNCTION [interp|jit|native] [KIND] [GUARD] [cookie=N] [WAY]", [Argument::Program, Argument::Function], attach,
     "hooks a program onto a function, as its section says
     PROGRAM is OBJECT/PROGRAM, or OBJECT if it has one program, run by the interpreter or compiled (jit, if not said)
     or, with native, one of the kernel's own: empty, count, again (which calls workload_call); then KIND is fentry, if not said, fexit, fmod_ret, fsession,
@@ -77,7 +78,9 @@ pub(super) static COMMANDS: &[Command] = commands![
     FUNCTION is a full name or the end of one; of a kprobe.multi or kretprobe.multi program it is a PATTERN, in which * stands for
     anything: it is put on every function that fits
     GUARD keeps the program from running inside itself: word, if not said; context: inside any program; pinned: not, but it
-    stays on its core; none: not";
+    stays on its core; none: not
+    WAY is one of Linux's: linux (a BPF trampoline), linux-list or linux-callops (ftrace with the list of ops or per-callsite ops; with
+    -regs at the end all registers are saved), linux-fprobe, linux-fprobe-exit (of programs in kprobe.multi, kretprobe.multi)";
     "detach", "ID|FUNCTION", [Argument::Function], detach, "takes off a hook, or all hooks of a function";
     "hooks", "", [], inspect::hooks, "what is hooked";
     "show", "FUNCTION", [Argument::Function], inspect::show, "live code of a function's entry and of its trampoline";
@@ -270,8 +273,8 @@ const PROTECTIONS: [Protection; 4] = [
 fn attach(_: &mut Shell, command: &'static Command, arguments: &str) -> Outcome {
     let (program, mut name) = first_word(arguments);
     let (mut by, mut kind, mut protection) = (By::Engine(Engine::Jit), None, None);
+    let (mut cookie, mut way) = (0, None);
     let mut many = None;
-    let mut cookie = 0;
     // Names of functions may hold spaces: words are taken from the end as long as they say something.
     while let Some((before, last)) = name.rsplit_once(' ') {
         if let Some((_, engine)) = ENGINES.iter().find(|(word, _)| *word == last) {
@@ -282,6 +285,8 @@ fn attach(_: &mut Shell, command: &'static Command, arguments: &str) -> Outcome 
             many = Some(*exit);
         } else if let Some(found) = PROTECTIONS.iter().find(|p| p.name() == last) {
             protection = Some(*found);
+        } else if let Some(found) = WAYS.iter().find(|w| w.name() == last) {
+            way = Some(*found);
         } else if let Some(number) = last.strip_prefix("cookie=") {
             let parsed = number.parse().ok();
             cookie = parsed.ok_or(ShellError::Usage(command))?;
@@ -319,13 +324,20 @@ fn attach(_: &mut Shell, command: &'static Command, arguments: &str) -> Outcome 
         cookie,
         ..point
     };
+    let functions = core::slice::from_ref(&function);
     let id = match by {
         By::Engine(_) if kind.is_some() => return Err(ShellError::Usage(command)),
-        By::Engine(engine) => bpf::attach_at(program, &function, engine, change)?,
+        By::Engine(engine) => match way {
+            Some(way) => bpf::attach_linux(program, functions, engine, way, change)?,
+            None => bpf::attach_at(program, &function, engine, change)?,
+        },
         By::Native => {
             let native = native(program)?;
             let point = Point::of(kind.unwrap_or(Kind::Fentry));
-            hook::attach_native(&function, native, change(point))?
+            match way {
+                Some(way) => hook::attach_native_linux(functions, native, way, change(point))?,
+                None => hook::attach_native(&function, native, change(point))?,
+            }
         }
     };
     println!("hook {id}: {program} on {}", function.name);

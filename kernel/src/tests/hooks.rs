@@ -76,7 +76,7 @@ pub(super) const TESTS: &[Test] = &[
     },
 ];
 
-fn failed(e: &dyn core::fmt::Display) -> Failure {
+pub(super) fn failed(e: &dyn core::fmt::Display) -> Failure {
     Failure::Failed(e.to_string())
 }
 
@@ -86,7 +86,7 @@ pub(super) fn function(name: &str) -> Result<Function, Failure> {
 }
 
 /// Calls the hooked function through a pointer that the compiler does not see through.
-fn call(a: u64, b: u64) -> u64 {
+pub(super) fn call(a: u64, b: u64) -> u64 {
     black_box(workload_call as extern "C" fn(u64, u64) -> u64)(a, b)
 }
 
@@ -376,7 +376,7 @@ fn no_wait() -> Outcome {
 }
 
 /// Hits of one worker's calls, by the call's own stamp.
-struct Stamps {
+pub(super) struct Stamps {
     /// Per worker: the stamp last hit, and how often that one was.
     last: [AtomicU64; 8],
     count: [AtomicU64; 8],
@@ -413,15 +413,32 @@ fn ten_thousand() -> Outcome {
     stress(10_000)
 }
 
-/// Four tasks call a function without pause while this one attaches and detaches on it, `changes` times.
 fn stress(changes: u64) -> Outcome {
+    let function = function("workload_call")?;
+    stress_with(4, changes, &|_, stamps| {
+        hook::attach_hook(
+            &function,
+            Point::of(Kind::Fentry),
+            "stress".into(),
+            stamps.clone(),
+        )
+    })
+}
+
+/// `workers` tasks, at most eight, call `workload_call` without pause while this one attaches, by `attach`, and detaches on it, `changes`
+/// times. What is attached gets the two arguments first.
+pub(super) fn stress_with(
+    workers: u64,
+    changes: u64,
+    attach: &dyn Fn(u64, &Arc<Stamps>) -> Result<HookId, hook::HookError>,
+) -> Outcome {
     let stamps = Arc::new(Stamps {
         last: [const { AtomicU64::new(0) }; 8],
         count: [const { AtomicU64::new(0) }; 8],
     });
     let stop = Arc::new(AtomicBool::new(false));
     PHASE.store(0, Ordering::SeqCst);
-    let workers: Result<Vec<_>, _> = (0..4u64)
+    let workers: Result<Vec<_>, _> = (0..workers)
         .map(|worker| {
             let (stamps, stop) = (stamps.clone(), stop.clone());
             spawn("caller", move || -> Result<[u64; 3], alloc::string::String> {
@@ -455,17 +472,11 @@ fn stress(changes: u64) -> Outcome {
         })
         .collect();
     let workers = workers?;
-    let function = function("workload_call")?;
     let begin = timer::now_ns();
     let mut outcome = Ok(());
     for round in 0..changes {
         PHASE.fetch_add(1, Ordering::SeqCst);
-        match hook::attach_hook(
-            &function,
-            Point::of(Kind::Fentry),
-            "stress".into(),
-            stamps.clone(),
-        ) {
+        match attach(round, &stamps) {
             Ok(id) => {
                 PHASE.fetch_add(1, Ordering::SeqCst);
                 if round % 16 == 0 {

@@ -12,6 +12,7 @@ mod hooks;
 mod integrity;
 mod interrupts;
 mod kinds;
+mod linux;
 mod memory;
 mod overflow;
 mod recursion;
@@ -58,6 +59,7 @@ const TESTS: &[&[Test]] = &[
     grace::TESTS,
     hooks::TESTS,
     kinds::TESTS,
+    linux::TESTS,
     integrity::TESTS,
     bpf::TESTS,
     helpers::TESTS,
