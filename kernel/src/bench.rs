@@ -589,6 +589,56 @@ fn trivial<'a>(
     Ok(())
 }
 
+/// Functions that one program is put on at once.
+const MANY: usize = 1000;
+
+/// What it takes to put a program on many functions, and to take it off: in the whole system, with the other cores running. The largest
+/// of the repetitions.
+fn many_functions(rows: &mut Vec<Row>) -> Result<(), BenchError> {
+    let failed = |e: &dyn fmt::Display| BenchError::Hook(format!("{e}"));
+    for (name, program) in [
+        ("multi-entry", "multi/entry_empty"),
+        ("multi-exit", "multi/exit_empty"),
+    ] {
+        let (mut on, mut off) = (0, 0);
+        for _ in 0..REPETITIONS {
+            let mut selection = hook::select("*").map_err(|e| failed(&e))?;
+            selection.functions.truncate(MANY);
+            if selection.functions.len() < MANY {
+                return Err(BenchError::Hook(format!(
+                    "{} functions have a site, not {MANY}",
+                    selection.functions.len()
+                )));
+            }
+            let start = pmu::read();
+            let hooked = {
+                let (jit, word) = (bpf::Engine::Jit, Protection::Program);
+                bpf::attach_selection(program, selection, jit, word, |_| 0)
+            };
+            on = on.max(pmu::difference(start, pmu::read()));
+            let hooked = hooked.map_err(|e| failed(&e))?;
+            let start = pmu::read();
+            let detached = hook::detach(hooked.id);
+            off = off.max(pmu::difference(start, pmu::read()));
+            detached.map_err(|e| failed(&e))?;
+            crate::rcu::barrier();
+        }
+        for (hook, total) in [("attach-1000", on), ("detach-1000", off)] {
+            rows.push(Row {
+                hook: hook.into(),
+                program: name.into(),
+                target: "*".into(),
+                guard: Protection::Program.name(),
+                calls: 1,
+                baseline: Fixed::ratio(0, 1),
+                total: Fixed::ratio(total, 1),
+                share: None,
+            });
+        }
+    }
+    Ok(())
+}
+
 /// Counts the work of a TCP transfer over the loopback.
 fn transfer(tcp: &mut Transfer) -> Result<u64, BenchError> {
     let mut result = Ok(());
@@ -688,6 +738,7 @@ pub(crate) fn run(options: &Options<'_>) -> u32 {
     let result = match options.object {
         Some(object) => foreign(&mut rows, object, options.attach),
         None => trivial(&mut rows, ENTRY.iter().chain(&KINDS).chain(&LINUX))
+            .and_then(|()| many_functions(&mut rows))
             .and_then(|()| resolve(TCP_TARGET))
             .and_then(|f| in_transfer(&mut rows, &f, TCP_TARGET_SHORT, &ENTRY)),
     };

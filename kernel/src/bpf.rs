@@ -513,9 +513,24 @@ pub(crate) fn attach_multi(
     let wrong = || BpfError::WrongKind {
         section: program.section().into(),
     };
-    let (exit, own) = multi_point(&program).ok_or_else(wrong)?;
+    let (_, own) = multi_point(&program).ok_or_else(wrong)?;
     let pattern = pattern.or(own).ok_or_else(wrong)?;
     let selection = hook::select(pattern).map_err(BpfError::Hook)?;
+    attach_selection(spec, selection, engine, protection, cookie)
+}
+
+/// As [`attach_multi`], on the functions of a selection.
+pub(crate) fn attach_selection(
+    spec: &str,
+    selection: hook::Selection,
+    engine: Engine,
+    protection: hook::Protection,
+    cookie: impl Fn(u64) -> u64,
+) -> Result<hook::AttachedMany, BpfError> {
+    let (_, program) = program(spec)?;
+    let (exit, _) = multi_point(&program).ok_or_else(|| BpfError::WrongKind {
+        section: program.section().into(),
+    })?;
     let many = hook::Many {
         exit,
         protection,

@@ -179,6 +179,27 @@ pub(crate) fn update<'a>(address: u64, by: impl Iterator<Item = (&'a str, &'a st
     }
 }
 
+/// The function that `address` lies in is hooked by what the one at `like` is hooked by; false if either is no function of the image, or
+/// the latter is not hooked. Who hooks many functions by the same says it once, and of the others this.
+pub(crate) fn copy(address: u64, like: u64) -> bool {
+    let (Some(to), Some(from)) = (word(address), word(like)) else {
+        return false;
+    };
+    let mut users = USERS.lock();
+    let number = from.load(Ordering::Acquire);
+    if number == 0 {
+        return false;
+    }
+    // The new one first: if both are the same, nobody may write the text anew in between.
+    for (number, by) in [(number, 1), (to.swap(number, Ordering::AcqRel), -1)] {
+        let place = number.checked_sub(1).map(|place| place as usize);
+        if let Some(count) = place.and_then(|place| users.get_mut(place)) {
+            *count = count.saturating_add_signed(by);
+        }
+    }
+    true
+}
+
 fn replace(address: u64, mark: Option<&Mark>) -> bool {
     let Some(word) = word(address) else {
         return false;

@@ -45,6 +45,17 @@ impl<P: Platform> Hook<P> {
     }
 }
 
+/// The last link in front of a function's image or body.
+#[derive(Clone, Copy)]
+pub(crate) struct End {
+    /// Its address.
+    pub(crate) at: u64,
+    /// What is there.
+    pub(crate) word: u32,
+    /// Where it leads.
+    pub(crate) next: u64,
+}
+
 /// A function's chain.
 pub(crate) struct Chain<P: Platform> {
     function: u64,
@@ -78,7 +89,7 @@ impl<P: Platform> Chain<P> {
     }
 
     /// What the last stub leads to; `None`: the function itself.
-    pub(crate) fn behind_stubs(&self) -> Option<u64> {
+    fn behind_stubs(&self) -> Option<u64> {
         let image = self.hook.as_ref().map(|hook| hook.image.code.address());
         image.or(self.replacement)
     }
@@ -120,15 +131,14 @@ impl<P: Platform> Chain<P> {
         patch(platform, link, old, new).map_err(Reason::Platform)
     }
 
-    /// How a stub is put behind those that are there: the word that its link has to have, and the patch that leads to it.
-    pub(crate) fn insertion(&self, stub: Stub) -> Result<(u32, Patch), Reason> {
-        let (next, at) = (self.behind_stubs(), self.last_link());
-        let patch = Patch {
+    /// Where a stub is put behind those that are there.
+    pub(crate) fn end(&self) -> Result<End, Reason> {
+        let (at, next) = (self.last_link(), self.behind_stubs());
+        Ok(End {
             at,
-            old: self.word(at, next)?,
-            new: self.word(at, Some(stub.entry))?,
-        };
-        Ok((self.word(stub.link, next)?, patch))
+            word: self.word(at, next)?,
+            next: next.unwrap_or(self.function.wrapping_add(Site::BYTES)),
+        })
     }
 
     /// How a stub is taken out: its place, and the patch that leads past it; `None` if it is not there.

@@ -30,6 +30,8 @@ struct State {
     calls: Vec<Call>,
     deferred: Vec<Retired>,
     failing: Option<PlatformError>,
+    /// Patches that still succeed before one fails.
+    failing_patch: Option<(usize, PlatformError)>,
 }
 
 /// A platform whose code is a map from address to word. Clones share it.
@@ -64,6 +66,12 @@ impl FakePlatform {
         if let Some(error) = state.failing.take() {
             return Err(error);
         }
+        if let Some((after, error)) = state.failing_patch.take() {
+            match after.checked_sub(1) {
+                Some(after) => state.failing_patch = Some((after, error)),
+                None => return Err(error),
+            }
+        }
         match state.words.get_mut(&at) {
             None => Err(PlatformError::NotCode { at }),
             Some(word) if *word != old => Err(PlatformError::Mismatch {
@@ -91,6 +99,11 @@ impl FakePlatform {
     /// The next write or patch fails with this.
     pub fn fail_next(&self, error: PlatformError) {
         self.state().failing = Some(error);
+    }
+
+    /// The next write succeeds; of the patches behind it, the one that comes after so many others fails with this.
+    pub fn fail_patch(&self, after: usize, error: PlatformError) {
+        self.state().failing_patch = Some((after, error));
     }
 
     /// Ends the grace period: drops what was deferred, and says how many that were.

@@ -6,7 +6,7 @@
 
 use crate::attach::{AttachError, AttachId, DetachError, Engine, Reason};
 use crate::body::Storage;
-use crate::chain::{Chain, Stub, branch};
+use crate::chain::{Chain, End, Stub, branch};
 use crate::ingredient::{Ingredient, Span};
 use crate::patch::{patch, patch_all};
 use crate::platform::{Grace, Patch, Platform, Retired};
@@ -147,12 +147,17 @@ impl<P: Platform> Block<P> {
     }
 }
 
+/// A function, and where its new stub is linked in.
+#[derive(Clone, Copy)]
+struct Place {
+    target: Target,
+    link: End,
+}
+
 /// A block to be written.
 struct Plan<'a> {
     shared: Shared<'a>,
-    targets: &'a [Target],
-    /// What each target's link leads to.
-    next: Vec<Option<u64>>,
+    places: &'a [Place],
 }
 
 impl Plan<'_> {
@@ -162,7 +167,7 @@ impl Plan<'_> {
         self.shared.emit(&mut asm);
         // A constant takes at most three words more where it is far; and the literal is aligned.
         let body = (asm.finish().map_err(Reason::Code)? + 2 * 3 + 1).next_multiple_of(4);
-        let stubs = self.targets.len() * STUB_WORDS;
+        let stubs = self.places.len() * STUB_WORDS;
         let name = &self.shared.program.1.name;
         let reserved = pool.reserve(body + stubs, name).map_err(Reason::Pool)?;
         let start = reserved.address();
@@ -177,8 +182,8 @@ impl Plan<'_> {
             return Err(Reason::Stack { needed, limit });
         }
         words.reserve_exact(stubs);
-        for (index, (target, next)) in self.targets.iter().zip(&self.next).enumerate() {
-            words.extend(stub(start, stub_at(start, body, index), *target, *next)?);
+        for (index, place) in self.places.iter().enumerate() {
+            words.extend(stub(start, stub_at(start, body, index), place)?);
         }
         let label = Label {
             owner: Owner::Functions { stubs: body as u32 },
@@ -203,12 +208,8 @@ impl Plan<'_> {
 }
 
 /// A stub's words, as shared.rs shows them.
-fn stub(
-    body: u64,
-    at: Stub,
-    target: Target,
-    next: Option<u64>,
-) -> Result<[u32; STUB_WORDS], Reason> {
+fn stub(body: u64, at: Stub, place: &Place) -> Result<[u32; STUB_WORDS], Reason> {
+    let target = place.target;
     let offset = Imm21::new((at.link - at.entry) as i64);
     let offset = offset.map_err(|error| {
         let pc = at.entry;
@@ -219,11 +220,7 @@ fn stub(
     let code = [
         Inst::Adr { rd, offset }.encode(),
         branch(at.entry + 4, body, false)?,
-        branch(
-            at.link,
-            next.unwrap_or(target.function + crate::Site::BYTES),
-            false,
-        )?,
+        branch(at.link, place.link.next, false)?,
     ];
     let data = core::iter::once(target.function).chain(target.data);
     let halves = data.flat_map(|word| [word as u32, (word >> 32) as u32]);
@@ -235,7 +232,9 @@ fn stub(
 
 impl<P: Platform> Engine<P> {
     /// Calls a program whenever one of the functions is called, or returns: behind the stubs that they have already, in front of their
-    /// trampolines. `targets` ascend by address.
+    /// trampolines. `targets` ascend by address. A function that cannot be hooked is left out if `skip` says so of the reason.
+    ///
+    /// `None`: all were left out.
     ///
     /// # Errors
     /// All functions are as they were; the error names the first that was in the way.
@@ -243,26 +242,33 @@ impl<P: Platform> Engine<P> {
         &mut self,
         targets: &[Target],
         program: Program,
-    ) -> Result<AttachId, AttachError> {
+        mut skip: impl FnMut(&Reason) -> bool,
+    ) -> Result<Option<AttachId>, AttachError> {
+        let mut places = Vec::with_capacity(targets.len());
+        let mut last = None;
+        for &target in targets {
+            let function = target.function;
+            let refused = |reason| AttachError { function, reason };
+            if let Some(behind) = last.filter(|behind| *behind >= function) {
+                return Err(refused(Reason::Order { behind }));
+            }
+            last = Some(function);
+            match self.check_site(function) {
+                Ok(()) => {}
+                Err(reason) if skip(&reason) => continue,
+                Err(reason) => return Err(refused(reason)),
+            }
+            let (unhooked, chain) = (Chain::new(function), self.chains.get(&function));
+            let link = chain.unwrap_or(&unhooked).end().map_err(refused)?;
+            places.push(Place { target, link });
+        }
+        let Some(first) = places.first() else {
+            return Ok(None);
+        };
         let whole = |reason| AttachError {
-            function: targets.first().map_or(0, |target| target.function),
+            function: first.target.function,
             reason,
         };
-        let mut last = None;
-        for target in targets {
-            let function = target.function;
-            let checked = match last {
-                Some(behind) if behind >= function => Err(Reason::Order { behind }),
-                _ => self.check_site(function),
-            };
-            checked.map_err(|reason| AttachError { function, reason })?;
-            last = Some(function);
-        }
-        let next = targets.iter().map(|target| {
-            let chain = self.chains.get(&target.function);
-            chain.and_then(Chain::behind_stubs)
-        });
-        let next = next.collect();
         let Program {
             exit,
             callee,
@@ -277,18 +283,17 @@ impl<P: Platform> Engine<P> {
                 reads,
                 runtime: &runtime,
             },
-            targets,
-            next,
+            places: &places,
         };
-        let block = plan.build(&self.pool).map_err(whole)?;
-        let block = Arc::new(block);
-        let patches = targets.iter().enumerate().map(|(index, target)| {
-            let function = target.function;
-            let (stub, new) = (block.stub(index), Chain::new(function));
-            let chain = self.chains.get(&function).unwrap_or(&new);
-            let insertion = chain.insertion(stub);
-            let insertion = insertion.map_err(|reason| AttachError { function, reason })?;
-            Ok(insertion.1)
+        let block = Arc::new(plan.build(&self.pool).map_err(whole)?);
+        let patches = places.iter().enumerate().map(|(index, place)| {
+            let (function, link) = (place.target.function, place.link);
+            let new = branch(link.at, block.stub(index).entry, false);
+            Ok(Patch {
+                at: link.at,
+                old: link.word,
+                new: new.map_err(|reason| AttachError { function, reason })?,
+            })
         });
         let patches = patches.collect::<Result<Vec<Patch>, _>>()?;
         if let Err(failed) = patch_all(self.platform(), &patches) {
@@ -298,22 +303,21 @@ impl<P: Platform> Engine<P> {
                 // And some still are, for good.
                 false => core::mem::forget(block),
             }
-            let function = targets
-                .get(failed.index)
-                .map_or(0, |target| target.function);
+            let place = places.get(failed.index);
+            let function = place.map_or(0, |place| place.target.function);
             let reason = Reason::Platform(failed.error);
             return Err(AttachError { function, reason });
         }
-        for (index, target) in targets.iter().enumerate() {
-            let function = target.function;
+        for (index, place) in places.iter().enumerate() {
+            let function = place.target.function;
             let chain = self.chains.entry(function);
             let chain = chain.or_insert_with(|| Chain::new(function));
             chain.stubs.push(block.stub(index));
         }
-        let functions = targets.iter().map(|target| target.function).collect();
+        let functions = places.iter().map(|place| place.target.function).collect();
         let id = self.new_id();
         self.multis.insert(id, Multi { block, functions });
-        Ok(id)
+        Ok(Some(id))
     }
 
     /// The program on many functions of that number.

@@ -42,7 +42,7 @@ use crate::shadow;
 use a64::inst::PairMode;
 use a64::ops::{self, add_imm, br, ldp, mov, mov_sp, mrs, ret, stp, str as store};
 use a64::reg::{X8, X9, X17, X29, X30};
-use a64::{Assembler, Label, Reg, SP, Size, SysReg};
+use a64::{Assembler, Label, Reg, SP, Size, SysReg, XZR};
 
 /// Words of a stub: 48 bytes.
 pub(crate) const STUB_WORDS: usize = 12;
@@ -89,6 +89,10 @@ impl Shared<'_> {
         emitter.each(&emitter.frame.shared(), Emitter::restore);
         let asm = &mut *emitter.asm;
         asm.emit(ldp(PairMode::Offset, X17, X8, X29, SHARED_LINK));
+        if self.exit {
+            // Compiled code hardly ever writes x17: an address left there would look like one that is still in use.
+            asm.emit(mov(Size::X, X17, XZR));
+        }
         let gone = emitter.leave_frame();
         emitter.span(Ingredient::Restore, None);
         let onward = emitter.asm.len();
@@ -143,6 +147,7 @@ impl Shared<'_> {
         emitter.span(Ingredient::Return, None);
         emitter.asm.bind(full);
         emitter.asm.emit(mov(Size::X, X9, X17));
+        emitter.asm.emit(mov(Size::X, X17, XZR)); // as at the exit
         let before = emitter.asm.len() - first;
         emitter.count_misses(count, onward);
         before + 2

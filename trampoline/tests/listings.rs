@@ -4,6 +4,8 @@
 use std::fmt::Write;
 use std::path::Path;
 use trampoline::fakes::FakePlatform;
+use trampoline::multi::{Program, Target};
+use trampoline::registers::Words;
 use trampoline::{
     ArgSpec, Callee, CallerIn, Engine, Guard, Ingredient, Kind, ProbeKind, Site, SiteTable, Spot,
 };
@@ -203,4 +205,27 @@ fn an_empty_hook_costs_at_most_twenty_instructions() {
     let cost = image + PROGRAM_INSTRUCTIONS + 1 - 2;
     assert!(cost <= 20, "{cost} instructions");
     println!("an empty native hook with all registers saved: {cost} instructions");
+}
+
+#[test]
+fn many() {
+    for (exit, name) in [(false, "multi_entry.txt"), (true, "multi_exit.txt")] {
+        let mut engine = engine();
+        let callee = Callee {
+            guard: Guard::Word,
+            state: 0xffff_ffff_9000_0000,
+            ..callee("many", PROGRAM, Some(0))
+        };
+        let target = Target {
+            function: FUNCTION,
+            data: [1, 2, 3],
+        };
+        let program = Program {
+            exit,
+            callee,
+            reads: Words::of(1 << 9 | 1 << 29 | 1 << 30 | 1 << 31 | 1 << 32 | 1 << 33),
+        };
+        engine.attach_multi(&[target], program, |_| false).unwrap();
+        compare(name, &engine);
+    }
 }

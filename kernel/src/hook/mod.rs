@@ -14,7 +14,10 @@ pub(crate) use memory::{
     Hooked, ProgramCode, describe_address, free_words, hooked_at, is_linux, live, place, pool_free,
     take_pool,
 };
-pub(crate) use multi::{AttachedMany, Many, Skipped, attach_multi, attach_multi_native, select};
+pub(crate) use multi::{
+    AttachedMany, Many, Selection, Skipped, attach_multi, attach_multi_hook, attach_multi_native,
+    select,
+};
 pub(crate) use native::{Native, attach_native, attach_native_linux};
 pub(crate) use resolve::{Function, ResolveError, resolve};
 
@@ -324,13 +327,19 @@ pub(crate) fn attach_hook<T: NativeHook>(
     )
 }
 
+/// Runs `work` in a frame of its own, so that [`stack::scrub`] finds below the caller's what it left behind.
+#[inline(never)]
+fn apart<T>(work: impl FnOnce() -> T) -> T {
+    work()
+}
+
 /// Puts on a hook that is not a program of a trampoline; `make` does it, and says which functions it hooks.
 pub(crate) fn attach_other<M: Mechanism + 'static>(
     make: impl FnOnce(&mut Engine<Kernel>, HookId) -> Result<(M, Vec<u64>), HookError>,
 ) -> Result<HookId, HookError> {
     let mut hooks = HOOKS.lock();
     let id = HookId(hooks.engine.new_id().number());
-    let (mechanism, functions) = make(&mut hooks.engine, id)?;
+    let (mechanism, functions) = apart(|| make(&mut hooks.engine, id))?;
     hooks.others.insert(id.0, Box::new(mechanism));
     hooks.mark(&functions);
     drop(hooks);
@@ -347,11 +356,30 @@ impl Hooks {
     /// Tells reports what functions are hooked by now.
     fn mark(&self, functions: &[u64]) {
         let others: Vec<_> = self.others.values().map(|m| (m, m.info())).collect();
+        // The last function that no trampoline hooks, and which of the others hook it.
+        let (mut last, mut by) = (None, Vec::new());
         for &function in functions {
-            let here = self.engine.attached_to(function);
+            let mut here = self.engine.attached_to(function).peekable();
+            let covers = others.iter().map(|(m, _)| m.covers(function));
+            let alone = here.peek().is_none();
+            if alone && !covers.clone().any(|covers| covers) {
+                hooked::clear(function);
+                continue;
+            }
+            if alone
+                && let Some(like) = last
+                && covers.clone().eq(by.iter().copied())
+                && hooked::copy(function, like)
+            {
+                continue;
+            }
+            if alone {
+                by = covers.clone().collect();
+                last = Some(function);
+            }
             let programs = here.map(|a| (a.kind.name(), a.callee.name.as_str()));
-            let others = others.iter().filter(|(m, _)| m.covers(function));
-            let others = others.map(|(_, info)| (info.kind, info.program.as_str()));
+            let others = others.iter().zip(covers).filter(|(_, covers)| *covers);
+            let others = others.map(|((_, info), _)| (info.kind, info.program.as_str()));
             hooked::update(function, programs.chain(others));
         }
     }
@@ -376,7 +404,7 @@ pub(crate) fn detach(id: HookId) -> Result<(), HookError> {
     let mut hooks = HOOKS.lock();
     let hooks_mut = &mut *hooks;
     if let Some(mechanism) = hooks_mut.others.get_mut(&id.0) {
-        mechanism.detach(&mut hooks_mut.engine)?;
+        apart(|| mechanism.detach(&mut hooks_mut.engine))?;
         if let Some(gone) = hooks_mut.others.remove(&id.0) {
             let all = hooks_mut.engine.sites().iter().map(|site| site.address);
             let functions: Vec<_> = all.filter(|function| gone.covers(*function)).collect();
@@ -479,11 +507,16 @@ pub(crate) fn describe(function: usize) -> Vec<CodeLine> {
         word: l.word,
         ingredient: l.ingredient.name(),
     };
-    let linux = linux::describe(function as u64);
-    match linux.is_empty() {
-        true => hooks.engine.describe(function as u64).map(line).collect(),
-        false => linux,
-    }
+    let lines = apart(|| {
+        let linux = linux::describe(function as u64);
+        match linux.is_empty() {
+            true => hooks.engine.describe(function as u64).map(line).collect(),
+            false => linux,
+        }
+    });
+    drop(hooks);
+    stack::scrub();
+    lines
 }
 
 /// A word of the kernel's text that a hook changed.

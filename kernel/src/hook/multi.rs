@@ -207,59 +207,54 @@ pub(crate) fn attach_multi(
     let (callee, running) = program.at(Attachment::NONE, many.protection, false);
     let Selection {
         pattern,
-        mut functions,
+        functions,
         mut skipped,
     } = selection;
     let mut hooked = 0;
     let id = super::attach_other(|engine, _| {
-        functions.retain(|&function| match engine.check(function) {
-            Ok(()) => true,
-            Err(Reason::Claimed { by }) => {
-                skipped.note(&format!("taken by {by}"));
-                false
-            }
-            Err(Reason::WordAtSite { .. }) => {
-                skipped.note("with a site that someone else changed");
-                false
-            }
-            // The engine says of it what is wrong.
-            Err(_) => true,
-        });
-        hooked = functions.len();
-        if functions.is_empty() {
-            return Err(HookError::Nothing {
-                pattern: pattern.clone(),
-                nearest: Vec::new(),
-                skipped: skipped.clone(),
-            });
-        }
         // In the words of crate::arch::callee::StubData.
         let targets = functions.iter().map(|&function| Target {
             function,
             data: [cookie(function), 0, callee.data.unwrap_or(0)],
         });
         let targets: Vec<_> = targets.collect();
-        let id = engine.attach_multi(
-            &targets,
-            multi::Program {
-                exit: many.exit,
-                callee,
-                reads: many.reads,
-            },
-        );
-        let id = id.map_err(|error| refused(error.function, error.reason))?;
+        let program = multi::Program {
+            exit: many.exit,
+            callee,
+            reads: many.reads,
+        };
+        let id = engine.attach_multi(&targets, program, |reason| match reason {
+            Reason::Claimed { by } => {
+                skipped.note(&format!("taken by {by}"));
+                true
+            }
+            Reason::WordAtSite { .. } => {
+                skipped.note("with a site that someone else changed");
+                true
+            }
+            _ => false,
+        });
+        let Some(id) = id.map_err(|error| refused(error.function, error.reason))? else {
+            return Err(HookError::Nothing {
+                pattern: pattern.clone(),
+                nearest: Vec::new(),
+                skipped: skipped.clone(),
+            });
+        };
         let attached = engine.multi(id);
+        let hooked_functions = attached.map_or(Vec::new(), |multi| multi.functions().to_vec());
         let hook = MultiHook {
             id,
             many,
             pattern,
             label,
             running,
+            functions: hooked_functions.clone(),
             bytes: attached.map_or(0, |multi| multi.bytes() as usize),
             stack_bytes: attached.map_or(0, |multi| multi.stack_bytes() as usize),
-            functions: functions.clone(),
         };
-        Ok((hook, functions))
+        hooked = hook.functions.len();
+        Ok((hook, hooked_functions))
     })?;
     Ok(AttachedMany {
         id,

@@ -14,6 +14,7 @@ mod interrupts;
 mod kinds;
 mod linux;
 mod memory;
+mod multi;
 mod overflow;
 mod recursion;
 mod rendezvous;
@@ -60,6 +61,7 @@ const TESTS: &[&[Test]] = &[
     hooks::TESTS,
     kinds::TESTS,
     linux::TESTS,
+    multi::TESTS,
     integrity::TESTS,
     bpf::TESTS,
     helpers::TESTS,

@@ -1,0 +1,615 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! One program on many functions: arguments, cookie and function of each, beside other hooks, under load, asleep, on the whole kernel.
+
+use super::hooks::function;
+use super::tasks::spawn;
+use super::{Failure, Outcome, Test};
+use crate::arch::callee::{Hit, NativeHook};
+use crate::arch::pmu::{self, Counter};
+use crate::arch::{switch, timer};
+use crate::bpf::{self, Engine};
+use crate::hook::{self, AttachedMany, HookId, Many, Native, Point, Protection};
+use crate::workload::{
+    TRANSFER_BYTES, Transfer, set_gate, workload_blocks, workload_call, workload_nested,
+    workload_six, workload_twelve,
+};
+use crate::{check, println, rcu, sched};
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::hint::black_box;
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use trampoline::Kind;
+use trampoline::registers::{PC, SP, x};
+
+pub(super) const TESTS: &[Test] = &[
+    Test {
+        name: "multi.each_function_has_its_arguments_cookie_and_address",
+        seconds: 30,
+        run: each,
+    },
+    Test {
+        name: "multi.natives_see_all_registers",
+        seconds: 20,
+        run: registers,
+    },
+    Test {
+        name: "multi.beside_trampolines_in_any_order",
+        seconds: 60,
+        run: orders,
+    },
+    Test {
+        name: "multi.on_and_off_under_load",
+        seconds: 60,
+        run: load,
+    },
+    Test {
+        name: "multi.detached_under_ten_sleepers",
+        seconds: 60,
+        run: sleepers,
+    },
+    Test {
+        name: "multi.misses_are_counted",
+        seconds: 30,
+        run: misses,
+    },
+    Test {
+        name: "multi.what_fits_nothing_is_refused",
+        seconds: 20,
+        run: refused,
+    },
+    Test {
+        name: "multi.every_function_of_the_kernel",
+        seconds: 120,
+        run: everything,
+    },
+];
+
+fn failed(e: &dyn core::fmt::Display) -> Failure {
+    Failure::Failed(e.to_string())
+}
+
+/// The functions that [`calls`] calls, by name.
+const CALLED: [&str; 4] = [
+    "workload_call",
+    "workload_six",
+    "workload_twelve",
+    "workload_nested",
+];
+const PATTERN: &str = "workload_*";
+
+/// Calls each function of [`CALLED`] once, [`workload_call`] two times more; whether all results were right.
+fn calls(n: u64) -> bool {
+    let call = black_box(workload_call as extern "C" fn(u64, u64) -> u64);
+    let nested = black_box(workload_nested as extern "C" fn(u64, u64) -> u64);
+    let six = black_box(workload_six as extern "C" fn(u64, u64, u64, u64, u64, u64) -> u64);
+    let twelve =
+        black_box(workload_twelve as extern "C" fn(_, _, _, _, _, _, _, _, _, _, _, _) -> u64);
+    let weights = |count: u64| (1..=count).map(|w| w * (n + w - 1)).sum::<u64>();
+    [
+        call(n, 7) == 3 * n + 7,
+        six(n, n + 1, n + 2, n + 3, n + 4, n + 5) == weights(6),
+        twelve(
+            n,
+            n + 1,
+            n + 2,
+            n + 3,
+            n + 4,
+            n + 5,
+            n + 6,
+            n + 7,
+            n + 8,
+            n + 9,
+            n + 10,
+            n + 11,
+        ) == weights(12),
+        nested(n, 5) == 4 * (n + 5),
+    ]
+    .iter()
+    .all(|right| *right)
+}
+
+fn cookie(function: u64) -> u64 {
+    function.rotate_left(17) ^ 0x5bd1
+}
+
+fn detach(id: HookId) -> Outcome {
+    hook::detach(id).map_err(|e| failed(&e))
+}
+
+/// What `programs/multi.bpf.c` noted of a function.
+fn noted(map: &str, function: u64) -> Result<[u64; 6], Failure> {
+    let map = bpf::map(map).ok_or_else(|| Failure::Failed(format!("no map {map}")))?;
+    let mut value = [0; 48];
+    map.lookup(&function.to_le_bytes(), &mut value)
+        .map_err(|e| failed(&e))?;
+    let (words, _) = value.as_chunks::<8>();
+    let mut noted = words.iter().map(|word| u64::from_le_bytes(*word));
+    Ok(core::array::from_fn(|_| noted.next().unwrap_or_default()))
+}
+
+fn each() -> Outcome {
+    for engine in [Engine::Jit, Engine::Interpreter] {
+        let how = engine.name();
+        let attach = |program| {
+            bpf::attach_multi(program, None, engine, Protection::Program, cookie)
+                .map_err(|e| failed(&e))
+        };
+        let (entries, exits) = (attach("multi/entry_note")?, attach("multi/exit_note")?);
+        check!(
+            entries.functions >= CALLED.len() && entries.functions == exits.functions,
+            "{how}: {} and {} functions fit {PATTERN}",
+            entries.functions,
+            exits.functions
+        );
+        let mut before = Vec::new();
+        for name in CALLED {
+            let address = function(name)?.address as u64;
+            let hits = |map| noted(map, address).map_or(0, |seen| seen[1]);
+            before.push((hits("multi.entries"), hits("multi.exits")));
+        }
+        const CALLS: u64 = 100;
+        for n in 0..CALLS {
+            check!(calls(n), "{how}: a wrong result");
+        }
+        let (missed, missed_exits) = (hook::misses(entries.id), hook::misses(exits.id));
+        detach(entries.id)?;
+        detach(exits.id)?;
+        check!(calls(1000), "{how}: a wrong result after the detach");
+        check!(
+            missed == [0; 4] && missed_exits == [0; 4],
+            "{how}: misses {missed:?} {missed_exits:?}"
+        );
+        let n = CALLS - 1;
+        for (name, before) in CALLED.into_iter().zip(before) {
+            let address = function(name)?.address as u64;
+            let (times, first, second, result) = match name {
+                // The last call of it is the second of the last workload_nested.
+                "workload_call" => (3, 5, n, 3 * 5 + n),
+                "workload_nested" => (1, n, 5, 4 * (n + 5)),
+                "workload_six" => (1, n, n + 1, (1..=6).map(|w| w * (n + w - 1)).sum()),
+                _ => (1, n, n + 1, (1..=12).map(|w| w * (n + w - 1)).sum()),
+            };
+            let entry = noted("multi.entries", address)?;
+            let [told, hits, a, b, _, pc] = entry;
+            check!(
+                [told, hits - before.0, a, b, pc]
+                    == [cookie(address), times * CALLS, first, second, address],
+                "{how}: the entry of {name} saw {entry:x?}"
+            );
+            let exit = noted("multi.exits", address)?;
+            let [told, hits, a, _, sp, pc] = exit;
+            check!(
+                [told, hits - before.1, a, sp]
+                    == [cookie(address), times * CALLS, result, entry[4]],
+                "{how}: the exit of {name} saw {exit:x?}"
+            );
+            check!(
+                crate::symbols::blob().is_some_and(|b| b.lookup(pc).is_some()),
+                "{how}: {name} returns to {pc:#x}"
+            );
+        }
+    }
+    Ok(())
+}
+
+/// The words of a context.
+struct Registers([AtomicU64; 34]);
+
+impl Default for Registers {
+    fn default() -> Registers {
+        Registers([const { AtomicU64::new(0) }; 34])
+    }
+}
+
+/// A native hook: notes what it saw, and does what a test asks for.
+#[derive(Default)]
+struct Program {
+    hits: AtomicU64,
+    registers: Registers,
+    function: AtomicU64,
+    cookie: AtomicU64,
+    /// Calls this function at every hit.
+    calls: AtomicU64,
+    /// The names that a stack trace gave.
+    trace: AtomicBool,
+    traced: AtomicU64,
+}
+
+impl NativeHook for Program {
+    fn hit(&self, hit: &Hit<'_>) -> u64 {
+        self.hits.fetch_add(1, Relaxed);
+        for (to, from) in self.registers.0.iter().zip(hit.words()) {
+            to.store(*from, Relaxed);
+        }
+        self.function.store(hit.attachment().function, Relaxed);
+        self.cookie.store(hit.attachment().cookie, Relaxed);
+        if self.trace.load(Relaxed) {
+            let mut trace = [0; 1];
+            crate::arch::unwind::hook_trace(0, &mut trace);
+            self.traced.store(trace[0], Relaxed);
+        }
+        // By a pointer that nothing sees through: what a hook may not do is not on the path of hooks (linker/audit.rules).
+        match self.calls.load(Relaxed) {
+            0 => {}
+            1 => drop(black_box(workload_call as extern "C" fn(u64, u64) -> u64)(
+                8, 9,
+            )),
+            _ => drop(black_box(
+                workload_six as extern "C" fn(u64, u64, u64, u64, u64, u64) -> u64,
+            )(1, 2, 3, 4, 5, 6)),
+        }
+        0
+    }
+}
+
+impl Program {
+    fn register(&self, offset: i64) -> u64 {
+        let word = self.registers.0.get(offset as usize / 8);
+        word.map_or(0, |word| word.load(Relaxed))
+    }
+
+    fn take_hits(&self) -> u64 {
+        self.hits.swap(0, Relaxed)
+    }
+}
+
+fn put(pattern: &str, many: Many, program: &Arc<Program>) -> Result<AttachedMany, Failure> {
+    let selection = hook::select(pattern).map_err(|e| failed(&e))?;
+    hook::attach_multi_hook(selection, many, cookie, "test".into(), program.clone())
+        .map_err(|e| failed(&e))
+}
+
+/// All ways to protect a program that nothing here makes recurse.
+const PROTECTIONS: [Protection; 4] = [
+    Protection::Program,
+    Protection::Context,
+    Protection::Pinned,
+    Protection::None,
+];
+
+fn registers() -> Outcome {
+    let call = black_box(workload_call as extern "C" fn(u64, u64) -> u64);
+    let six = function("workload_six")?.address as u64;
+    let address = function("workload_call")?.address as u64;
+    for protection in PROTECTIONS {
+        for exit in [false, true] {
+            let how = format!("{protection:?}, exit {exit}");
+            let program = Arc::new(Program::default());
+            program.trace.store(true, Relaxed);
+            let many = Many {
+                protection,
+                ..Many::at(exit)
+            };
+            let hooked = put(PATTERN, many, &program)?;
+            let result = call(4, 9);
+            let shown = hook::describe(address as usize).len();
+            let traced = program.traced.load(Relaxed);
+            detach(hooked.id)?;
+            check!(result == 21, "{how}: a wrong result");
+            let [x0, x1, sp, pc] = [x(0), x(1), SP, PC].map(|at| program.register(at));
+            let expected = if exit { 21 } else { 4 };
+            check!(
+                x0 == expected && (exit || x1 == 9),
+                "{how}: x0 {x0:#x}, x1 {x1:#x}"
+            );
+            let stack = switch::current().stack_range();
+            check!(stack.contains(&(sp as usize)), "{how}: sp {sp:#x}");
+            check!((pc == address) != exit, "{how}: pc {pc:#x}");
+            let pstate = program.register(trampoline::registers::PSTATE);
+            check!(pstate & 0xf == 5, "{how}: pstate {pstate:#x}");
+            let (seen, told) = (program.function.load(Relaxed), program.cookie.load(Relaxed));
+            check!(
+                seen == address && told == cookie(address),
+                "{how}: function {seen:#x}, cookie {told:#x}"
+            );
+            check!(
+                traced == address,
+                "{how}: the trace begins at {traced:#x}, not at the function"
+            );
+            check!(shown > 20, "{how}: {shown} instructions are shown");
+        }
+    }
+    // A hit that finds another program active comes through the cold part, and has its own function's data there too.
+    let (outer, inner) = (Arc::new(Program::default()), Arc::new(Program::default()));
+    inner.calls.store(2, Relaxed);
+    let ids = [
+        put("workload_call", Many::at(false), &inner)?.id,
+        put(PATTERN, Many::at(false), &outer)?.id,
+        put(PATTERN, Many::at(true), &outer)?.id,
+    ];
+    call(1, 1);
+    let (seen, told) = (outer.function.load(Relaxed), outer.cookie.load(Relaxed));
+    let hits = (outer.take_hits(), inner.take_hits());
+    for id in ids {
+        detach(id)?;
+    }
+    check!(hits == (4, 1), "{hits:?} hits, not 4 and 1");
+    check!(
+        [seen, told] == [address, cookie(address)],
+        "the last hit was of {seen:#x}, cookie {told:#x}, not {six:#x} or {address:#x}"
+    );
+    Ok(())
+}
+
+/// The hooks of [`orders`].
+const HOOKS: [(&str, Kind, bool); 4] = [
+    ("entries of many", Kind::Fentry, true),
+    ("exits of many", Kind::Fexit, true),
+    ("fentry", Kind::Fentry, false),
+    ("fexit", Kind::Fexit, false),
+];
+
+fn orders() -> Outcome {
+    let target = function("workload_call")?;
+    let call = black_box(workload_call as extern "C" fn(u64, u64) -> u64);
+    rcu::barrier();
+    let free = hook::pool_free();
+    for order in permutations() {
+        for off in [[0, 1, 2, 3], [3, 2, 1, 0], [2, 0, 3, 1]] {
+            let programs: [Arc<Program>; 4] = Default::default();
+            let mut ids: [Option<HookId>; 4] = [None; 4];
+            let mut n = 0;
+            let mut look = |ids: &[Option<HookId>; 4]| {
+                n += 1;
+                let right = call(n, 2) == 3 * n + 2;
+                let hits = programs.each_ref().map(|p| p.take_hits());
+                let wanted = ids.map(|id| u64::from(id.is_some()));
+                check!(right, "{order:?}, {off:?}: a wrong result");
+                check!(
+                    hits == wanted,
+                    "{order:?}, {off:?}: hits {hits:?}, not {wanted:?}"
+                );
+                Ok(())
+            };
+            for &which in &order {
+                let (_, kind, many) = HOOKS[which];
+                let program = &programs[which];
+                ids[which] = Some(if many {
+                    put(PATTERN, Many::at(kind == Kind::Fexit), program)?.id
+                } else {
+                    let label = "test".into();
+                    hook::attach_hook(&target, Point::of(kind), label, program.clone())
+                        .map_err(|e| failed(&e))?
+                });
+                look(&ids)?;
+            }
+            for place in off {
+                if let Some(id) = ids[order[place]].take() {
+                    detach(id)?;
+                }
+                look(&ids)?;
+            }
+        }
+    }
+    rcu::barrier();
+    let now = hook::pool_free();
+    check!(free == now, "{free} bytes of the pool were free, now {now}");
+    Ok(())
+}
+
+/// The orders of four things.
+fn permutations() -> Vec<[usize; 4]> {
+    let all = (0..256usize).map(|n| [n & 3, n >> 2 & 3, n >> 4 & 3, n >> 6]);
+    all.filter(|order| (0..4).all(|which| order.contains(&which)))
+        .collect()
+}
+
+fn load() -> Outcome {
+    rcu::barrier();
+    let free = hook::pool_free();
+    let stop = Arc::new(AtomicBool::new(false));
+    let workers: Result<Vec<_>, _> = (0..4)
+        .map(|n| {
+            let stop = stop.clone();
+            spawn("worker", move || {
+                let (mut rounds, mut right) = (n, true);
+                while !stop.load(Relaxed) {
+                    right &= calls(rounds);
+                    rounds += 4;
+                }
+                (rounds, right)
+            })
+        })
+        .collect();
+    let workers = workers?;
+    let programs: [Arc<Program>; 2] = Default::default();
+    let begin = timer::now_ns();
+    let mut times = 0;
+    while timer::now_ns() - begin < 300_000_000 {
+        let ids = [
+            put(PATTERN, Many::at(false), &programs[0])?.id,
+            put(PATTERN, Many::at(true), &programs[1])?.id,
+        ];
+        sched::sleep_ns(2_000_000);
+        for id in ids {
+            detach(id)?;
+        }
+        times += 1;
+    }
+    stop.store(true, Relaxed);
+    let done: Vec<_> = workers.into_iter().map(|worker| worker.join()).collect();
+    check!(done.iter().all(|(_, right)| *right), "a wrong result");
+    let most: u64 = done.iter().map(|(rounds, _)| 6 * rounds).sum();
+    for program in &programs {
+        let hits = program.take_hits();
+        check!(
+            hits > 0 && hits <= most,
+            "{hits} hits of {most} calls, {times} times on and off"
+        );
+    }
+    rcu::barrier();
+    let now = hook::pool_free();
+    check!(free == now, "{free} bytes of the pool were free, now {now}");
+    Ok(())
+}
+
+fn sleepers() -> Outcome {
+    rcu::barrier();
+    let free = hook::pool_free();
+    let program = Arc::new(Program::default());
+    let hooked = put(PATTERN, Many::at(true), &program)?;
+    set_gate(false);
+    let tasks: Result<Vec<_>, _> = (0..10)
+        .map(|n| spawn("sleeper", move || workload_blocks(n, 5) == n + 10))
+        .collect();
+    let tasks = tasks?;
+    sched::sleep_ns(5_000_000);
+    detach(hooked.id)?;
+    // Longer than any grace period takes: the landing has to stay, for ten tasks will return there.
+    sched::sleep_ns(50_000_000);
+    let kept = hook::pool_free() < free;
+    set_gate(true);
+    let right = tasks.into_iter().all(|task| task.join());
+    check!(kept, "the code was freed under ten tasks that return to it");
+    check!(right, "a call over which the hook was taken off went wrong");
+    let hits = program.take_hits();
+    check!(hits == 0, "{hits} hits after the detach");
+    rcu::barrier();
+    let now = hook::pool_free();
+    check!(free == now, "{free} bytes of the pool were free, now {now}");
+    Ok(())
+}
+
+/// Calls itself `n` times, by a pointer that nothing sees through; `n`.
+#[inline(never)]
+fn deep(n: u64) -> u64 {
+    match n {
+        0 => 0,
+        n => 1 + black_box(deep as fn(u64) -> u64)(n - 1),
+    }
+}
+
+fn misses() -> Outcome {
+    // A program that calls what it hooks: turned away once a hit.
+    let call = black_box(workload_call as extern "C" fn(u64, u64) -> u64);
+    for exit in [false, true] {
+        let program = Arc::new(Program::default());
+        program.calls.store(1, Relaxed);
+        let hooked = put("workload_call", Many::at(exit), &program)?;
+        for n in 0..10 {
+            check!(call(n, 1) == 3 * n + 1, "a wrong result");
+        }
+        let missed = hook::misses(hooked.id);
+        detach(hooked.id)?;
+        let hits = program.take_hits();
+        check!(
+            (hits, missed) == (10, [10, 0, 0, 0]),
+            "exit {exit}: 10 calls from outside and 10 from inside, {hits} hits, misses {missed:?}"
+        );
+    }
+    // Deeper than a task has entries for return addresses.
+    let program = Arc::new(Program::default());
+    let hooked = put("springboard::tests::multi::deep", Many::at(true), &program)?;
+    let result = black_box(deep as fn(u64) -> u64)(99);
+    let missed: u64 = hook::misses(hooked.id).iter().sum();
+    detach(hooked.id)?;
+    let hits = program.take_hits();
+    let entries = crate::task::SHADOW_ENTRIES as u64;
+    check!(result == 99, "a wrong result: {result}");
+    check!(
+        (hits, missed) == (entries, 100 - entries),
+        "100 calls in one another: {hits} hits, {missed} misses"
+    );
+    Ok(())
+}
+
+fn refused() -> Outcome {
+    let attach = |pattern| {
+        let why: Result<AttachedMany, String> = hook::select(pattern)
+            .and_then(|s| hook::attach_multi_native(s, Many::at(false), Native::Count))
+            .map_err(|e| e.to_string());
+        why
+    };
+    for (pattern, part) in [
+        ("workload_cal", "the nearest names are workload_call"),
+        ("", "no function fits"),
+        ("springboard::arch::admit::*", "on a hook's own path"),
+    ] {
+        match attach(pattern) {
+            Ok(hooked) => {
+                detach(hooked.id)?;
+                check!(false, "{pattern}: {} were hooked", hooked.functions);
+            }
+            Err(why) => check!(why.contains(part), "{pattern}: {why}"),
+        }
+    }
+    check!(
+        bpf::attach_multi("empty", Some("*"), Engine::Jit, Protection::Program, |_| 0).is_err(),
+        "a program of fentry was put on many functions"
+    );
+    Ok(())
+}
+
+/// What `work` takes: nanoseconds, and instructions of the whole system where they are counted.
+fn measured<T>(work: impl FnOnce() -> T) -> (T, String) {
+    sched::migrate_disable();
+    let (begin, start) = (timer::now_ns(), pmu::read());
+    let done = work();
+    let (count, ns) = (pmu::difference(start, pmu::read()), timer::now_ns() - begin);
+    sched::migrate_enable();
+    let us = ns / 1000;
+    let text = match pmu::counter() {
+        Counter::None => format!("{us} us"),
+        counter => format!("{us} us, {count} {}", counter.name()),
+    };
+    (done, text)
+}
+
+fn everything() -> Outcome {
+    rcu::barrier();
+    let free = hook::pool_free();
+    let mut tcp = Transfer::new();
+    let (moved, plain) = measured(|| tcp.run(TRANSFER_BYTES));
+    moved.map_err(|e| failed(&e))?;
+    println!("tcp, {TRANSFER_BYTES} bytes: {plain}");
+    for exit in [false, true] {
+        rcu::barrier();
+        let selection = hook::select("*").map_err(|e| failed(&e))?;
+        let many = Many::at(exit);
+        let (hooked, took) = measured(|| hook::attach_multi_native(selection, many, Native::Count));
+        let hooked = hooked.map_err(|e| failed(&e))?;
+        let bytes = free - hook::pool_free();
+        println!(
+            "exit {exit}: on {} functions in {took}, {bytes} bytes; left out: {}",
+            hooked.functions, hooked.skipped
+        );
+        let before = hook::hits(hooked.id).unwrap_or(0);
+        let (moved, took) = measured(|| tcp.run(TRANSFER_BYTES));
+        let hits = hook::hits(hooked.id).unwrap_or(0) - before;
+        let misses = hook::misses(hooked.id);
+        println!("tcp: {took}, {hits} hits, {misses:?} misses");
+        let right = calls(3);
+        let listed = hook::list();
+        let (off, took) = measured(|| hook::detach(hooked.id));
+        off.map_err(|e| failed(&e))?;
+        println!("off in {took}");
+        let moved = moved.map_err(|e| failed(&e))?;
+        check!(
+            moved.bytes == TRANSFER_BYTES,
+            "{} bytes arrived",
+            moved.bytes
+        );
+        check!(right, "a wrong result");
+        check!(
+            hooked.functions > 1000 && hits > 1000,
+            "{hits} hits on {} functions",
+            hooked.functions
+        );
+        check!(
+            bytes <= 64 * hooked.functions,
+            "{bytes} bytes for {} functions",
+            hooked.functions
+        );
+        check!(
+            listed.iter().any(|l| l.id == hooked.id && l.bytes == bytes),
+            "the list does not have it with {bytes} bytes"
+        );
+    }
+    tcp.run(TRANSFER_BYTES).map_err(|e| failed(&e))?;
+    rcu::barrier();
+    let now = hook::pool_free();
+    check!(free == now, "{free} bytes of the pool were free, now {now}");
+    Ok(())
+}

@@ -1,0 +1,255 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! One program on many functions: all of them or none, what each costs, and what its chain, its listing and its addresses say.
+
+use trampoline::fakes::{Call, FakePlatform};
+use trampoline::multi::{BYTES_PER_FUNCTION, Program, Target};
+use trampoline::registers::Words;
+use trampoline::{
+    ArgSpec, Callee, CallerIn, Engine, Grace, Guard, Kind, Owner, Platform, PlatformError, Reason,
+    Site, SiteTable,
+};
+
+const FIRST: u64 = 0xffff_ffff_8000_1000;
+const POOL: u64 = 0xffff_ffff_8400_0000;
+const PROGRAM: u64 = 0xffff_ffff_8000_8000;
+const NOP: u32 = 0xd503_201f;
+
+type Fake = Engine<FakePlatform>;
+
+fn functions(count: u64) -> Vec<u64> {
+    (0..count).map(|n| FIRST + 64 * n).collect()
+}
+
+fn engine(count: u64) -> (FakePlatform, Fake, Vec<u64>) {
+    let all = functions(count);
+    let platform = FakePlatform::new(POOL..POOL + 0x2_0000, &all);
+    let sites = all.iter().map(|&address| Site {
+        address,
+        notrace: false,
+    });
+    let engine = Engine::new(platform.clone(), SiteTable::new(sites).unwrap()).unwrap();
+    (platform, engine, all)
+}
+
+fn program(exit: bool) -> Program {
+    Program {
+        exit,
+        callee: Callee {
+            address: PROGRAM,
+            data: Some(0),
+            name: "p".into(),
+            stack_bytes: 64,
+            guard: Guard::Word,
+            state: 0xffff_ffff_8000_9abc,
+            sleepable: false,
+            keep: None,
+        },
+        reads: Words::NONE,
+    }
+}
+
+fn targets(functions: &[u64]) -> Vec<Target> {
+    let target = |&function| Target {
+        function,
+        data: [function + 1, 2, 3],
+    };
+    functions.iter().map(target).collect()
+}
+
+/// Where the word at an address leads, if it is a branch.
+fn leads(platform: &FakePlatform, at: u64) -> Option<u64> {
+    a64::branch_target(platform.read(at)?, at)
+}
+
+#[test]
+fn a_thousand_functions_are_two_synchronisations_and_48_bytes_each() {
+    let (platform, mut engine, all) = engine(1000);
+    let free = engine.pool().free_bytes();
+    platform.take_calls();
+    let id = engine.attach_multi(&targets(&all), program(false), |_| false);
+    let id = id.unwrap().unwrap();
+    let calls = platform.take_calls();
+    let count = |wanted: fn(&Call) -> bool| calls.iter().filter(|call| wanted(call)).count();
+    assert_eq!(count(|call| matches!(call, Call::Write(..))), 1);
+    assert_eq!(count(|call| matches!(call, Call::Sync)), 2);
+    assert_eq!(count(|call| matches!(call, Call::Patch(..))), 1000);
+    // The code is written and every core synchronised before the first function leads there.
+    let order: Vec<_> = calls.iter().take(3).collect();
+    assert!(
+        matches!(order[..], [Call::Write(..), Call::Sync, Call::Patch(..)]),
+        "{order:?}"
+    );
+    assert!(matches!(calls.last(), Some(Call::Sync)));
+
+    let bytes = engine.multi(id).unwrap().bytes();
+    assert_eq!(bytes, free - engine.pool().free_bytes());
+    assert!(BYTES_PER_FUNCTION <= 64 && bytes < 64 * 1000, "{bytes}");
+    for function in &all {
+        let stub = engine.multi(id).unwrap().stub(*function).unwrap();
+        assert_eq!(leads(&platform, *function), Some(stub.entry));
+        assert_eq!(leads(&platform, stub.link), Some(function + 8));
+        let data: Vec<_> = (0..8)
+            .map(|n| platform.read(stub.link + 8 + 4 * n).unwrap())
+            .collect();
+        let words: Vec<_> = data
+            .chunks(2)
+            .map(|h| u64::from(h[0]) | u64::from(h[1]) << 32)
+            .collect();
+        assert_eq!(words, [*function, function + 1, 2, 3]);
+        // Any address in it is the function's, and its caller is in x30.
+        for at in [stub.entry, stub.entry + 4, stub.link] {
+            assert_eq!(engine.pool().function_of(at), Some(*function));
+            assert_eq!(engine.unwind(at), Some(CallerIn::LinkRegister));
+            assert!(matches!(
+                engine.owner(at).unwrap().label.owner,
+                Owner::Functions { .. }
+            ));
+        }
+    }
+    let stub = engine.multi(id).unwrap().stub(all[0]).unwrap();
+    let body = leads(&platform, stub.entry + 4).unwrap();
+    assert_eq!(engine.pool().function_of(body), None);
+
+    engine.detach_multi(id).unwrap();
+    let calls = platform.take_calls();
+    let syncs = calls.iter().filter(|call| matches!(call, Call::Sync));
+    assert_eq!(syncs.count(), 1);
+    assert!(matches!(calls.last(), Some(Call::Defer(Grace::Tasks))));
+    assert!(all.iter().all(|f| platform.read(*f) == Some(NOP)));
+    assert_eq!(engine.changed_sites().count(), 0);
+    platform.end_grace_period();
+    assert_eq!(engine.pool().free_bytes(), free);
+    assert!(engine.detach_multi(id).is_err());
+}
+
+#[test]
+fn an_error_leaves_every_function_as_it_was() {
+    let (platform, mut engine, all) = engine(50);
+    let free = engine.pool().free_bytes();
+    // The 30th site is not what it should be when it is patched, though it was when it was looked at: the host fails there.
+    let first = engine.attach_multi(&targets(&all[..1]), program(false), |_| false);
+    platform.take_calls();
+    for failing in [0, 1, 17, 48] {
+        let before: Vec<_> = all.iter().map(|f| platform.read(*f)).collect();
+        let error = PlatformError::NotCode { at: 0 };
+        platform.fail_patch(failing, error.clone());
+        let failed = engine.attach_multi(&targets(&all[1..]), program(true), |_| false);
+        let failed = failed.unwrap_err();
+        assert_eq!(failed.function, all[1 + failing]);
+        assert_eq!(failed.reason, Reason::Platform(error));
+        let after: Vec<_> = all.iter().map(|f| platform.read(*f)).collect();
+        assert_eq!(before, after, "patch {failing} failed");
+        // Some were led through it for a moment: it is freed by a grace period, as if it had been detached.
+        let calls = platform.take_calls();
+        assert!(matches!(
+            calls[..],
+            [.., Call::Sync, Call::Defer(Grace::Unreferenced(_))]
+        ));
+        platform.end_grace_period();
+    }
+    assert_eq!(engine.changed_sites().count(), 1);
+    let id = first.unwrap().unwrap();
+    // A detach that fails is none: all still lead there, and the next one succeeds.
+    platform.fail_patch(0, PlatformError::NotCode { at: 1 });
+    assert!(engine.detach_multi(id).is_err());
+    assert_eq!(engine.changed_sites().count(), 1);
+    engine.detach_multi(id).unwrap();
+    platform.end_grace_period();
+    assert_eq!(engine.pool().free_bytes(), free);
+
+    let order = engine.attach_multi(&targets(&[all[3], all[3]]), program(false), |_| false);
+    assert_eq!(order.unwrap_err().reason, Reason::Order { behind: all[3] });
+    platform.fail_next(PlatformError::NotCode { at: 2 });
+    assert!(
+        engine
+            .attach_multi(&targets(&all), program(false), |_| false)
+            .is_err()
+    );
+    assert_eq!(engine.pool().free_bytes(), free);
+}
+
+#[test]
+fn what_cannot_be_hooked_is_left_out_or_an_error() {
+    let (platform, mut engine, all) = engine(4);
+    engine.claim(all[1], "a test").unwrap();
+    platform.set(all[2], 0);
+    let failed = engine.attach_multi(&targets(&all), program(false), |_| false);
+    assert_eq!(failed.unwrap_err().function, all[1]);
+    let mut left = Vec::new();
+    let id = engine.attach_multi(&targets(&all), program(false), |reason| {
+        left.push(reason.clone());
+        true
+    });
+    let id = id.unwrap().unwrap();
+    assert_eq!(engine.multi(id).unwrap().functions(), [all[0], all[3]]);
+    assert!(matches!(
+        left[..],
+        [Reason::Claimed { by: "a test" }, Reason::WordAtSite { .. }]
+    ));
+    let none = engine.attach_multi(&targets(&all[1..2]), program(false), |_| true);
+    assert_eq!(none, Ok(None));
+}
+
+/// Where a call of a function passes: the stubs in order, an image (0), the function.
+fn way(
+    platform: &FakePlatform,
+    engine: &Fake,
+    ids: &[trampoline::AttachId],
+    function: u64,
+) -> Vec<u64> {
+    let mut way = Vec::new();
+    let mut at = match leads(platform, function) {
+        None => return way,
+        Some(at) => at,
+    };
+    while at != function + 8 {
+        let stub = ids.iter().find_map(|id| {
+            let stub = engine.multi(*id)?.stub(function)?;
+            (stub.entry == at).then_some((id.number(), stub.link))
+        });
+        match stub {
+            Some((number, link)) => {
+                way.push(number);
+                at = leads(platform, link).unwrap();
+            }
+            None => {
+                way.push(0);
+                break;
+            }
+        }
+    }
+    way
+}
+
+#[test]
+fn stubs_stand_in_attach_order_before_the_image_whatever_comes_and_goes() {
+    let (platform, mut engine, all) = engine(3);
+    let add = |engine: &mut Fake, functions: &[u64], exit| {
+        let id = engine.attach_multi(&targets(functions), program(exit), |_| false);
+        id.unwrap().unwrap()
+    };
+    let fentry = |engine: &mut Fake| {
+        let callee = program(false).callee;
+        let args = ArgSpec::new(2, false).unwrap();
+        engine.attach(all[1], args, Kind::Fentry, callee).unwrap()
+    };
+    let a = add(&mut engine, &all, false);
+    let image = fentry(&mut engine);
+    let b = add(&mut engine, &all[1..], true);
+    let ids = [a, b];
+    let (an, bn) = (a.number(), b.number());
+    assert_eq!(way(&platform, &engine, &ids, all[0]), [an]);
+    assert_eq!(way(&platform, &engine, &ids, all[1]), [an, bn, 0]);
+    assert_eq!(way(&platform, &engine, &ids, all[2]), [an, bn]);
+    engine.detach(image).unwrap();
+    assert_eq!(way(&platform, &engine, &ids, all[1]), [an, bn]);
+    let image = fentry(&mut engine);
+    engine.detach_multi(a).unwrap();
+    assert_eq!(way(&platform, &engine, &ids, all[0]), []);
+    assert_eq!(way(&platform, &engine, &ids, all[1]), [bn, 0]);
+    assert_eq!(way(&platform, &engine, &ids, all[2]), [bn]);
+    engine.detach_multi(b).unwrap();
+    assert_eq!(way(&platform, &engine, &ids, all[1]), [0]);
+    engine.detach(image).unwrap();
+    assert_eq!(engine.changed_sites().count(), 0);
+}
