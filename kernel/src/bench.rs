@@ -11,7 +11,7 @@ use crate::command_line::Options;
 use crate::hook::linux::Way;
 use crate::hook::{Point, Protection};
 use crate::workload::{TCP_TARGET, TCP_TARGET_SHORT, TRANSFER_BYTES, Transfer};
-use crate::{bpf, hook, println, workload};
+use crate::{attach_bench, bpf, hook, println, workload};
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -61,6 +61,26 @@ impl fmt::Display for Fixed {
 }
 
 impl Row {
+    /// Of something that is done once, without a counterpart to compare it with.
+    pub(crate) fn of_operation(
+        hook: &str,
+        program: &str,
+        target: &str,
+        guard: &'static str,
+        total: u64,
+    ) -> Row {
+        Row {
+            hook: hook.into(),
+            program: program.into(),
+            target: target.into(),
+            guard,
+            calls: 1,
+            baseline: Fixed(0),
+            total: Fixed::ratio(total, 1),
+            share: None,
+        }
+    }
+
     fn overhead(&self) -> Fixed {
         Fixed(self.total.0 - self.baseline.0)
     }
@@ -742,10 +762,17 @@ pub(crate) fn run(options: &Options<'_>) -> u32 {
             .and_then(|()| resolve(TCP_TARGET))
             .and_then(|f| in_transfer(&mut rows, &f, TCP_TARGET_SHORT, &ENTRY)),
     };
-    if let Err(e) = result {
-        println!("springboard: bench: {e}");
-        return 1;
-    }
+    let operations = result.and_then(|()| match options.object {
+        Some(_) => Ok(Vec::new()),
+        None => attach_bench::rows(),
+    });
+    let operations = match operations {
+        Ok(operations) => operations,
+        Err(e) => {
+            println!("springboard: bench: {e}");
+            return 1;
+        }
+    };
     if counter == Counter::None {
         println!(
             "springboard: no figures: emulation without -icount has no counter that means anything"
@@ -792,12 +819,27 @@ pub(crate) fn run(options: &Options<'_>) -> u32 {
         );
     }
     println!();
+    if !operations.is_empty() {
+        println!("What attaching costs, in instructions of the whole system");
+        println!();
+        println!(
+            "{:<22} {:<8} {:<24} {:<8} {:>10}",
+            "step", "hook", "function", "guard", "at most"
+        );
+        for row in &operations {
+            println!(
+                "{:<22} {:<8} {:<24} {:<8} {:>10}",
+                row.hook, row.program, row.target, row.guard, row.total
+            );
+        }
+        println!();
+    }
     if options.rows {
         println!(
             "@bench {{\"board\":{board:?},\"counter\":{:?},\"exact\":{exact}}}",
             counter.name()
         );
-        for row in &rows {
+        for row in rows.iter().chain(&operations) {
             println!("@row {}", row.json());
         }
     }

@@ -28,6 +28,7 @@ use bpf_vm::jit;
 use bpf_vm::map::{Map, MapMemory, MapRegion, TailTarget};
 use bpf_vm::object::{AttachKind, AttachPoint, Object};
 use bpf_vm::program::ValidatedProgram;
+use core::cell::Cell;
 use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
 use trampoline::Kind;
@@ -310,16 +311,27 @@ impl Drop for Loaded {
     }
 }
 
+/// Words that an instruction is taken to need before it is compiled, and a program besides.
+const GUESS: usize = 4;
+
 /// Compiles a program into the pool; what is said of it is for where it lies.
 fn compile(
     name: &str,
     program: &ValidatedProgram,
 ) -> Result<(hook::ProgramCode, jit::Code), BpfError> {
-    let at = |base| jit::compile(program, &target(base, 1)).map_err(|e| e.to_string());
-    let code = hook::place(name, |base| at(base).map(|c| c.words)).map_err(BpfError::Hook)?;
-    let compiled = at(code.address()).map_err(|why| BpfError::Refused {
+    let last = Cell::new(None);
+    let at = |base| {
+        let compiled = jit::compile(program, &target(base, 1)).map_err(|e| e.to_string())?;
+        let words = compiled.words.clone();
+        last.set(Some(compiled));
+        Ok(words)
+    };
+    let guess = GUESS * program.instructions().len() + GUESS;
+    let code = hook::place(name, guess, at).map_err(BpfError::Hook)?;
+    // The last one is what lies there.
+    let compiled = last.take().ok_or_else(|| BpfError::Refused {
         object: name.into(),
-        why,
+        why: "nothing was compiled".into(),
     })?;
     Ok((code, compiled))
 }

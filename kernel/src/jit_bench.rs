@@ -91,8 +91,10 @@ pub(crate) fn place(
         };
         jit::compile(program, &target).map_err(|e| e.to_string())
     };
-    let code =
-        hook::place(name, |base| compile(base).map(|c| c.words)).map_err(|e| failed(name, &e))?;
+    let code = hook::place(name, program.instructions().len(), |base| {
+        compile(base).map(|c| c.words)
+    })
+    .map_err(|e| failed(name, &e))?;
     let compiled = compile(code.address()).map_err(|e| failed(name, &e))?;
     Ok((code, compiled))
 }

@@ -18,6 +18,7 @@ extern crate alloc;
     reason = "the processor's room (STYLE.md: where unsafe may live)"
 )]
 mod arch;
+mod attach_bench;
 mod bench;
 mod bpf;
 mod command_line;

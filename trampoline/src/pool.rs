@@ -293,6 +293,20 @@ impl<P: Platform> Pool<P> {
         })
     }
 
+    /// The first `count` free units in a row; looks no further than it must.
+    fn first_fit(&self, count: usize) -> Option<Range<usize>> {
+        let end = self.units();
+        let mut unit = 0;
+        loop {
+            let start = next(&self.used, unit, end, false)?;
+            let fit = start..start.checked_add(count).filter(|fit| *fit <= end)?;
+            match next(&self.used, start, fit.end, true) {
+                Some(used) => unit = used,
+                None => return Some(fit),
+            }
+        }
+    }
+
     /// The addresses of free memory, ascending; all of it holds [`FILL`].
     pub fn free(&self) -> impl Iterator<Item = Range<u64>> + '_ {
         self.free_runs()
@@ -316,7 +330,7 @@ impl<P: Platform> Pool<P> {
     pub fn reserve(self: &Arc<Self>, words: usize, name: &str) -> Result<Reserved<P>, PoolError> {
         let count = (HEADER_WORDS + words).div_ceil(UNIT_WORDS);
         loop {
-            let Some(run) = self.free_runs().find(|run| run.len() >= count) else {
+            let Some(units) = self.first_fit(count) else {
                 return Err(PoolError::Full {
                     name: name.into(),
                     asked: count as u64 * UNIT,
@@ -324,7 +338,6 @@ impl<P: Platform> Pool<P> {
                     free: self.free_bytes(),
                 });
             };
-            let units = run.start..run.start + count;
             if claim(&self.used, units.clone()) {
                 return Ok(Reserved {
                     block: Block {
@@ -399,7 +412,8 @@ impl<P: Platform> Pool<P> {
 /// The first unit from `from` on, below `end`, whose bit is `set`.
 fn next(bitmap: &[AtomicU64], from: usize, end: usize, set: bool) -> Option<usize> {
     let mut first = u64::MAX << (from % 64);
-    for (index, word) in bitmap.iter().enumerate().skip(from / 64) {
+    let words = bitmap.iter().enumerate().take(end.div_ceil(64));
+    for (index, word) in words.skip(from / 64) {
         let bits = word.load(Ordering::Acquire);
         let wanted = (if set { bits } else { !bits }) & first;
         if wanted != 0 {

@@ -22,6 +22,13 @@ const ROW: [&str; 9] = [
 ];
 const HEAD: [&str; 3] = ["board", "counter", "exact"];
 
+/// Rows and what they may cost at most.
+const LIMITS: [(&str, f64); 3] = [
+    ("attach/fentry/workload_call", 200_000.0),
+    ("attach/fexit/workload_call", 200_000.0),
+    ("attach/fentry.s/workload_call", 200_000.0),
+];
+
 /// Why there are no measurements.
 #[derive(Debug, PartialEq, thiserror::Error)]
 pub(crate) enum BenchError {
@@ -40,6 +47,13 @@ pub(crate) enum BenchError {
          (`Socket::process`), a file can be renamed"
     )]
     Space(String),
+    /// A row that costs more than it may, or is not there.
+    #[error("row {id}: it may cost {limit} instructions, and costs {}", found.map_or("nothing that was measured".to_owned(), |found| found.to_string()))]
+    Limit {
+        id: &'static str,
+        limit: f64,
+        found: Option<f64>,
+    },
     /// The kernel reported a failure.
     #[error("the run failed with exit status {0}; the messages above say why")]
     Status(i32),
@@ -173,6 +187,24 @@ pub(crate) fn measure(
     }
 }
 
+/// Holds the rows of a document against [`LIMITS`].
+pub(crate) fn check(document: &Value) -> Result<(), BenchError> {
+    let rows = document.get("rows").and_then(Value::as_array);
+    for (id, limit) in LIMITS {
+        let row = rows
+            .into_iter()
+            .flatten()
+            .find(|row| row.get("id").and_then(Value::as_str) == Some(id));
+        let found = row
+            .and_then(|row| row.get("overhead"))
+            .and_then(Value::as_f64);
+        if found.is_none_or(|found| found > limit) {
+            return Err(BenchError::Limit { id, limit, found });
+        }
+    }
+    Ok(())
+}
+
 /// Writes the document.
 pub(crate) fn write(document: &Value, path: &Path) -> Outcome<()> {
     let text = serde_json::to_string_pretty(document)?;
@@ -219,6 +251,27 @@ mod tests {
         assert_eq!(
             collected.document(Version(1, 0, 0)),
             Err(BenchError::Missing("@row"))
+        );
+    }
+
+    #[test]
+    fn rows_are_held_against_their_limits() {
+        let document = |overhead: u32| {
+            let row = |(id, _)| serde_json::json!({"id": id, "overhead": overhead});
+            serde_json::json!({"rows": LIMITS.map(row)})
+        };
+        assert_eq!(check(&document(200_000)), Ok(()));
+        let text = |document: &Value| check(document).expect_err("refused").to_string();
+        let above = text(&document(200_001));
+        assert!(
+            above.contains("attach/fentry/workload_call")
+                && above.ends_with("may cost 200000 instructions, and costs 200001"),
+            "{above}"
+        );
+        let missing = text(&serde_json::json!({"rows": []}));
+        assert!(
+            missing.ends_with("costs nothing that was measured"),
+            "{missing}"
         );
     }
 

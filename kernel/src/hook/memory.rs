@@ -31,17 +31,26 @@ pub(crate) type ProgramCode = trampoline::pool::Code<Kernel>;
 /// Numbers programs, for the unwinder.
 static PROGRAMS: AtomicU64 = AtomicU64::new(1);
 
-/// Places a program's code in the pool. `compile` says what it is at an address; its length may depend on that a little.
+/// Places a program's code in the pool. `compile` says what it is at an address; its length may depend on that a little. `guess`
+/// is how many words it may have: if that is enough, it is compiled once, for where it lies.
 pub(crate) fn place(
     name: &str,
+    guess: usize,
     compile: impl Fn(u64) -> Result<Vec<u32>, String>,
 ) -> Result<ProgramCode, HookError> {
     let memory = MEMORY
         .get()
         .ok_or_else(|| HookError::Code("the hook engine is not running".into()))?;
-    let mut room = compile(POOL as u64).map_err(HookError::Code)?.len();
+    let mut room = guess;
     loop {
-        let reserved = memory.reserve(room, name).map_err(HookError::Full)?;
+        let reserved = match memory.reserve(room, name) {
+            // As much as it needs may be there.
+            Err(_) => {
+                let needed = compile(POOL as u64).map_err(HookError::Code)?.len();
+                memory.reserve(needed, name).map_err(HookError::Full)?
+            }
+            Ok(reserved) => reserved,
+        };
         let words = compile(reserved.address()).map_err(HookError::Code)?;
         if words.len() > reserved.capacity() {
             room = words.len();

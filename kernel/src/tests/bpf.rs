@@ -3,11 +3,11 @@
 
 use super::hooks::function;
 use super::{Failure, Outcome, Test};
-use crate::arch::{callee, cpu, irq, switch, timer};
+use crate::arch::{callee, cpu, irq, pmu, smp, switch, timer};
 use crate::bpf::{self, Engine};
 use crate::hook::Point;
 use crate::workload::workload_call;
-use crate::{check, hook, initrd, mm, rcu, trace};
+use crate::{attach_bench, check, hook, initrd, mm, rcu, trace};
 use alloc::format;
 use alloc::string::ToString;
 use alloc::vec::Vec;
@@ -51,6 +51,11 @@ pub(super) const TESTS: &[Test] = &[
         name: "bpf.empty_costs_at_most_40_instructions_by_jit",
         seconds: 20,
         run: budget,
+    },
+    Test {
+        name: "bpf.a_first_attach_costs_at_most_200_000_instructions",
+        seconds: 30,
+        run: attach_budget,
     },
     Test {
         name: "bpf.kernel_functions_and_types_are_found",
@@ -237,13 +242,30 @@ fn printk() -> Outcome {
     Ok(())
 }
 
-fn budget() -> Outcome {
-    use crate::arch::{pmu, smp};
-    if pmu::counter() != pmu::Counter::Instructions {
-        return Err(Failure::Skipped(
+fn counts_instructions() -> Outcome {
+    match pmu::counter() {
+        pmu::Counter::Instructions => Ok(()),
+        _ => Err(Failure::Skipped(
             "instructions are exact only under -icount".into(),
-        ));
+        )),
     }
+}
+
+fn attach_budget() -> Outcome {
+    counts_instructions()?;
+    for round in 0..3 {
+        let figures = attach_bench::once("empty").map_err(|e| failed(&e))?;
+        let [first, second, ..] = figures;
+        check!(
+            first <= 200_000 && second <= 200_000 && figures.iter().all(|figure| *figure > 1000),
+            "attaching, a second time, taking that off, the first off, until memory is back: {figures:?} instructions in round {round}"
+        );
+    }
+    Ok(())
+}
+
+fn budget() -> Outcome {
+    counts_instructions()?;
     let measure = || {
         let parked = smp::park_others();
         let start = pmu::read();
@@ -339,7 +361,7 @@ fn asks(helper: u32) -> Result<hook::ProgramCode, Failure> {
         let compiled = jit::compile(&program, &bpf::target(base, 1));
         compiled.map(|c| c.words).map_err(|e| e.to_string())
     };
-    hook::place("answer", words).map_err(|e| failed(&e))
+    hook::place("answer", 64, words).map_err(|e| failed(&e))
 }
 
 /// What it returns.
