@@ -196,6 +196,8 @@ fn per_call(row: &str, target: extern "C" fn(u64, u64) -> u64) -> Result<Fixed, 
 enum By {
     Native(hook::Native),
     Engine(bpf::Engine),
+    /// Compiled, as a probe so many bytes behind the function's entry.
+    Probe(hook::ProbeWay, u64),
 }
 
 /// What is hooked on for a row.
@@ -255,6 +257,12 @@ impl Attach<'_> {
                     let point = change(Point::of(Kind::Fentry));
                     hook::attach_native(function, which, point).map_err(|e| format!("{e}"))
                 }
+                (By::Probe(way, offset), _) => {
+                    let place = hook::Place::of(function.address, offset);
+                    let place = place.ok_or_else(|| BenchError::Hook("no such function".into()))?;
+                    bpf::attach_probe(program, &place, bpf::Engine::Jit, way, change)
+                        .map_err(|e| format!("{e}"))
+                }
                 (By::Engine(engine), None) => {
                     bpf::attach_at(program, function, engine, change).map_err(|e| format!("{e}"))
                 }
@@ -312,6 +320,9 @@ const fn elsewhere<'a>(row: Attach<'a>, function: &'a str) -> Attach<'a> {
 }
 
 const JIT: By = By::Engine(bpf::Engine::Jit);
+const ENTERED: By = By::Probe(hook::ProbeWay::Detour, 0);
+/// The first instruction behind the site, as any in the middle of a function.
+const DISPLACED: By = By::Probe(hook::ProbeWay::Detour, 8);
 const INTERPRETER: By = By::Engine(bpf::Engine::Interpreter);
 
 /// What is measured on every target: the entry, by all that can run a program.
@@ -340,7 +351,7 @@ const ENTRY: [Attach<'static>; 6] = {
 };
 
 /// What is measured on the trivial function besides: each protection, each kind, several programs.
-const KINDS: [Attach<'static>; 25] = {
+const KINDS: [Attach<'static>; 32] = {
     use Protection::{Context, None, Pinned, Program as Word};
     [
         row("fentry-none", "empty", JIT, &["empty"], None),
@@ -396,6 +407,43 @@ const KINDS: [Attach<'static>; 25] = {
             "empty",
             JIT,
             &["empty", "hooks/fmod_ret_empty", "hooks/fexit_empty"],
+            Word,
+        ),
+        row("kprobe", "empty", ENTERED, &["kprobe/kprobe_empty"], Word),
+        row("kprobe", "count", ENTERED, &["kprobe/kprobe_count"], Word),
+        row(
+            "kprobe*2",
+            "empty",
+            ENTERED,
+            &["kprobe/kprobe_empty"; 2],
+            Word,
+        ),
+        row(
+            "kprobe-detour",
+            "empty",
+            DISPLACED,
+            &["kprobe/kprobe_empty"],
+            Word,
+        ),
+        row(
+            "kprobe-detour",
+            "count",
+            DISPLACED,
+            &["kprobe/kprobe_count"],
+            Word,
+        ),
+        row(
+            "kretprobe",
+            "empty",
+            ENTERED,
+            &["kprobe/kretprobe_empty"],
+            Word,
+        ),
+        row(
+            "kretprobe",
+            "count",
+            ENTERED,
+            &["kprobe/kretprobe_count"],
             Word,
         ),
     ]

@@ -7,7 +7,7 @@
 use crate::arch::callee::{self, Hit, NativeHook, Shape};
 use crate::arch::{barrier, cpu, irq, probe, switch, timer, unwind};
 use crate::hook::linux::Way;
-use crate::hook::{self, Function, HookId, Point};
+use crate::hook::{self, Function, HookId, Place, Point, ProbeWay};
 use crate::initrd::{self, InitrdError};
 use crate::mm::near::NearMemory;
 use crate::offered::{self, Offered};
@@ -31,8 +31,8 @@ use bpf_vm::program::ValidatedProgram;
 use core::cell::Cell;
 use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
-use trampoline::Kind;
 use trampoline::registers::Words;
+use trampoline::{Kind, ProbeKind};
 
 /// How a program is run.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -121,7 +121,7 @@ impl fmt::Display for BpfError {
                 write!(
                     f,
                     "section {section:?}: what can be attached to a function so far is fentry, fexit, fmod_ret and fsession, \
-                     and the same with .s; by a pattern kprobe.multi and kretprobe.multi"
+                     and the same with .s; at any instruction kprobe, at returns kretprobe; by a pattern kprobe.multi and kretprobe.multi"
                 )
             }
             BpfError::WrongWay { section, way } => {
@@ -440,6 +440,10 @@ pub(crate) fn attach_at(
         AttachKind::Fexit => Kind::Fexit,
         AttachKind::FmodRet => Kind::FmodRet,
         AttachKind::Fsession => Kind::Fsession,
+        AttachKind::Kprobe | AttachKind::Kretprobe => {
+            let place = Place::of(function.address, 0).ok_or_else(wrong)?;
+            return attach_probe(spec, &place, engine, ProbeWay::Detour, change);
+        }
         _ => return Err(wrong()),
     };
     let point = change(Point {
@@ -553,6 +557,38 @@ pub(crate) fn attach_selection(
     };
     let program = runnable(spec, program, engine, Shape::Many)?;
     hook::attach_multi(selection, many, cookie, program).map_err(BpfError::Hook)
+}
+
+/// How a program in a section `kprobe` or `kretprobe` is called; `None` for those of other sections.
+pub(crate) fn probe_kind(section: &str) -> Option<ProbeKind> {
+    match AttachPoint::parse(section).ok()?.kind {
+        AttachKind::Kprobe => Some(ProbeKind::Here),
+        AttachKind::Kretprobe => Some(ProbeKind::Return),
+        _ => None,
+    }
+}
+
+/// Hooks a program of a section `kprobe` or `kretprobe` onto an instruction; `change` may change its protection and cookie.
+pub(crate) fn attach_probe(
+    spec: &str,
+    place: &Place,
+    engine: Engine,
+    way: ProbeWay,
+    change: impl FnOnce(Point) -> Point,
+) -> Result<HookId, BpfError> {
+    let (_, program) = program(spec)?;
+    let kind = probe_kind(program.section()).ok_or_else(|| BpfError::WrongKind {
+        section: program.section().into(),
+    })?;
+    if offered::asks_for_session(&program) {
+        return Err(BpfError::Refused {
+            object: spec.into(),
+            why: "the program calls bpf_session_*, which only programs in fsession/... may".into(),
+        });
+    }
+    let point = change(Point::of(Kind::Fentry));
+    let program = runnable(spec, program, engine, Shape::Registers)?;
+    hook::attach_probe(place, kind, way, point, program).map_err(BpfError::Hook)
 }
 
 /// A program, ready to be hooked in where it gets a context of this shape.

@@ -7,6 +7,7 @@ mod memory;
 mod multi;
 mod native;
 mod platform;
+mod probe;
 mod resolve;
 
 pub(crate) use error::HookError;
@@ -19,7 +20,8 @@ pub(crate) use multi::{
     select,
 };
 pub(crate) use native::{Native, attach_native, attach_native_linux};
-pub(crate) use resolve::{Function, ResolveError, resolve};
+pub(crate) use probe::{Place, Way as ProbeWay, attach_native_probe, attach_probe};
+pub(crate) use resolve::{Function, ResolveError, resolve, resolve_place};
 
 use crate::arch::callee::{Callee, NativeHook, Shape, callee};
 use crate::ksyms::Flags;
@@ -60,6 +62,10 @@ pub(crate) trait Mechanism: Send {
     fn info(&self) -> HookInfo;
     /// Whether it hooks the function at this address.
     fn covers(&self, function: u64) -> bool;
+    /// Address of the function that it hooks although that may have no site.
+    fn without_site(&self) -> Option<u64> {
+        None
+    }
     /// Words of text that it changed by itself; those of sites that the engine changed for it are not among them.
     fn changes(&self) -> Vec<Change>;
     /// How often a counting native hook was hit; `None` for other programs.
@@ -407,7 +413,8 @@ pub(crate) fn detach(id: HookId) -> Result<(), HookError> {
         apart(|| mechanism.detach(&mut hooks_mut.engine))?;
         if let Some(gone) = hooks_mut.others.remove(&id.0) {
             let all = hooks_mut.engine.sites().iter().map(|site| site.address);
-            let functions: Vec<_> = all.filter(|function| gone.covers(*function)).collect();
+            let sites = all.filter(|function| gone.covers(*function));
+            let functions: Vec<_> = sites.chain(gone.without_site()).collect();
             hooks.mark(&functions);
         }
         drop(hooks);
@@ -507,12 +514,17 @@ pub(crate) fn describe(function: usize) -> Vec<CodeLine> {
         word: l.word,
         ingredient: l.ingredient.name(),
     };
+    let function = function as u64;
     let lines = apart(|| {
-        let linux = linux::describe(function as u64);
-        match linux.is_empty() {
-            true => hooks.engine.describe(function as u64).map(line).collect(),
-            false => linux,
+        let linux = linux::describe(function);
+        if !linux.is_empty() {
+            return linux;
         }
+        let lines = hooks.engine.describe(function).map(line);
+        let size = symbols::blob().and_then(|blob| blob.lookup(function));
+        let size = size.map_or(0, |(symbol, _)| symbol.size.into());
+        let probes = hooks.engine.describe_probes(function..function + size);
+        lines.chain(probes.map(line)).collect()
     });
     drop(hooks);
     stack::scrub();
@@ -530,7 +542,7 @@ pub(crate) struct Change {
 /// Hands out every change of the text, by address; nothing is attached or detached until `look` is done.
 pub(crate) fn with_changes<T>(look: impl FnOnce(&[Change]) -> T) -> T {
     let hooks = HOOKS.lock();
-    let sites = hooks.engine.changed_sites();
+    let sites = hooks.engine.changed_sites().chain(hooks.engine.detoured());
     let mut changes: Vec<_> = sites
         .map(|(address, word)| Change { address, word })
         .collect();

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! One program on all functions that fit a pattern, at their entries or when they return.
 
-use super::native::{Count, Empty, Native};
+use super::native::Native;
 use super::platform::Kernel;
 use super::{Change, HookError, HookId, HookInfo, Mechanism, Program, Protection, Running};
 use crate::arch::callee::{NativeHook, Shape};
@@ -9,12 +9,11 @@ use crate::ksyms::Flags;
 use crate::symbols;
 use alloc::collections::BTreeMap;
 use alloc::format;
-use alloc::string::{String, ToString};
+use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use bpf_vm::attachment::Attachment;
 use core::fmt;
-use core::sync::atomic::AtomicU64;
 use trampoline::attach::{AttachId, DetachError};
 use trampoline::multi::{self, Target};
 use trampoline::registers::Words;
@@ -281,13 +280,5 @@ pub(crate) fn attach_multi_native(
     many: Many,
     which: Native,
 ) -> Result<AttachedMany, HookError> {
-    let label = which.name().to_string();
-    match which {
-        Native::Empty => attach_multi_hook(selection, many, |_| 0, label, Arc::new(Empty)),
-        Native::Count => {
-            let count = Arc::new(Count(AtomicU64::new(0)));
-            let program = Program::native(label, count.clone(), Shape::Many);
-            attach_multi(selection, many, |_| 0, program.counting(count))
-        }
-    }
+    attach_multi(selection, many, |_| 0, which.program(Shape::Many))
 }

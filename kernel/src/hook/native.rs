@@ -22,7 +22,7 @@ impl NativeHook for Count {
 }
 
 /// Does nothing.
-pub(super) struct Empty;
+struct Empty;
 
 impl NativeHook for Empty {
     fn hit(&self, _: &Hit<'_>) -> u64 {

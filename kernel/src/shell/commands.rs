@@ -6,7 +6,7 @@ use super::{Shell, ShellError};
 use crate::arch::pmu::{self, Counter};
 use crate::bpf::Engine;
 use crate::hook::linux::WAYS;
-use crate::hook::{self, Function, HookId, Many, Native, Point, Protection};
+use crate::hook::{self, Function, HookId, Many, Native, Place, Point, ProbeWay, Protection};
 use crate::ksyms::Flags;
 use crate::workload::{TARGETS, TRANSFER_BYTES, Transfer};
 use crate::{arch, bench, bpf, integrity, println, sched, symbols, system};
@@ -14,7 +14,7 @@ use alloc::borrow::ToOwned;
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
-use trampoline::Kind;
+use trampoline::{Kind, ProbeKind};
 
 /// What a command returns.
 pub(super) type Outcome = Result<(), ShellError>;
@@ -74,9 +74,9 @@ pub(super) static COMMANDS: &[Command] = commands![
     "hooks a program onto a function, as its section says
     PROGRAM is OBJECT/PROGRAM, or OBJECT if it has one program, run by the interpreter or compiled (jit, if not said)
     or, with native, one of the kernel's own: empty, count, again (which calls workload_call); then KIND is fentry, if not said, fexit, fmod_ret, fsession,
-    kprobe.multi or kretprobe.multi
-    FUNCTION is a full name or the end of one; of a kprobe.multi or kretprobe.multi program it is a PATTERN, in which * stands for
-    anything: it is put on every function that fits
+    kprobe, kretprobe, kprobe.multi or kretprobe.multi
+    FUNCTION is a full name or the end of one; for a kprobe it may be FUNCTION+OFFSET, any instruction of any function; of a
+    kprobe.multi or kretprobe.multi program it is a PATTERN, in which * stands for anything: it is put on every function that fits
     GUARD keeps the program from running inside itself: word, if not said; context: inside any program; pinned: not, but it
     stays on its core; none: not
     WAY is one of Linux's: linux (a BPF trampoline), linux-list or linux-callops (ftrace with the list of ops or per-callsite ops; with
@@ -229,6 +229,20 @@ pub(super) fn function(command: &'static Command, name: &str) -> Result<Function
     }
 }
 
+/// The instruction that the rest of a line names.
+pub(super) fn place(command: &'static Command, name: &str) -> Result<Place, ShellError> {
+    if name.is_empty() {
+        return Err(ShellError::Usage(command));
+    }
+    // Of several functions of that name the one that has a site, if it is one.
+    if let Ok(function) = hook::resolve(name)
+        && let Some(place) = Place::of(function.address, 0)
+    {
+        return Ok(place);
+    }
+    Ok(hook::resolve_place(name)?)
+}
+
 fn help(_: &mut Shell, _: &'static Command, arguments: &str) -> Outcome {
     if !arguments.is_empty() {
         let command = find(arguments)?;
@@ -254,15 +268,33 @@ enum By {
     Native,
 }
 
+/// How a program is called.
+#[derive(Clone, Copy)]
+enum How {
+    /// By the function's trampoline.
+    Kind(Kind),
+    /// By a probe.
+    Probe(ProbeKind, ProbeWay),
+    /// By stubs of many functions.
+    Many { exit: bool },
+}
+
 /// What may stand behind the function's name.
 const ENGINES: [(&str, By); 3] = [
     ("interp", By::Engine(Engine::Interpreter)),
     ("jit", By::Engine(Engine::Jit)),
     ("native", By::Native),
 ];
-const KINDS: [Kind; 4] = [Kind::Fentry, Kind::FmodRet, Kind::Fexit, Kind::Fsession];
-/// The kinds that take a pattern, and whether they are of exits.
-const MULTI: [(&str, bool); 2] = [("kprobe.multi", false), ("kretprobe.multi", true)];
+const KINDS: [(&str, How); 8] = [
+    ("fentry", How::Kind(Kind::Fentry)),
+    ("fmod_ret", How::Kind(Kind::FmodRet)),
+    ("fexit", How::Kind(Kind::Fexit)),
+    ("fsession", How::Kind(Kind::Fsession)),
+    ("kprobe", How::Probe(ProbeKind::Here, ProbeWay::Detour)),
+    ("kretprobe", How::Probe(ProbeKind::Return, ProbeWay::Detour)),
+    ("kprobe.multi", How::Many { exit: false }),
+    ("kretprobe.multi", How::Many { exit: true }),
+];
 const PROTECTIONS: [Protection; 4] = [
     Protection::Program,
     Protection::Context,
@@ -272,17 +304,14 @@ const PROTECTIONS: [Protection; 4] = [
 
 fn attach(_: &mut Shell, command: &'static Command, arguments: &str) -> Outcome {
     let (program, mut name) = first_word(arguments);
-    let (mut by, mut kind, mut protection) = (By::Engine(Engine::Jit), None, None);
+    let (mut by, mut how, mut protection) = (By::Engine(Engine::Jit), None, None);
     let (mut cookie, mut way) = (0, None);
-    let mut many = None;
     // Names of functions may hold spaces: words are taken from the end as long as they say something.
     while let Some((before, last)) = name.rsplit_once(' ') {
         if let Some((_, engine)) = ENGINES.iter().find(|(word, _)| *word == last) {
             by = *engine;
-        } else if let Some(found) = KINDS.iter().find(|kind| kind.name() == last) {
-            kind = Some(*found);
-        } else if let Some((_, exit)) = MULTI.iter().find(|(word, _)| *word == last) {
-            many = Some(*exit);
+        } else if let Some((_, found)) = KINDS.iter().find(|(word, _)| *word == last) {
+            how = Some(*found);
         } else if let Some(found) = PROTECTIONS.iter().find(|p| p.name() == last) {
             protection = Some(*found);
         } else if let Some(found) = WAYS.iter().find(|w| w.name() == last) {
@@ -297,8 +326,9 @@ fn attach(_: &mut Shell, command: &'static Command, arguments: &str) -> Outcome 
     }
     if let By::Engine(engine) = by
         && bpf::is_multi(program)?
+        && way.is_none()
     {
-        if kind.is_some() || many.is_some() {
+        if how.is_some() {
             return Err(ShellError::Usage(command));
         }
         let pattern = Some(name).filter(|name| !name.is_empty());
@@ -306,41 +336,72 @@ fn attach(_: &mut Shell, command: &'static Command, arguments: &str) -> Outcome 
         let hooked = bpf::attach_multi(program, pattern, engine, protection, |_| cookie)?;
         return hooked_many(program, &hooked);
     }
-    if let Some(exit) = many {
-        if !matches!(by, By::Native) || kind.is_some() {
+    if let Some(How::Many { exit }) = how {
+        if !matches!(by, By::Native) {
             return Err(ShellError::Usage(command));
         }
         let many = Many {
             protection: protection.unwrap_or_default(),
             ..Many::at(exit)
         };
-        let native = native(program)?;
-        let hooked = hook::attach_multi_native(hook::select(name)?, many, native)?;
+        let hooked = hook::attach_multi_native(hook::select(name)?, many, native(program)?)?;
         return hooked_many(program, &hooked);
     }
-    let function = function(command, name)?;
+    if name.is_empty() {
+        return Err(ShellError::Usage(command));
+    }
     let change = |point: Point| Point {
         protection: protection.unwrap_or(point.protection),
         cookie,
         ..point
     };
-    let functions = core::slice::from_ref(&function);
-    let id = match by {
-        By::Engine(_) if kind.is_some() => return Err(ShellError::Usage(command)),
-        By::Engine(engine) => match way {
-            Some(way) => bpf::attach_linux(program, functions, engine, way, change)?,
-            None => bpf::attach_at(program, &function, engine, change)?,
-        },
-        By::Native => {
-            let native = native(program)?;
-            let point = Point::of(kind.unwrap_or(Kind::Fentry));
-            match way {
-                Some(way) => hook::attach_native_linux(functions, native, way, change(point))?,
-                None => hook::attach_native(&function, native, change(point))?,
-            }
+    let probe = match (by, way) {
+        (By::Engine(_), None) => bpf::probe_kind(&bpf::section(program)?),
+        _ => None,
+    };
+    let (id, name) = match (by, probe, how) {
+        (By::Engine(engine), Some(kind), how) => {
+            let way = match how {
+                None => ProbeWay::Detour,
+                Some(How::Probe(asked, way)) if asked == kind => way,
+                _ => return Err(ShellError::Usage(command)),
+            };
+            let place = place(command, name)?;
+            let id = bpf::attach_probe(program, &place, engine, way, change)?;
+            (id, place.name())
+        }
+        (By::Engine(engine), None, None) => {
+            let function = function(command, name)?;
+            let functions = core::slice::from_ref(&function);
+            let id = match way {
+                Some(way) => bpf::attach_linux(program, functions, engine, way, change)?,
+                None => bpf::attach_at(program, &function, engine, change)?,
+            };
+            (id, function.name.to_owned())
+        }
+        (By::Engine(_), None, Some(_)) => return Err(ShellError::Usage(command)),
+        (By::Native, _, Some(How::Probe(kind, way))) => {
+            let place = place(command, name)?;
+            let point = change(Point::of(Kind::Fentry));
+            let id = hook::attach_native_probe(&place, kind, way, point, native(program)?)?;
+            (id, place.name())
+        }
+        (By::Native, _, how) => {
+            let kind = match how {
+                Some(How::Kind(kind)) => kind,
+                _ => Kind::Fentry,
+            };
+            let function = function(command, name)?;
+            let functions = core::slice::from_ref(&function);
+            let (native, point) = (native(program)?, change(Point::of(kind)));
+            let id = match way {
+                Some(way) => hook::attach_native_linux(functions, native, way, point)?,
+                None => hook::attach_native(&function, native, point)?,
+            };
+            (id, function.name.to_owned())
         }
     };
-    println!("hook {id}: {program} on {}", function.name);
+    println!("hook {id}: {program} on {name}");
     Ok(())
 }
 
@@ -366,7 +427,7 @@ fn detach(_: &mut Shell, command: &'static Command, arguments: &str) -> Outcome 
     let ids: Vec<HookId> = match arguments.parse() {
         Ok(number) => [HookId(number)].into(),
         Err(_) => {
-            let name = function(command, arguments)?.name;
+            let name = place(command, arguments)?.name();
             hook::list()
                 .iter()
                 .filter(|hook| hook.function == name)

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The commands that only look: functions, hooks, code, programs, maps, cores, tasks, memory.
 
-use super::commands::{Command, Outcome, first_word, function, no_arguments};
+use super::commands::{Command, Outcome, first_word, no_arguments, place};
 use super::{Shell, ShellError};
 use crate::arch::cpu;
 use crate::ksyms::Flags;
@@ -110,10 +110,10 @@ pub(super) fn hooks(_: &mut Shell, command: &'static Command, arguments: &str) -
 
 /// `show FUNCTION`
 pub(super) fn show(_: &mut Shell, command: &'static Command, arguments: &str) -> Outcome {
-    let function = function(command, arguments)?;
+    let function = place(command, arguments)?.function;
     println!("{}", function.name);
     let mut next = None;
-    for line in hook::describe(function.address) {
+    for line in hook::describe(function.address as usize) {
         if next.is_some_and(|next| next != line.address) {
             println!("  ...");
         }

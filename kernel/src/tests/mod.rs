@@ -16,6 +16,7 @@ mod linux;
 mod memory;
 mod multi;
 mod overflow;
+mod probes;
 mod recursion;
 mod rendezvous;
 mod slow;
@@ -62,6 +63,7 @@ const TESTS: &[&[Test]] = &[
     kinds::TESTS,
     linux::TESTS,
     multi::TESTS,
+    probes::TESTS,
     integrity::TESTS,
     bpf::TESTS,
     helpers::TESTS,

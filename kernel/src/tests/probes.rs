@@ -1,0 +1,645 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Probes: every instruction of a function, functions without a site, returns, load, contexts, what is refused.
+
+use super::tasks::spawn;
+use super::{Failure, Outcome, Test};
+use crate::arch::callee::{Hit, NativeHook, Shape};
+use crate::arch::{code, cpu, smp};
+use crate::bpf::{self, Engine};
+use crate::context::{self, Context, Softirq};
+use crate::hook::{self, HookId, Native, Place, Point, ProbeWay as Way, Program};
+use crate::workload::{set_gate, workload_blocks, workload_call};
+use crate::{check, integrity, rcu, sched};
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::sync::Arc;
+use alloc::vec;
+use alloc::vec::Vec;
+use core::hint::black_box;
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use trampoline::{Kind, ProbeKind, registers};
+
+pub(super) const TESTS: &[Test] = &[
+    Test {
+        name: "probes.every_instruction_of_a_function",
+        seconds: 120,
+        run: every_instruction,
+    },
+    Test {
+        name: "probes.a_function_without_a_site",
+        seconds: 20,
+        run: without_site,
+    },
+    Test {
+        name: "probes.registers_and_results",
+        seconds: 20,
+        run: samples,
+    },
+    Test {
+        name: "probes.flags_and_registers_stay",
+        seconds: 20,
+        run: kept,
+    },
+    Test {
+        name: "probes.every_context_runs_in_every_other",
+        seconds: 20,
+        run: contexts,
+    },
+    Test {
+        name: "probes.come_and_go_under_load",
+        seconds: 120,
+        run: load,
+    },
+    Test {
+        name: "probes.detached_under_ten_sleepers",
+        seconds: 60,
+        run: sleepers,
+    },
+    Test {
+        name: "probes.what_cannot_be_probed_is_refused",
+        seconds: 20,
+        run: refused,
+    },
+];
+
+fn failed(e: &dyn core::fmt::Display) -> Failure {
+    Failure::Failed(e.to_string())
+}
+
+fn place(name: &str) -> Result<Place, Failure> {
+    hook::resolve_place(name).map_err(|e| failed(&e))
+}
+
+fn count(place: &Place, kind: ProbeKind) -> Result<HookId, hook::HookError> {
+    let point = Point::of(Kind::Fentry);
+    hook::attach_native_probe(place, kind, Way::Detour, point, Native::Count)
+}
+
+fn hits(id: HookId) -> u64 {
+    hook::hits(id).unwrap_or(u64::MAX)
+}
+
+fn detach(id: HookId) -> Outcome {
+    hook::detach(id).map_err(|e| failed(&e))
+}
+
+/// No word of the code differs from what was linked but by hooks.
+fn intact(changed: usize) -> Outcome {
+    let report = integrity::check().map_err(|e| failed(&e))?;
+    let found = (report.accounted, report.unaccounted);
+    check!(
+        found == (changed, 0),
+        "words changed by hooks and by no one: {found:?}"
+    );
+    Ok(())
+}
+
+static TABLE: [AtomicU64; 4] = [const { AtomicU64::new(1) }; 4];
+
+#[inline(never)]
+fn leaf(n: u64) -> u64 {
+    black_box(n) ^ 0x55
+}
+
+/// A loop, conditional branches, ADRP, calls, a load-exclusive with its store, a division that is guarded by a comparison.
+#[inline(never)]
+fn probed(n: u64) -> u64 {
+    let mut sum = 0u64;
+    for i in 0..n {
+        sum = match i % 3 {
+            0 => sum.wrapping_add(leaf(i)),
+            1 => sum ^ leaf(i).rotate_left(7),
+            _ => sum.wrapping_mul(0x9e37_79b9_7f4a_7c15),
+        };
+        if sum & 4 != 0 {
+            sum += TABLE
+                .get((i & 3) as usize)
+                .map_or(0, |t| t.fetch_add(0, Relaxed));
+        }
+        sum = sum.wrapping_add((i << 32) / (sum | 1));
+    }
+    sum
+}
+
+fn every_instruction() -> Outcome {
+    let run = black_box(probed as fn(u64) -> u64);
+    const ROUNDS: u64 = 9;
+    let expected = run(ROUNDS);
+    let entry = Place::of(run as usize, 0).ok_or_else(|| failed(&"no such function"))?;
+    intact(0)?;
+    let (mut total, mut refused) = (0, Vec::new());
+    let mut all = Vec::new();
+    for offset in (0..u64::from(entry.function.size)).step_by(4) {
+        let place = Place { offset, ..entry };
+        let id = match count(&place, ProbeKind::Here) {
+            Ok(id) => id,
+            Err(e) => {
+                refused.push(e.to_string());
+                continue;
+            }
+        };
+        let changed = hook::with_changes(|changes| changes.len());
+        let results = [run(ROUNDS), run(ROUNDS)];
+        let hits = hits(id);
+        detach(id)?;
+        let after = run(ROUNDS);
+        check!(
+            results == [expected; 2] && after == expected,
+            "{}: {results:x?}, then {after:x} instead of {expected:x}",
+            place.name()
+        );
+        // The second call hits as often as the first.
+        check!(
+            hits.is_multiple_of(2),
+            "{}: {hits} hits of two calls",
+            place.name()
+        );
+        check!(offset != 0 || hits == 2, "{hits} hits of the entry");
+        check!(changed == 1, "{}: {changed} words changed", place.name());
+        total += hits / 2;
+        all.push((place, hits / 2));
+    }
+    // All at once: each is hit as often as it was alone.
+    let ids: Result<Vec<_>, _> = all
+        .iter()
+        .map(|(place, _)| count(place, ProbeKind::Here))
+        .collect();
+    let ids = ids.map_err(|e| failed(&e))?;
+    let result = run(ROUNDS);
+    let together: u64 = ids.iter().map(|id| hits(*id)).sum();
+    intact(ids.len())?;
+    for id in ids {
+        detach(id)?;
+    }
+    check!(
+        result == expected,
+        "all at once: {result:x} instead of {expected:x}"
+    );
+    check!(
+        together == total,
+        "{together} hits together, {total} one after the other"
+    );
+    let reasons = [
+        "second word of its site",
+        "load-exclusive",
+        "raises an exception",
+    ];
+    let other = refused
+        .iter()
+        .find(|e| !reasons.iter().any(|reason| e.contains(reason)));
+    check!(other.is_none(), "refused: {other:?}");
+    check!(
+        refused.iter().any(|e| e.contains(reasons[0])) && all.len() > 20,
+        "{} instructions probed, {} refused",
+        all.len(),
+        refused.len()
+    );
+    rcu::barrier();
+    intact(0)
+}
+
+/// A function of the prebuilt `core`, whose result is a struct: the caller says where, in x8.
+const CORE: &str = "<core::str::pattern::StrSearcher>::new";
+
+/// Calls it once.
+fn find(text: &str) -> Option<usize> {
+    text.find("needle")
+}
+
+/// A function of the prebuilt `core`, by its entry and by its return.
+fn without_site() -> Outcome {
+    let blob = crate::symbols::blob().ok_or_else(|| failed(&"no symbols"))?;
+    let place = place(CORE)?;
+    check!(!blob.has_site(place.address()), "{CORE} has a site");
+    let resolved = hook::resolve(CORE)
+        .map(|f| f.name)
+        .map_err(|e| e.to_string());
+    check!(resolved.is_err(), "{CORE} can be hooked by its site");
+    let run = || black_box(find as fn(&str) -> Option<usize>)("in a haystack a needle lies");
+    let expected = run();
+    let ids = [ProbeKind::Here, ProbeKind::Return].map(|kind| count(&place, kind));
+    let [entry, exit] = ids;
+    let (entry, exit) = (
+        entry.map_err(|e| failed(&e))?,
+        exit.map_err(|e| failed(&e))?,
+    );
+    let marked = crate::hooked::of(place.address()).map(|mark| mark.to_string());
+    let results: Vec<_> = (0..10).map(|_| run()).collect();
+    let hits = [hits(entry), hits(exit)];
+    intact(1)?;
+    detach(entry)?;
+    detach(exit)?;
+    check!(
+        results.iter().all(|r| *r == expected),
+        "wrong results: {results:?}"
+    );
+    check!(hits == [10, 10], "hits of ten calls: {hits:?}");
+    check!(
+        marked.as_deref() == Some("kprobe count, kretprobe count"),
+        "marked as hooked by {marked:?}"
+    );
+    check!(
+        crate::hooked::of(place.address()).is_none(),
+        "marked as hooked afterwards"
+    );
+    rcu::barrier();
+    intact(0)
+}
+
+/// The programs of programs/kprobe.bpf.c, as their sections say, by both engines.
+fn samples() -> Outcome {
+    let place = place("workload_call")?;
+    for engine in [Engine::Jit, Engine::Interpreter] {
+        let attach = |program: &str| {
+            bpf::attach_probe(program, &place, engine, Way::Detour, |point| point)
+                .map_err(|e| failed(&e))
+        };
+        let ids = [
+            attach("kprobe/look")?,
+            attach("kprobe/look_back")?,
+            attach("kprobe/kprobe_count")?,
+            attach("kprobe/kretprobe_count")?,
+            attach("kprobe/kprobe_empty")?,
+            attach("kprobe/kretprobe_empty")?,
+        ];
+        let calls = || count_in_map("kprobe.calls");
+        let before = calls()?;
+        let call = black_box(workload_call as extern "C" fn(u64, u64) -> u64);
+        let results: Vec<_> = (0..20).map(|n| call(n, 5)).collect();
+        let counted = calls()? - before;
+        for id in ids {
+            let missed: u64 = hook::misses(id).iter().sum();
+            detach(id)?;
+            check!(missed == 0, "{missed} misses");
+        }
+        let right = (0..20).zip(&results).all(|(n, r)| *r == 3 * n + 5);
+        check!(right, "wrong results: {results:?}");
+        check!(counted == 40, "{counted} hits of 20 entries and 20 returns");
+        let [first, second, _, sp, pc, function] = seen("kprobe.seen", 0)?;
+        check!((first, second) == (19, 5), "arguments {first} and {second}");
+        check!(
+            (pc, function) == (place.address(), place.address()),
+            "pc {pc:#x} and function {function:#x}"
+        );
+        let [_, _, result, sp_back, pc, function] = seen("kprobe.seen", 1)?;
+        check!(result == 62, "the result is {result}");
+        check!(
+            sp == sp_back,
+            "sp {sp:#x} at the entry, {sp_back:#x} at the return"
+        );
+        check!(function == place.address(), "function {function:#x}");
+        let caller = crate::symbols::Name(pc as usize).function();
+        check!(caller.contains("tests::probes"), "it returns to {caller}");
+    }
+    Ok(())
+}
+
+fn value(name: &str, key: u32) -> Result<Vec<u64>, Failure> {
+    let map = bpf::map(name).ok_or_else(|| failed(&format!("no map {name}")))?;
+    let mut bytes = vec![0; map.value_size()];
+    map.lookup(&key.to_le_bytes(), &mut bytes)
+        .map_err(|e| failed(&e))?;
+    let words = bytes.as_chunks::<8>().0;
+    Ok(words.iter().map(|word| u64::from_le_bytes(*word)).collect())
+}
+
+fn count_in_map(name: &str) -> Result<u64, Failure> {
+    Ok(value(name, 0)?.first().copied().unwrap_or(0))
+}
+
+fn seen(name: &str, key: u32) -> Result<[u64; 6], Failure> {
+    value(name, key)?
+        .try_into()
+        .map_err(|_| failed(&"not six words"))
+}
+
+/// What programs in these tests do.
+struct Watch {
+    hits: AtomicU64,
+    words: [AtomicU64; registers::WORDS],
+    /// Hits by context; climbs to the next in each.
+    contexts: [AtomicU64; 4],
+    climb: AtomicBool,
+}
+
+impl Default for Watch {
+    fn default() -> Watch {
+        Watch {
+            hits: AtomicU64::new(0),
+            words: [const { AtomicU64::new(0) }; registers::WORDS],
+            contexts: Default::default(),
+            climb: AtomicBool::new(false),
+        }
+    }
+}
+
+impl NativeHook for Watch {
+    #[inline(never)] // audit.rules names it
+    fn hit(&self, hit: &Hit<'_>) -> u64 {
+        self.hits.fetch_add(1, Relaxed);
+        for (to, from) in self.words.iter().zip(hit.words()) {
+            to.store(*from, Relaxed);
+        }
+        if self.climb.load(Relaxed) {
+            black_box(Watch::climb as fn(&Watch))(self);
+        }
+        0
+    }
+}
+
+impl Watch {
+    fn x(&self, number: usize) -> u64 {
+        self.words.get(number).map_or(0, |w| w.load(Relaxed))
+    }
+
+    /// Calls the probed function from the next higher context, in the middle of this hit.
+    fn climb(&self) {
+        let here = context::current();
+        if let Some(hits) = self.contexts.get(here as usize) {
+            hits.fetch_add(1, Relaxed);
+        }
+        call_from_above(); // in the same context: turned away
+        let above = match here {
+            Context::Task => {
+                context::raise(Softirq::Test);
+                Context::Softirq
+            }
+            Context::Softirq => {
+                smp::send(cpu::index(), smp::Ipi::Test);
+                Context::Hardirq
+            }
+            Context::Hardirq => {
+                smp::send_nmi(cpu::index());
+                Context::Nmi
+            }
+            Context::Nmi => return,
+        };
+        let reached = || {
+            self.contexts
+                .get(above as usize)
+                .is_some_and(|c| c.load(Relaxed) != 0)
+        };
+        for _ in 0..1_000_000 {
+            if reached() {
+                break;
+            }
+            core::hint::spin_loop();
+        }
+    }
+}
+
+fn watch(place: &Place, kind: ProbeKind, watch: &Arc<Watch>) -> Result<HookId, Failure> {
+    let program = Program::native("watch".into(), watch.clone(), Shape::Registers);
+    let point = Point::of(Kind::Fentry);
+    hook::attach_probe(place, kind, Way::Detour, point, program).map_err(|e| failed(&e))
+}
+
+/// NZCV, and registers that no call preserves, across a probe.
+#[inline(never)]
+#[expect(unsafe_code, reason = "no other code leaves flags and registers alive")]
+fn flags(value: u64) -> u64 {
+    let (wrong, flags): (u64, u64);
+    // SAFETY: changes registers that are declared.
+    unsafe {
+        core::arch::asm!(
+            "msr nzcv, {value}",
+            "mov x9, #9", "mov x10, #10", "mov x15, #15", "mov x16, #16", "mov x17, #17",
+            "hint #0x7f", // the probed one, a hint that means nothing
+            "mrs {flags}, nzcv",
+            "sub x9, x9, #9", "sub x10, x10, #10", "sub x15, x15, #15", "sub x16, x16, #16",
+            "sub x17, x17, #17",
+            "orr x9, x9, x10", "orr x9, x9, x15", "orr x9, x9, x16", "orr {wrong}, x9, x17",
+            value = in(reg) value, wrong = lateout(reg) wrong, flags = out(reg) flags,
+            out("x9") _, out("x10") _, out("x15") _, out("x16") _, out("x17") _,
+            options(nomem, nostack)
+        )
+    }
+    flags | wrong
+}
+
+fn kept() -> Outcome {
+    let run = black_box(flags as fn(u64) -> u64);
+    let entry = Place::of(run as usize, 0).ok_or_else(|| failed(&"no such function"))?;
+    let hint = |offset: &u64| code::read(run as usize + *offset as usize) == Some(0xd503_2fff);
+    let offset = (0..u64::from(entry.function.size)).step_by(4).find(hint);
+    let offset = offset.ok_or_else(|| failed(&"no hint in the function"))?;
+    let seen = Arc::new(Watch::default());
+    let id = watch(&Place { offset, ..entry }, ProbeKind::Here, &seen)?;
+    let results: Vec<_> = (0..16).map(|n| (run(n << 28), seen.x(33))).collect();
+    detach(id)?;
+    for (n, (after, pstate)) in (0..16u64).zip(results) {
+        check!(after == n << 28, "NZCV {n:04b} became {after:#x}");
+        check!(
+            pstate == n << 28 | 5,
+            "NZCV {n:04b} is shown as {pstate:#x}"
+        );
+    }
+    let (x9, x17, hits) = (seen.x(9), seen.x(17), seen.hits.load(Relaxed));
+    check!(
+        (x9, x17, hits) == (9, 17, 16),
+        "x9 {x9}, x17 {x17}, {hits} hits"
+    );
+    Ok(())
+}
+
+fn call_from_above() {
+    black_box(workload_call as extern "C" fn(u64, u64) -> u64)(1, 1);
+}
+
+fn contexts() -> Outcome {
+    let slots = [
+        &context::TEST_SOFTIRQ,
+        &context::TEST_HARDIRQ,
+        &context::TEST_NMI,
+    ];
+    let middle = Place {
+        offset: 8,
+        ..place("workload_call")?
+    };
+    for (place, kind) in [
+        (middle, ProbeKind::Here),
+        (place("workload_call")?, ProbeKind::Return),
+    ] {
+        let program = Arc::new(Watch::default());
+        for slot in slots {
+            slot.set(Some(&(call_from_above as fn())));
+        }
+        program.climb.store(true, Relaxed);
+        let id = watch(&place, kind, &program)?;
+        let result = black_box(workload_call as extern "C" fn(u64, u64) -> u64)(1, 2);
+        for slot in slots {
+            slot.set(None);
+        }
+        let misses = hook::misses(id);
+        detach(id)?;
+        check!(result == 5, "a wrong result: {result}");
+        let hits = program.contexts.each_ref().map(|c| c.load(Relaxed));
+        check!(
+            (hits, misses) == ([1; 4], [1; 4]),
+            "hits and misses in task, softirq, hardirq and NMI, nested: {hits:?}, {misses:?}"
+        );
+    }
+    Ok(())
+}
+
+/// Four tasks call while probes at the entry, in the middle and of the return come and go: every result is right, and a probe that
+/// is there throughout loses no hit and counts none twice.
+fn load() -> Outcome {
+    const ROUNDS: usize = 60;
+    rcu::barrier();
+    let free = hook::pool_free();
+    let run = black_box(probed as fn(u64) -> u64);
+    let expected = run(9);
+    let entry = Place::of(run as usize, 0).ok_or_else(|| failed(&"no such function"))?;
+    let offsets: Vec<_> = (8..u64::from(entry.function.size)).step_by(4).collect();
+    let stop = Arc::new(AtomicBool::new(false));
+    let (entered, returned) = (Arc::new(Watch::default()), Arc::new(Watch::default()));
+    let here = watch(&entry, ProbeKind::Here, &entered)?;
+    let back = watch(&entry, ProbeKind::Return, &returned)?;
+    let tasks: Result<Vec<_>, _> = (0..4)
+        .map(|_| {
+            let stop = stop.clone();
+            spawn("caller", move || {
+                let (mut calls, mut wrong) = (0u64, 0u64);
+                while !stop.load(Relaxed) {
+                    wrong += u64::from(run(9) != expected);
+                    calls += 1;
+                    sched::yield_now();
+                }
+                (calls, wrong)
+            })
+        })
+        .collect();
+    let tasks = tasks?;
+    let mut changes = 0;
+    for round in 0..ROUNDS {
+        let mut ids = Vec::new();
+        for step in 0..3 {
+            let offset = offsets.get((round * 7 + step * 3) % offsets.len().max(1));
+            let place = Place {
+                offset: offset.copied().unwrap_or(0),
+                ..entry
+            };
+            // Some cannot be displaced.
+            ids.extend(count(&place, ProbeKind::Here).ok());
+        }
+        for kind in [ProbeKind::Return, ProbeKind::Here] {
+            ids.push(count(&entry, kind).map_err(|e| failed(&e))?);
+        }
+        changes += 2 * ids.len();
+        ids.into_iter().try_for_each(detach)?;
+    }
+    stop.store(true, Relaxed);
+    let (mut calls, mut wrong) = (0, 0);
+    for task in tasks {
+        let (more, bad) = task.join();
+        calls += more;
+        wrong += bad;
+    }
+    let counted = [&entered, &returned].map(|w| w.hits.load(Relaxed));
+    let missed: u64 = [here, back].iter().flat_map(|id| hook::misses(*id)).sum();
+    detach(here)?;
+    detach(back)?;
+    check!(
+        wrong == 0,
+        "{wrong} wrong results of {calls} calls over {changes} changes"
+    );
+    check!(missed == 0, "{missed} misses");
+    check!(counted == [calls; 2], "{calls} calls, {counted:?} hits");
+    rcu::barrier();
+    let now = hook::pool_free();
+    check!(free == now, "{free} bytes of the pool were free, now {now}");
+    intact(0)
+}
+
+/// Where the code that a hooked entry leads to begins, inverted: an address on this stack would keep the code alive.
+#[inline(never)]
+fn hidden(function: u64) -> u64 {
+    let word = code::read(function as usize);
+    let target = word.and_then(|word| a64::branch_target(word, function));
+    target.map_or(0, |target| !target)
+}
+
+#[inline(never)]
+fn word_of(hidden: u64) -> Option<u32> {
+    code::read(!black_box(hidden) as usize)
+}
+
+fn sleepers() -> Outcome {
+    rcu::barrier();
+    let free = hook::pool_free();
+    let place = place("workload_blocks")?;
+    let (gone, stays) = (Arc::new(Watch::default()), Arc::new(Watch::default()));
+    let ids = [
+        watch(&place, ProbeKind::Return, &gone)?,
+        watch(&place, ProbeKind::Return, &stays)?,
+    ];
+    let image = hidden(place.address());
+    check!(image != 0, "no branch at the probed entry");
+    set_gate(false);
+    let tasks: Result<Vec<_>, _> = (0..10)
+        .map(|n| spawn("sleeper", move || workload_blocks(n, 5) == n + 10))
+        .collect();
+    let tasks = tasks?;
+    sched::sleep_ns(5_000_000);
+    let [first, second] = ids;
+    detach(first)?;
+    // Longer than any grace period takes: the probe has to stay, for ten tasks will return into it.
+    sched::sleep_ns(50_000_000);
+    let kept = word_of(image).is_some_and(|word| word != trampoline::pool::FILL);
+    set_gate(true);
+    let right = tasks.into_iter().all(|t| t.join());
+    let hits = [&gone, &stays].map(|w| w.hits.load(Relaxed));
+    detach(second)?;
+    check!(
+        kept,
+        "the probe was freed under ten tasks that sleep in the function"
+    );
+    check!(
+        right,
+        "a call over which the probe was taken off returned a wrong result"
+    );
+    check!(
+        hits == [0, 10],
+        "hits of the one that was taken off meanwhile and of the other: {hits:?}"
+    );
+    rcu::barrier();
+    let word = word_of(image);
+    check!(
+        word == Some(trampoline::pool::FILL),
+        "the freed probe holds {word:x?}, not BRK"
+    );
+    let now = hook::pool_free();
+    check!(free == now, "{free} bytes of the pool were free, now {now}");
+    Ok(())
+}
+
+fn refused() -> Outcome {
+    use ProbeKind::{Here, Return};
+    let cases = [
+        ("exception_exit", Here, "written in assembly"),
+        ("OUTLINED_FUNCTION_0", Here, "outliner made it"),
+        ("springboard::arch::admit::admit", Here, "notrace"),
+        ("workload_call+0x4", Here, "second word of its site"),
+        ("workload_call+0x6", Here, "no instruction of it"),
+        ("workload_call+0x4000", Here, "no instruction of it"),
+        ("workload_call+8", Return, "not its entry"),
+        ("workload_cal", Here, "no function is called"),
+    ];
+    for (name, kind, part) in cases {
+        let text = match hook::resolve_place(name) {
+            Err(e) => e.to_string(),
+            // The outliner's functions have one name.
+            Ok(place) => match count(&place, kind) {
+                Err(e) => e.to_string(),
+                Ok(id) => {
+                    detach(id)?;
+                    String::from("it was probed")
+                }
+            },
+        };
+        let ambiguous = name.starts_with("OUTLINED") && text.contains("any of");
+        check!(ambiguous || text.contains(part), "{name}: {text}");
+    }
+    intact(0)
+}
