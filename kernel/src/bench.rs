@@ -218,9 +218,10 @@ struct Attach<'a> {
 
 impl Attach<'_> {
     fn guard(&self) -> &'static str {
-        match self.way {
-            Some(way) => way.guard(self.protection),
-            None => self.protection.name(),
+        match (self.way, self.by) {
+            (Some(way), _) => way.guard(self.protection),
+            (None, By::Probe(hook::ProbeWay::Breakpoint, _)) => "core",
+            (None, _) => self.protection.name(),
         }
     }
 
@@ -323,6 +324,7 @@ const JIT: By = By::Engine(bpf::Engine::Jit);
 const ENTERED: By = By::Probe(hook::ProbeWay::Detour, 0);
 /// The first instruction behind the site, as any in the middle of a function.
 const DISPLACED: By = By::Probe(hook::ProbeWay::Detour, 8);
+const BROKEN: By = By::Probe(hook::ProbeWay::Breakpoint, 0);
 const INTERPRETER: By = By::Engine(bpf::Engine::Interpreter);
 
 /// What is measured on every target: the entry, by all that can run a program.
@@ -351,7 +353,7 @@ const ENTRY: [Attach<'static>; 6] = {
 };
 
 /// What is measured on the trivial function besides: each protection, each kind, several programs.
-const KINDS: [Attach<'static>; 32] = {
+const KINDS: [Attach<'static>; 35] = {
     use Protection::{Context, None, Pinned, Program as Word};
     [
         row("fentry-none", "empty", JIT, &["empty"], None),
@@ -431,6 +433,27 @@ const KINDS: [Attach<'static>; 32] = {
             DISPLACED,
             &["kprobe/kprobe_count"],
             Word,
+        ),
+        row(
+            "linux-kprobe",
+            "empty",
+            BROKEN,
+            &["kprobe/kprobe_empty"],
+            None,
+        ),
+        row(
+            "linux-kprobe",
+            "count",
+            BROKEN,
+            &["kprobe/kprobe_count"],
+            None,
+        ),
+        row(
+            "linux-kprobe*2",
+            "empty",
+            BROKEN,
+            &["kprobe/kprobe_empty"; 2],
+            None,
         ),
         row(
             "kretprobe",

@@ -518,6 +518,11 @@ impl<P: Platform> Engine<P> {
         self.claims.get(&at).copied()
     }
 
+    /// Claims an instruction that the caller has changed already.
+    pub(crate) fn claim_word(&mut self, at: u64, by: &'static str) {
+        self.claims.insert(at, by);
+    }
+
     /// Makes `replacement` the function's body: what its callers and its hooks reach in its stead. `None`: its own again.
     ///
     /// # Errors

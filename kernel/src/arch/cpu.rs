@@ -31,6 +31,8 @@ pub(crate) struct PerCpu {
     pub ticks: AtomicU64,
     /// NMIs taken.
     pub nmis: AtomicU64,
+    /// Address of the breakpoint whose programs run here, 0 for none.
+    pub breakpoint: AtomicU64,
     /// The core runs tasks; set by itself.
     pub online: AtomicBool,
 }
@@ -48,6 +50,7 @@ impl PerCpu {
             idle: Late::new(),
             ticks: AtomicU64::new(0),
             nmis: AtomicU64::new(0),
+            breakpoint: AtomicU64::new(0),
             online: AtomicBool::new(false),
         }
     }

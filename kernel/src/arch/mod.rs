@@ -6,6 +6,7 @@
 
 pub(crate) mod admit;
 pub(crate) mod barrier;
+pub(crate) mod breakpoint;
 pub(crate) mod callee;
 pub(crate) mod code;
 pub(crate) mod cpu;

@@ -3,7 +3,7 @@
 
 use super::cpu::{self, this_cpu};
 use super::smp::{self, Ipi};
-use super::{irq, probe, switch, timer, unwind};
+use super::{breakpoint, irq, probe, switch, timer, unwind};
 use crate::{console, context, hooked, println, sched};
 use boards::irq::{Interrupt, InterruptController, Token};
 use core::sync::atomic::{AtomicUsize, Ordering};
@@ -37,6 +37,9 @@ const DAIF: u64 = 0xf << 6;
 /// Synchronous exception: a fault, or a BRK.
 #[unsafe(no_mangle)]
 extern "C" fn trap_sync(frame: &mut Frame) {
+    if breakpoint::handle(frame) {
+        return;
+    }
     if let Some(landing) = probe::landing(frame) {
         frame.elr = landing;
         return;

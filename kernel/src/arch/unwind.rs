@@ -212,6 +212,8 @@ pub(crate) fn hook_trace(skip: usize, into: &mut [u64]) -> usize {
                     seen = Some(0);
                     return;
                 }
+                // The exception's own record, of a breakpoint whose programs run.
+                None if super::breakpoint::active() == Some(address as u64) => (0, address as u64),
                 None => {
                     // Behind code of the Linux way stands a record of the hooked function itself.
                     if crate::hook::is_linux(address) {

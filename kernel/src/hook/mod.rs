@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Joins the hook engine to this kernel: names to functions, attach and detach under one mutex, freeing by callback.
 
+mod breakpoint;
 mod error;
 pub(crate) mod linux;
 mod memory;

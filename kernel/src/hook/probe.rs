@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Probes: programs at any instruction, or at a function's return, as hooks of this kernel.
 
+use super::breakpoint;
 use super::native::Native;
 use super::{
     Change, HookError, HookId, HookInfo, Kernel, Mechanism, Point, Program, Running, attach_other,
@@ -43,7 +44,7 @@ impl Place {
         start..start.wrapping_add(self.function.size.into())
     }
 
-    fn spot(&self) -> Spot {
+    pub(super) fn spot(&self) -> Spot {
         Spot {
             at: self.address(),
             function: self.code(),
@@ -107,6 +108,8 @@ pub(crate) enum Way {
     /// By the site, or by displacing the instruction.
     #[default]
     Detour,
+    /// By a BRK in its place, as Linux does it (a kprobe only).
+    Breakpoint,
 }
 
 /// A program at a probe.
@@ -182,10 +185,23 @@ pub(crate) fn attach_probe(
         arguments: 0,
         has_result: 0,
     };
+    if way == Way::Breakpoint {
+        if kind != ProbeKind::Here {
+            return Err(HookError::Target {
+                function: place.name(),
+                why: "a breakpoint is at an instruction; returns are probed without linux-kprobe"
+                    .into(),
+            });
+        }
+        let functions = [place.function.address].into();
+        return attach_other(move |engine, id| {
+            let probe = breakpoint::Probe::attach(engine, id, place, attachment, program)?;
+            Ok((probe, functions))
+        });
+    }
     let label = program.label.clone();
     let (callee, running) = program.at(attachment, point.protection, false);
     attach_other(move |engine, _| {
-        let Way::Detour = way;
         let id = engine.probe(&place.spot(), kind, callee);
         let id = id.map_err(|e| HookError::refused(&place.name(), e.reason))?;
         let there = engine.probes().find(|probe| probe.id == id);

@@ -74,7 +74,7 @@ pub(super) static COMMANDS: &[Command] = commands![
     "hooks a program onto a function, as its section says
     PROGRAM is OBJECT/PROGRAM, or OBJECT if it has one program, run by the interpreter or compiled (jit, if not said)
     or, with native, one of the kernel's own: empty, count, again (which calls workload_call); then KIND is fentry, if not said, fexit, fmod_ret, fsession,
-    kprobe, kretprobe, kprobe.multi or kretprobe.multi
+    kprobe, kretprobe, linux-kprobe (by BRK; also said of compiled programs for kprobe), kprobe.multi or kretprobe.multi
     FUNCTION is a full name or the end of one; for a kprobe it may be FUNCTION+OFFSET, any instruction of any function; of a
     kprobe.multi or kretprobe.multi program it is a PATTERN, in which * stands for anything: it is put on every function that fits
     GUARD keeps the program from running inside itself: word, if not said; context: inside any program; pinned: not, but it
@@ -285,13 +285,17 @@ const ENGINES: [(&str, By); 3] = [
     ("jit", By::Engine(Engine::Jit)),
     ("native", By::Native),
 ];
-const KINDS: [(&str, How); 8] = [
+const KINDS: [(&str, How); 9] = [
     ("fentry", How::Kind(Kind::Fentry)),
     ("fmod_ret", How::Kind(Kind::FmodRet)),
     ("fexit", How::Kind(Kind::Fexit)),
     ("fsession", How::Kind(Kind::Fsession)),
     ("kprobe", How::Probe(ProbeKind::Here, ProbeWay::Detour)),
     ("kretprobe", How::Probe(ProbeKind::Return, ProbeWay::Detour)),
+    (
+        "linux-kprobe",
+        How::Probe(ProbeKind::Here, ProbeWay::Breakpoint),
+    ),
     ("kprobe.multi", How::Many { exit: false }),
     ("kretprobe.multi", How::Many { exit: true }),
 ];

@@ -400,6 +400,13 @@ fn stacks() -> Outcome {
         none.is_none(),
         "workload_call is not on the hook path: {none:?}"
     );
+    let handler = symbols::blob().and_then(|b| b.by_name("trap_sync").next());
+    let handler = handler.and_then(|symbol| symbols::stack_of(symbol.address));
+    let frame = size_of::<crate::arch::trap::Frame>() as u32;
+    check!(
+        handler.is_some_and(|bytes| bytes + frame <= crate::arch::breakpoint::STACK),
+        "a hit of a BRK takes {handler:?} bytes besides its frame"
+    );
     let mut known = 0;
     for helper in bpf_vm::helpers::HELPERS {
         if let Some(address) = helper.function.address() {

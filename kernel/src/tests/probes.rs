@@ -26,6 +26,26 @@ pub(super) const TESTS: &[Test] = &[
         run: every_instruction,
     },
     Test {
+        name: "probes.every_instruction_of_a_function_by_brk",
+        seconds: 120,
+        run: every_instruction_broken,
+    },
+    Test {
+        name: "probes.a_brk_inside_a_brk_is_turned_away",
+        seconds: 20,
+        run: broken_inside,
+    },
+    Test {
+        name: "probes.brk_in_every_context",
+        seconds: 20,
+        run: broken_contexts,
+    },
+    Test {
+        name: "probes.the_ways_exclude_each_other",
+        seconds: 20,
+        run: ways,
+    },
+    Test {
         name: "probes.a_function_without_a_site",
         seconds: 20,
         run: without_site,
@@ -71,8 +91,12 @@ fn place(name: &str) -> Result<Place, Failure> {
 }
 
 fn count(place: &Place, kind: ProbeKind) -> Result<HookId, hook::HookError> {
+    count_by(Way::Detour, place, kind)
+}
+
+fn count_by(way: Way, place: &Place, kind: ProbeKind) -> Result<HookId, hook::HookError> {
     let point = Point::of(Kind::Fentry);
-    hook::attach_native_probe(place, kind, Way::Detour, point, Native::Count)
+    hook::attach_native_probe(place, kind, way, point, Native::Count)
 }
 
 fn hits(id: HookId) -> u64 {
@@ -122,6 +146,14 @@ fn probed(n: u64) -> u64 {
 }
 
 fn every_instruction() -> Outcome {
+    every_instruction_by(Way::Detour)
+}
+
+fn every_instruction_broken() -> Outcome {
+    every_instruction_by(Way::Breakpoint)
+}
+
+fn every_instruction_by(way: Way) -> Outcome {
     let run = black_box(probed as fn(u64) -> u64);
     const ROUNDS: u64 = 9;
     let expected = run(ROUNDS);
@@ -131,7 +163,7 @@ fn every_instruction() -> Outcome {
     let mut all = Vec::new();
     for offset in (0..u64::from(entry.function.size)).step_by(4) {
         let place = Place { offset, ..entry };
-        let id = match count(&place, ProbeKind::Here) {
+        let id = match count_by(way, &place, ProbeKind::Here) {
             Ok(id) => id,
             Err(e) => {
                 refused.push(e.to_string());
@@ -162,7 +194,7 @@ fn every_instruction() -> Outcome {
     // All at once: each is hit as often as it was alone.
     let ids: Result<Vec<_>, _> = all
         .iter()
-        .map(|(place, _)| count(place, ProbeKind::Here))
+        .map(|(place, _)| count_by(way, place, ProbeKind::Here))
         .collect();
     let ids = ids.map_err(|e| failed(&e))?;
     let result = run(ROUNDS);
@@ -249,10 +281,24 @@ fn without_site() -> Outcome {
 /// The programs of programs/kprobe.bpf.c, as their sections say, by both engines.
 fn samples() -> Outcome {
     let place = place("workload_call")?;
-    for engine in [Engine::Jit, Engine::Interpreter] {
+    for (engine, way) in [
+        (Engine::Jit, Way::Detour),
+        (Engine::Interpreter, Way::Detour),
+        (Engine::Jit, Way::Breakpoint),
+        (Engine::Interpreter, Way::Breakpoint),
+    ] {
+        // By BRK at the first instruction behind the site, for the returns are at the entry.
+        let here = Place {
+            offset: if way == Way::Breakpoint { 8 } else { 0 },
+            ..place
+        };
         let attach = |program: &str| {
-            bpf::attach_probe(program, &place, engine, Way::Detour, |point| point)
-                .map_err(|e| failed(&e))
+            let returns = program.contains("look_back") || program.contains("kret");
+            let (place, way) = match returns {
+                true => (&place, Way::Detour),
+                false => (&here, way),
+            };
+            bpf::attach_probe(program, place, engine, way, |point| point).map_err(|e| failed(&e))
         };
         let ids = [
             attach("kprobe/look")?,
@@ -277,8 +323,12 @@ fn samples() -> Outcome {
         check!(counted == 40, "{counted} hits of 20 entries and 20 returns");
         let [first, second, _, sp, pc, function] = seen("kprobe.seen", 0)?;
         check!((first, second) == (19, 5), "arguments {first} and {second}");
+        let expected = match here.offset {
+            0 => (place.address(), place.address()),
+            _ => (here.address(), 0),
+        };
         check!(
-            (pc, function) == (place.address(), place.address()),
+            (pc, function) == expected,
             "pc {pc:#x} and function {function:#x}"
         );
         let [_, _, result, sp_back, pc, function] = seen("kprobe.seen", 1)?;
@@ -320,6 +370,8 @@ struct Watch {
     /// Hits by context; climbs to the next in each.
     contexts: [AtomicU64; 4],
     climb: AtomicBool,
+    /// Calls the probed function from inside.
+    recursing: AtomicBool,
 }
 
 impl Default for Watch {
@@ -329,6 +381,7 @@ impl Default for Watch {
             words: [const { AtomicU64::new(0) }; registers::WORDS],
             contexts: Default::default(),
             climb: AtomicBool::new(false),
+            recursing: AtomicBool::new(false),
         }
     }
 }
@@ -339,6 +392,14 @@ impl NativeHook for Watch {
         self.hits.fetch_add(1, Relaxed);
         for (to, from) in self.words.iter().zip(hit.words()) {
             to.store(*from, Relaxed);
+        }
+        if let Some(hits) = self.contexts.get(context::current() as usize)
+            && !self.climb.load(Relaxed)
+        {
+            hits.fetch_add(1, Relaxed);
+        }
+        if self.recursing.load(Relaxed) {
+            black_box(call_from_above as fn())();
         }
         if self.climb.load(Relaxed) {
             black_box(Watch::climb as fn(&Watch))(self);
@@ -389,9 +450,17 @@ impl Watch {
 }
 
 fn watch(place: &Place, kind: ProbeKind, watch: &Arc<Watch>) -> Result<HookId, Failure> {
+    watch_by(Way::Detour, place, kind, watch).map_err(|e| failed(&e))
+}
+
+fn watch_by(
+    way: Way,
+    place: &Place,
+    kind: ProbeKind,
+    watch: &Arc<Watch>,
+) -> Result<HookId, hook::HookError> {
     let program = Program::native("watch".into(), watch.clone(), Shape::Registers);
-    let point = Point::of(Kind::Fentry);
-    hook::attach_probe(place, kind, Way::Detour, point, program).map_err(|e| failed(&e))
+    hook::attach_probe(place, kind, way, Point::of(Kind::Fentry), program)
 }
 
 /// NZCV, and registers that no call preserves, across a probe.
@@ -482,6 +551,115 @@ fn contexts() -> Outcome {
     Ok(())
 }
 
+/// A program calls the function that it is on: turned away and counted; the function runs, its displaced instruction too.
+fn broken_inside() -> Outcome {
+    for offset in [0, 8] {
+        let place = Place {
+            offset,
+            ..place("workload_call")?
+        };
+        let (first, second) = (Arc::new(Watch::default()), Arc::new(Watch::default()));
+        first.recursing.store(true, Relaxed);
+        let attach =
+            |w| watch_by(Way::Breakpoint, &place, ProbeKind::Here, w).map_err(|e| failed(&e));
+        let ids = [attach(&first)?, attach(&second)?];
+        let result = black_box(workload_call as extern "C" fn(u64, u64) -> u64)(4, 5);
+        let misses = ids.map(|id| hook::misses(id)[0]);
+        let [id, other] = ids;
+        detach(id)?;
+        let alone = black_box(workload_call as extern "C" fn(u64, u64) -> u64)(4, 5);
+        let hits = [&first, &second].map(|w| w.hits.load(Relaxed));
+        detach(other)?;
+        check!(
+            (result, alone) == (17, 17),
+            "wrong results: {result}, {alone}"
+        );
+        check!(
+            (hits, misses) == ([1, 2], [1, 1]),
+            "hits {hits:?}, misses {misses:?}"
+        );
+    }
+    rcu::barrier();
+    intact(0)
+}
+
+/// A function with a BRK in it, called in each context by itself.
+fn broken_contexts() -> Outcome {
+    let middle = Place {
+        offset: 8,
+        ..place("workload_call")?
+    };
+    let program = Arc::new(Watch::default());
+    let id = watch_by(Way::Breakpoint, &middle, ProbeKind::Here, &program);
+    let id = id.map_err(|e| failed(&e))?;
+    let slots = [
+        &context::TEST_SOFTIRQ,
+        &context::TEST_HARDIRQ,
+        &context::TEST_NMI,
+    ];
+    for slot in slots {
+        slot.set(Some(&(call_from_above as fn())));
+    }
+    call_from_above();
+    context::raise(Softirq::Test);
+    smp::send(cpu::index(), smp::Ipi::Test);
+    smp::send_nmi(cpu::index());
+    let hits = || program.contexts.each_ref().map(|c| c.load(Relaxed));
+    for _ in 0..100 {
+        if hits() == [1; 4] {
+            break;
+        }
+        sched::sleep_ns(1_000_000);
+    }
+    for slot in slots {
+        slot.set(None);
+    }
+    let misses = hook::misses(id);
+    detach(id)?;
+    let hits = hits();
+    check!(
+        (hits, misses) == ([1; 4], [0; 4]),
+        "hits and misses in task, softirq, hardirq and NMI: {hits:?}, {misses:?}"
+    );
+    Ok(())
+}
+
+/// One place is a detour's or a BRK's; a function with a BRK at its entry is no trampoline's.
+fn ways() -> Outcome {
+    let entry = place("workload_call")?;
+    let middle = Place { offset: 8, ..entry };
+    let function = super::hooks::function("workload_call")?;
+    let fentry = || hook::attach_native(&function, Native::Count, Point::of(Kind::Fentry));
+    let refused = |attached: Result<HookId, hook::HookError>, part: &str| match attached {
+        Ok(id) => detach(id).and(Err(failed(&format!("{part}: it was put on")))),
+        Err(e) => {
+            let text = e.to_string();
+            check!(text.contains(part), "{text}");
+            Ok(())
+        }
+    };
+    let here = ProbeKind::Here;
+    for place in [entry, middle] {
+        let id = count_by(Way::Breakpoint, &place, here).map_err(|e| failed(&e))?;
+        refused(count(&place, here), "kprobes by BRK")?;
+        if place.offset == 0 {
+            refused(fentry(), "kprobes by BRK")?;
+        }
+        detach(id)?;
+        let id = count(&place, here).map_err(|e| failed(&e))?;
+        refused(
+            count_by(Way::Breakpoint, &place, here),
+            "probes by a branch",
+        )?;
+        detach(id)?;
+    }
+    refused(
+        count_by(Way::Breakpoint, &entry, ProbeKind::Return),
+        "without linux-kprobe",
+    )?;
+    intact(0)
+}
+
 /// Four tasks call while probes at the entry, in the middle and of the return come and go: every result is right, and a probe that
 /// is there throughout loses no hit and counts none twice.
 fn load() -> Outcome {
@@ -520,8 +698,9 @@ fn load() -> Outcome {
                 offset: offset.copied().unwrap_or(0),
                 ..entry
             };
+            let way = [Way::Detour, Way::Breakpoint][step % 2];
             // Some cannot be displaced.
-            ids.extend(count(&place, ProbeKind::Here).ok());
+            ids.extend(count_by(way, &place, ProbeKind::Here).ok());
         }
         for kind in [ProbeKind::Return, ProbeKind::Here] {
             ids.push(count(&entry, kind).map_err(|e| failed(&e))?);

@@ -15,6 +15,7 @@ pub mod caller;
 pub mod filter;
 pub mod fprobe;
 pub mod image;
+pub mod kprobe;
 pub mod site;
 
 use crate::ingredient::{Ingredient, Span};
