@@ -43,6 +43,10 @@
 //! ```
 //!
 //! What lies between saving and restoring, and behind the last instruction, is `guard.rs`'s.
+//!
+//! A program of kind `freplace` is the last of the first part: the image then goes on at the second part with its result, as if an
+//! `fmod_ret` program had wanted the function skipped. Turned away, or taken out of an image that is still in use, it leaves the
+//! function to itself.
 
 use crate::args::ArgSpec;
 use crate::frame::{Frame, Slot};

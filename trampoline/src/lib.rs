@@ -41,6 +41,7 @@ pub mod runtime;
 mod shadow;
 mod shared;
 pub mod site;
+pub mod switch;
 
 pub use args::ArgSpec;
 pub use attach::{AttachError, AttachId, DetachError, Engine, Line, Reason};
@@ -53,3 +54,4 @@ pub use pool::{Code, Found, Label, Owner, Pool, PoolError, Record, Reserved};
 pub use program::{Callee, Guard, Kind, State};
 pub use runtime::{Runtime, Shadow};
 pub use site::{Site, SiteError, SiteState, SiteTable};
+pub use switch::Switch;
