@@ -291,7 +291,13 @@ impl<P: Platform> Engine<P> {
 
     fn add(&mut self, function: u64, program: Program) -> Result<(), Reason> {
         self.check_site(function)?;
-        let hook = self.chains.get(&function).and_then(|c| c.hook.as_ref());
+        let chain = self.chains.get(&function);
+        if program.kind == Kind::Freplace
+            && let Some(by) = chain.and_then(Chain::replaced_by)
+        {
+            return Err(Reason::Replaced { by });
+        }
+        let hook = chain.and_then(|c| c.hook.as_ref());
         let attached = hook.map(|h| h.programs.as_slice()).unwrap_or(&[]);
         let programs: Vec<_> = attached.iter().cloned().chain([program]).collect();
         self.swap(function, programs)
@@ -399,19 +405,37 @@ impl<P: Platform> Engine<P> {
     /// # Errors
     /// Among others: it is replaced already. Tasks may be in the old body, or on their way there, until a grace period is over.
     pub fn replace(&mut self, function: u64, replacement: Option<u64>) -> Result<(), AttachError> {
+        let before = match replacement {
+            Some(_) => None,
+            None => self.replacement(function),
+        };
+        self.redirect(function, before, replacement)
+    }
+
+    /// As [`Self::replace`], from one replacement to the other: at no time a call reaches anything but these two.
+    ///
+    /// # Errors
+    /// Among others: it is not replaced by `from`, or by a program.
+    pub fn redirect(
+        &mut self,
+        function: u64,
+        from: Option<u64>,
+        to: Option<u64>,
+    ) -> Result<(), AttachError> {
         let replaced = self.check_site(function).and_then(|()| {
             let chain = self.chains.entry(function);
             let chain = chain.or_insert_with(|| Chain::new(function));
-            let replaced = match (chain.replacement, replacement) {
-                (Some(by), Some(_)) => Err(Reason::Replaced { by }),
-                _ => chain.set_replacement(self.pool.platform(), replacement),
+            let other = chain.replaced_by().filter(|by| Some(*by) != from);
+            let replaced = match other {
+                Some(by) => Err(Reason::Replaced { by }),
+                None => chain.set_replacement(self.pool.platform(), to),
             };
             self.finish(function, replaced)
         });
         replaced.map_err(|reason| AttachError { function, reason })
     }
 
-    /// What a function is replaced by.
+    /// What a function is replaced by, unless it is a program.
     pub fn replacement(&self, function: u64) -> Option<u64> {
         self.chains.get(&function)?.replacement
     }

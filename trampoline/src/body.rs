@@ -44,6 +44,10 @@
 //!
 //! Behind the last instruction lie the cold parts, then the literals that name programs to the guard.
 //!
+//! A program of kind `freplace` is the last of the first part: the image then goes on at the second part with its result, as if an
+//! `fmod_ret` program had wanted the function skipped. Turned away, or taken out of an image that is still in use, it leaves the
+//! function to itself.
+//!
 //! A program is called: `extern "C" fn(ctx: *const u64, data: u64) -> u64`. A program that is compiled into the image takes
 //! the place of the enter and program parts in [`Emitter::run`]; with no call, there is also nothing to save for it.
 
@@ -394,7 +398,7 @@ impl<'e, 'a, 'b> Emitter<'e, 'a, 'b> {
         programs.filter(|(k, _)| *k == Kind::Fsession).count()
     }
 
-    /// The part's runs: sessions and fentry in attach order, then fmod_ret; at the exit fexit and sessions in attach order.
+    /// The part's runs: sessions and fentry in attach order, then fmod_ret, then freplace; at the exit fexit and sessions in attach order.
     fn part(&self, when: When) -> Part {
         let of = |kinds: [Kind; 2]| {
             let programs = self.description.programs.iter().enumerate();
@@ -409,6 +413,7 @@ impl<'e, 'a, 'b> Emitter<'e, 'a, 'b> {
         let runs: Vec<_> = match when {
             When::Entry => of([Kind::Fentry, Kind::Fsession])
                 .chain(of([Kind::FmodRet; 2]))
+                .chain(of([Kind::Freplace; 2]))
                 .collect(),
             When::Exit => of([Kind::Fexit, Kind::Fsession]).collect(),
         };
@@ -446,7 +451,8 @@ impl<'e, 'a, 'b> Emitter<'e, 'a, 'b> {
         }
         self.unprotect(&part);
         self.asm.bind(done);
-        let skips = part.runs.iter().any(|run| run.kind == Kind::FmodRet);
+        let skips = |run: &Run| matches!(run.kind, Kind::FmodRet | Kind::Freplace);
+        let skips = part.runs.iter().any(skips);
         if part.guarded {
             let part = part.clone();
             let label = slow;
@@ -544,21 +550,23 @@ impl<'e, 'a, 'b> Emitter<'e, 'a, 'b> {
                 self.span(Ingredient::Enter, Some(run.program));
             }
             self.run(run, None);
-            if program.sleepable {
-                self.asm.emit(mrs(X9, runtime.task));
-                self.add_to(runtime.trace, false, true);
-                self.span(Ingredient::Exit, Some(run.program));
-            }
-            if program.guard == Guard::Word {
-                self.asm.emit(mrs(X9, runtime.task));
-                self.asm.emit(ldr(X10, X29, RECORD_NEXT));
-                self.asm.emit(store(X10, X9, runtime.word.into()));
-                self.span(Ingredient::Guard, Some(run.program));
-            }
-            if run.kind == Kind::FmodRet {
-                self.asm.emit(ldr(X0, X29, self.frame.results));
-                self.asm.branch(cbnz(Size::X, X0), self.exit);
-                self.span(Ingredient::Exit, Some(run.program));
+            self.slow_exit(run.program, program);
+            match run.kind {
+                Kind::FmodRet => {
+                    self.asm.emit(ldr(X0, X29, self.frame.results));
+                    self.asm.branch(cbnz(Size::X, X0), self.exit);
+                    self.span(Ingredient::Exit, Some(run.program));
+                }
+                Kind::Freplace => {
+                    self.asm.branch(ops::b(), self.exit);
+                    self.span(Ingredient::Exit, Some(run.program));
+                    self.resume_here();
+                    if let Guard::Call { exit, .. } = program.guard {
+                        self.ask(program, exit);
+                    }
+                    self.slow_exit(run.program, program);
+                }
+                Kind::Fentry | Kind::Fexit | Kind::Fsession => {}
             }
             self.asm.bind(next);
         }
@@ -566,8 +574,32 @@ impl<'e, 'a, 'b> Emitter<'e, 'a, 'b> {
         self.span(Ingredient::Guard, None);
     }
 
-    /// One run of a program; one of kind fmod_ret that wants the function skipped goes to `skip`, its result stored.
-    /// Without a `skip` the caller looks at that result.
+    /// What comes behind a program in a part for a word that is not zero.
+    fn slow_exit(&mut self, number: usize, program: &Callee) {
+        let runtime = self.description.runtime;
+        if program.sleepable {
+            self.asm.emit(mrs(X9, runtime.task));
+            self.add_to(runtime.trace, false, true);
+            self.span(Ingredient::Exit, Some(number));
+        }
+        if program.guard == Guard::Word {
+            self.asm.emit(mrs(X9, runtime.task));
+            self.asm.emit(ldr(X10, X29, RECORD_NEXT));
+            self.asm.emit(store(X10, X9, runtime.word.into()));
+            self.span(Ingredient::Guard, Some(number));
+        }
+    }
+
+    /// The program that was called last, taken out, leads here.
+    fn resume_here(&mut self) {
+        let here = self.asm.len();
+        if let Some(call) = self.calls.last_mut() {
+            call.resume = here;
+        }
+    }
+
+    /// One run of a program; one of kind fmod_ret that wants the function skipped goes to `skip`, its result stored, and one of
+    /// kind freplace always. Without a `skip` the caller looks at that result.
     fn run(&mut self, run: Run, skip: Option<Label>) {
         let Some(program) = self.program(run.program) else {
             return;
@@ -602,6 +634,13 @@ impl<'e, 'a, 'b> Emitter<'e, 'a, 'b> {
             }
             self.span(Ingredient::Exit, Some(run.program));
         }
+        if run.kind == Kind::Freplace {
+            self.asm.emit(store(X0, X29, self.frame.results));
+            if let Some(skip) = skip.filter(|_| !called) {
+                self.asm.branch(ops::b(), skip);
+            }
+            self.span(Ingredient::Exit, Some(run.program));
+        }
         self.calls.push(Call {
             program: run.program,
             at,
@@ -609,9 +648,17 @@ impl<'e, 'a, 'b> Emitter<'e, 'a, 'b> {
         });
         if let Guard::Call { exit, .. } = program.guard {
             self.ask(program, exit);
-            if let Some(skip) = skip.filter(|_| run.kind == Kind::FmodRet) {
-                self.asm.emit(ldr(X0, X29, self.frame.results));
-                self.asm.branch(cbnz(Size::X, X0), skip);
+            match (run.kind, skip) {
+                (Kind::FmodRet, Some(skip)) => {
+                    self.asm.emit(ldr(X0, X29, self.frame.results));
+                    self.asm.branch(cbnz(Size::X, X0), skip);
+                }
+                (Kind::Freplace, Some(skip)) => {
+                    self.asm.branch(ops::b(), skip);
+                    self.resume_here();
+                    self.ask(program, exit);
+                }
+                _ => {}
             }
             self.span(Ingredient::Guard, Some(run.program));
         }

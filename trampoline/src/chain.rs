@@ -14,6 +14,7 @@ use crate::attach::{AttachId, Program, Reason};
 use crate::image::Image;
 use crate::patch::patch;
 use crate::platform::Platform;
+use crate::program::Kind;
 use crate::site::Site;
 use a64::{AsmError, Inst};
 use alloc::sync::{Arc, Weak};
@@ -75,6 +76,14 @@ impl<P: Platform> Chain<P> {
     pub(crate) fn body(&self) -> u64 {
         self.replacement
             .unwrap_or(self.function.wrapping_add(Site::BYTES))
+    }
+
+    /// What replaces the function: other code, or a program that its image calls.
+    pub(crate) fn replaced_by(&self) -> Option<u64> {
+        let programs = self.hook.iter().flat_map(|hook| &hook.programs);
+        let mut programs = programs.filter(|program| program.kind == Kind::Freplace);
+        let program = programs.next().map(|program| program.callee.address);
+        self.replacement.or(program)
     }
 
     /// What the last stub leads to; `None`: the function itself.

@@ -34,6 +34,7 @@ pub mod program;
 pub mod registers;
 pub mod runtime;
 pub mod site;
+pub mod switch;
 
 pub use args::ArgSpec;
 pub use attach::{AttachError, AttachId, DetachError, Engine, Line, Reason};
@@ -44,3 +45,4 @@ pub use pool::{Code, Found, Label, Owner, Pool, PoolError, Record, Reserved};
 pub use program::{Callee, Guard, Kind, State};
 pub use runtime::Runtime;
 pub use site::{Site, SiteError, SiteState, SiteTable};
+pub use switch::Switch;

@@ -14,6 +14,9 @@ pub enum Kind {
     Fentry,
     /// At the entry, behind all [`Fentry`](Self::Fentry): if its result is not zero, the function is skipped and returns that.
     FmodRet,
+    /// In place of the function, which is skipped: its result is the function's. The function runs when the program is turned
+    /// away. One program of this kind a function, the last at the entry.
+    Freplace,
     /// When the function has returned, or was skipped.
     Fexit,
     /// At the entry and at the exit, with a word that is zero at first and the same at both.
@@ -26,6 +29,7 @@ impl Kind {
         match self {
             Self::Fentry => "fentry",
             Self::FmodRet => "fmod_ret",
+            Self::Freplace => "freplace",
             Self::Fexit => "fexit",
             Self::Fsession => "fsession",
         }

@@ -110,7 +110,7 @@ fn kinds_and_guards() {
         ..callee(name, PROGRAM + 0x100 * number, None)
     };
     let kinds = [Kind::Fentry, Kind::FmodRet, Kind::Fexit, Kind::Fsession];
-    for kind in kinds {
+    for kind in kinds.into_iter().chain([Kind::Freplace]) {
         let mut engine = engine();
         engine
             .attach(FUNCTION, args, kind, guarded("one", 0))

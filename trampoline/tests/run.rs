@@ -592,6 +592,45 @@ fn fmod_ret_skips_the_function_or_does_not() {
 }
 
 #[test]
+fn a_program_in_place_of_the_function() {
+    for guard in [Guard::Word, Guard::Pinned, Guard::None] {
+        let mut b = bench();
+        let (by, exit) = (acts(2, false, false), acts(3, false, false));
+        let callee = b.acting(exit, guard);
+        b.engine
+            .attach(b.function, two(), Kind::Fexit, callee)
+            .unwrap();
+        let callee = b.acting(by, guard);
+        let id = b
+            .engine
+            .attach(b.function, two(), Kind::Freplace, callee)
+            .unwrap();
+        for result in [7, 0] {
+            by.result.store(result, Ordering::Relaxed);
+            b.seen.iter().for_each(|v| v.store(0, Ordering::Relaxed));
+            let (returned, _) = call(b.function);
+            assert_eq!(returned, result);
+            assert_eq!(values(b.seen), [0; 12], "the function ran");
+            assert_eq!(by.take()[0][..2], [0x100, 0x101]);
+            assert_eq!(exit.take()[0][..3], [0x100, 0x101, result]);
+        }
+        if guard == Guard::Word {
+            // It calls the function that it replaces: turned away there, so the function runs.
+            by.result.store(9, Ordering::Relaxed);
+            by.calls.store(b.function, Ordering::Relaxed);
+            let (returned, _) = call(b.function);
+            assert_eq!(returned, 9);
+            assert_ne!(values(b.seen), [0; 12], "the function did not run");
+            assert_eq!((by.take().len(), by.state.misses()[0]), (1, 1));
+            assert_eq!(exit.take().len(), 2);
+        }
+        assert_eq!([task(0), task(1), task(2)], [0; 3]);
+        b.engine.detach(id).unwrap();
+        b.check_called(2);
+    }
+}
+
+#[test]
 fn sessions_have_a_word_each() {
     let mut b = bench();
     let sessions = [
