@@ -175,6 +175,8 @@ fn per_call(row: &str, target: extern "C" fn(u64, u64) -> u64) -> Result<Fixed, 
 enum By {
     Native(hook::Native),
     Engine(bpf::Engine),
+    /// A kernel function of the program's name, in place of the hooked one.
+    Function,
 }
 
 /// What is hooked on for a row.
@@ -201,6 +203,10 @@ impl Attach<'_> {
                 By::Native(which) => {
                     let point = change(Point::of(Kind::Fentry));
                     hook::attach_native(function, which, point).map_err(|e| format!("{e}"))
+                }
+                By::Function => {
+                    let by = resolve(program)?;
+                    hook::replace(function, &by).map_err(|e| format!("{e}"))
                 }
                 By::Engine(engine) => {
                     bpf::attach_at(program, function, engine, change).map_err(|e| format!("{e}"))
@@ -263,7 +269,7 @@ const ENTRY: [Attach<'static>; 6] = {
 };
 
 /// What is measured on the trivial function besides: each protection, each kind, several programs.
-const KINDS: [Attach<'static>; 21] = {
+const KINDS: [Attach<'static>; 24] = {
     use Protection::{Context, None, Pinned, Program as Word};
     [
         row("fentry-none", "empty", JIT, &["empty"], None),
@@ -317,6 +323,15 @@ const KINDS: [Attach<'static>; 21] = {
             &["empty", "hooks/fmod_ret_empty", "hooks/fexit_empty"],
             Word,
         ),
+        row(
+            "replace",
+            "empty",
+            By::Function,
+            &["workload_call_other"],
+            None,
+        ),
+        row("freplace", "empty", JIT, &["replace/empty"], Word),
+        row("freplace", "count", JIT, &["replace/count"], Word),
     ]
 };
 
@@ -341,7 +356,10 @@ fn trivial<'a>(
         total,
         share: None,
     };
-    let bare = per_call("no-site", arch::callee::past_site(workload::workload_call))?;
+    let bare = per_call(
+        "no-site",
+        arch::callee::past_site(workload::workload_call as workload::Callable),
+    )?;
     let unhooked = per_call("site", workload::workload_call)?;
     rows.push(row("no-site", "none", "none", bare, bare));
     rows.push(row("site", "none", "none", bare, unhooked));

@@ -11,6 +11,7 @@ use crate::initrd::{self, InitrdError};
 use crate::mm::near::NearMemory;
 use crate::offered::{self, Offered};
 use crate::sched::Mutex;
+use crate::targets::{self, Target};
 use crate::task::Task;
 use crate::{symbols, trace};
 use a64::inst::SysReg;
@@ -110,7 +111,7 @@ impl fmt::Display for BpfError {
             BpfError::WrongKind { section } => {
                 write!(
                     f,
-                    "section {section:?}: what can be attached to a function so far is fentry, fexit, fmod_ret and fsession, \
+                    "section {section:?}: what can be attached to a function so far is fentry, fexit, fmod_ret, fsession and freplace, \
                      and the same with .s"
                 )
             }
@@ -407,6 +408,7 @@ pub(crate) fn attach_at(
         AttachKind::Fexit => Kind::Fexit,
         AttachKind::FmodRet => Kind::FmodRet,
         AttachKind::Fsession => Kind::Fsession,
+        AttachKind::Freplace => Kind::Freplace,
         _ => return Err(wrong()),
     };
     let point = change(Point {
@@ -420,8 +422,28 @@ pub(crate) fn attach_at(
             why: "the program calls bpf_session_*, which only programs in fsession/... may".into(),
         });
     }
+    if offered::asks_for_original(&program) {
+        original_allowed(spec, function, &point)?;
+    }
     let program = runnable(spec, program, engine, Shape::of(kind))?;
     hook::attach(function, point, program).map_err(BpfError::Hook)
+}
+
+/// Whether a program that calls the original may be attached so: it has to stand in for it, and to block if that does.
+fn original_allowed(spec: &str, function: &Function, point: &Point) -> Result<(), BpfError> {
+    let why = if point.kind != Kind::Freplace {
+        "the program calls springboard_call_original, which only programs in freplace/... may"
+            .into()
+    } else if !point.sleepable && targets::is(function.name, Target::Sleepable) {
+        format!(
+            "the program calls the original, {} may block, and a program may block only in freplace.s/...",
+            function.name
+        )
+    } else {
+        return Ok(());
+    };
+    let object = spec.into();
+    Err(BpfError::Refused { object, why })
 }
 
 /// A program, ready to be hooked in where it gets a context of this shape.

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Why a function was not hooked, or a hook not taken off.
 
-use super::HookId;
+use super::{HookId, ResolveError};
 use alloc::string::String;
 use core::fmt;
 use trampoline::Reason;
@@ -16,6 +16,22 @@ pub(crate) enum HookError {
     Refused(String, Reason),
     /// A program could not be compiled, or its code not be written.
     Code(String),
+    /// The function is replaced already.
+    Replaced {
+        /// Its name.
+        function: String,
+        /// What hooks it.
+        by: String,
+    },
+    /// A live patch is on its way on or off.
+    Busy {
+        /// Its name.
+        patch: String,
+        /// Its hook.
+        id: HookId,
+    },
+    /// The name is no function's.
+    Name(ResolveError),
     /// There is no such hook.
     NoSuchHook(HookId),
     /// The function is not one of those that this kind of hook may be put on.
@@ -36,6 +52,16 @@ impl fmt::Display for HookError {
             HookError::Target { function, why } => {
                 write!(f, "{function} cannot be hooked so: {why}")
             }
+            HookError::Replaced { function, by } => write!(
+                f,
+                "{function} is replaced already ({by}): a function has one body; detach what replaces it first, `hooks` lists it"
+            ),
+            HookError::Busy { patch, id } => write!(
+                f,
+                "live patch {patch} (hook {id}) is on its way; `patch` says what it waits for, and there is one at a time: try again \
+                 when it has arrived"
+            ),
+            HookError::Name(e) => e.fmt(f),
             HookError::NoSuchHook(id) => write!(f, "there is no hook {id}; `hooks` lists them"),
         }
     }

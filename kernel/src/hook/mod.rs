@@ -2,9 +2,11 @@
 //! Joins the hook engine to this kernel: names to functions, attach and detach under one mutex, freeing by callback.
 
 mod error;
+pub(crate) mod livepatch;
 mod memory;
 mod native;
 mod platform;
+mod replace;
 mod resolve;
 
 pub(crate) use error::HookError;
@@ -12,6 +14,7 @@ pub(crate) use memory::{
     ProgramCode, describe_address, free_words, place, pool_free, take_pool, trampoline_of,
 };
 pub(crate) use native::{Native, attach_native};
+pub(crate) use replace::replace;
 pub(crate) use resolve::{Function, ResolveError, resolve};
 
 use crate::arch::callee::{Callee, NativeHook, Shape, callee};
@@ -63,6 +66,10 @@ pub(crate) trait Mechanism: Send {
     /// # Errors
     /// It is still on.
     fn detach(&mut self, engine: &mut Engine<Kernel>) -> Result<(), HookError>;
+    /// Whether it is listed after [`Mechanism::detach`] until it says itself that it is off ([`Hooks::forget`]).
+    fn leaves_later(&self) -> bool {
+        false
+    }
 }
 
 /// Every hook there is.
@@ -103,7 +110,15 @@ pub(crate) fn init() -> Result<(), String> {
         others: BTreeMap::new(),
     }));
     crate::bpf::init();
-    Ok(())
+    match livepatch::start() {
+        true => Ok(()),
+        false => Err("no memory for the task that live patches need".into()),
+    }
+}
+
+/// Calls `f` with every hook there is; nothing is attached or detached meanwhile.
+fn with_hooks<T>(f: impl FnOnce(&mut Hooks) -> T) -> T {
+    f(&mut HOOKS.lock())
 }
 
 /// A program that runs as a hook, wherever it is: what the kernel knows of it.
@@ -274,13 +289,21 @@ pub(crate) fn attach(
             why: targets::missing(wanted, what),
         }),
     };
-    if point.kind == Kind::FmodRet {
-        target(Target::Overridable, "fmod_ret changes what it returns")?;
+    match point.kind {
+        Kind::FmodRet => target(Target::Overridable, "fmod_ret changes what it returns")?,
+        Kind::Freplace => target(Target::Overridable, "freplace runs in its place")?,
+        Kind::Fentry | Kind::Fexit | Kind::Fsession => {}
     }
     if point.sleepable {
         target(Target::Sleepable, "a sleepable program blocks in it")?;
     }
     let args = types::arguments(function.name);
+    if point.kind == Kind::Freplace && (args.results() > 1 || args.indirect_result()) {
+        return Err(HookError::Target {
+            function: function.name.into(),
+            why: "it returns more than a word, and a program returns one; hook it by fexit".into(),
+        });
+    }
     let attachment = Attachment {
         function: function.address as u64,
         cookie: point.cookie,
@@ -292,7 +315,7 @@ pub(crate) fn attach(
     let id = hooks
         .engine
         .attach(function.address as u64, args, point.kind, callee)
-        .map_err(|e| HookError::refused(function.name, e.reason))?;
+        .map_err(|e| replace::refused(function, e.reason))?;
     hooks.mark(function.address as u64);
     drop(hooks);
     // An image that was replaced is freed when no stack holds its address: this one's dead words must not.
@@ -315,7 +338,6 @@ pub(crate) fn attach_hook<T: NativeHook>(
 }
 
 /// Puts on a hook that is not a program of a trampoline; `make` does it, and says which functions it hooks.
-#[expect(dead_code, reason = "the mechanisms that use it come one by one")]
 pub(crate) fn attach_other<M: Mechanism + 'static>(
     make: impl FnOnce(&mut Engine<Kernel>, HookId) -> Result<(M, Vec<u64>), HookError>,
 ) -> Result<HookId, HookError> {
@@ -348,6 +370,15 @@ impl Hooks {
         hooked::update(function, all.iter().map(|(kind, name)| (*kind, &**name)));
     }
 
+    /// A mechanism is off: it is listed no more.
+    fn forget(&mut self, id: HookId) {
+        if let Some(gone) = self.others.remove(&id.0) {
+            let all = self.engine.sites().iter().map(|site| site.address);
+            let functions: Vec<_> = all.filter(|function| gone.covers(*function)).collect();
+            functions.iter().for_each(|function| self.mark(*function));
+        }
+    }
+
     /// Asks the trampoline's program or the mechanism of that number.
     fn ask<T>(
         &self,
@@ -369,10 +400,8 @@ pub(crate) fn detach(id: HookId) -> Result<(), HookError> {
     let hooks_mut = &mut *hooks;
     if let Some(mechanism) = hooks_mut.others.get_mut(&id.0) {
         mechanism.detach(&mut hooks_mut.engine)?;
-        if let Some(gone) = hooks_mut.others.remove(&id.0) {
-            let all = hooks_mut.engine.sites().iter().map(|site| site.address);
-            let functions: Vec<_> = all.filter(|function| gone.covers(*function)).collect();
-            functions.iter().for_each(|function| hooks.mark(*function));
+        if !mechanism.leaves_later() {
+            hooks.forget(id);
         }
         drop(hooks);
         stack::scrub();

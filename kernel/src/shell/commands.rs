@@ -5,9 +5,9 @@ use super::inspect;
 use super::{Shell, ShellError};
 use crate::arch::pmu::{self, Counter};
 use crate::bpf::Engine;
-use crate::hook::{self, Function, HookId, Native, Point, Protection};
+use crate::hook::{self, Function, HookId, Native, Point, Protection, livepatch};
 use crate::ksyms::Flags;
-use crate::workload::{TARGETS, TRANSFER_BYTES, Transfer};
+use crate::workload::{PATCHES, TARGETS, TRANSFER_BYTES, Transfer};
 use crate::{arch, bench, bpf, integrity, println, sched, symbols, system};
 use alloc::borrow::ToOwned;
 use alloc::format;
@@ -25,6 +25,7 @@ pub(super) enum Argument {
     Function,
     Program,
     Map,
+    Patch,
     Target,
     Word(&'static str),
     /// Nothing that could be completed.
@@ -77,13 +78,17 @@ pub(super) static COMMANDS: &[Command] = commands![
     GUARD keeps the program from running inside itself: word, if not said; context: inside any program; pinned: not, but it
     stays on its core; none: not";
     "detach", "ID|FUNCTION", [Argument::Function], detach, "takes off a hook, or all hooks of a function";
+    "replace", "FUNCTION BY", [Argument::Function, Argument::Function], replace, "a function by another one of the kernel
+    FUNCTION is one that is marked overridable; BY takes and returns the same. Who is in it ends in it; `detach` gives it back";
+    "patch", "[NAME]", [Argument::Patch], patch, "puts a live patch on, or lists them
+    functions that have to change together are replaced task by task, none in the middle of them; `detach` takes it off so";
     "hooks", "", [], inspect::hooks, "what is hooked";
     "show", "FUNCTION", [Argument::Function], inspect::show, "live code of a function's entry and of its trampoline";
     "maps", "", [], inspect::maps, "maps of the objects that are loaded";
     "map", "dump MAP", [Argument::Word("dump"), Argument::Map], inspect::map, "keys and values of a map, OBJECT.MAP";
     "trace", "", [], inspect::trace, "what programs printed since the last time";
     "call", "[N] [FUNCTION]", [Argument::None, Argument::Target], call, "calls a function N times
-    FUNCTION is workload_call, workload_nested, workload_struct or workload_six, the first if not said; N is 1000 if not said";
+    FUNCTION is workload_call, workload_nested, workload_struct, workload_six or workload_exchange, the first if not said; N is 1000 if not said";
     "tcp", "[BYTES]", [], tcp, "moves BYTES over TCP on a loopback, 65536 if not said";
     "crash", "KIND", [], crash, "goes wrong on purpose, to see the report
     KIND is null, text, data, undefined, vector, pool, stack or panic; site changes code behind the hook engine's back";
@@ -183,6 +188,7 @@ fn candidates(kind: Argument, typed: &str) -> Vec<String> {
                 .collect()
         }
         Argument::Map => bpf::maps().into_iter().map(|(name, _)| name).collect(),
+        Argument::Patch => PATCHES.iter().map(|patch| patch.name.to_owned()).collect(),
         Argument::Target => TARGETS.iter().map(|(name, _)| (*name).to_owned()).collect(),
         Argument::Word(word) => [word.to_owned()].into(),
         Argument::None => Vec::new(),
@@ -304,6 +310,29 @@ fn attach(_: &mut Shell, command: &'static Command, arguments: &str) -> Outcome 
     Ok(())
 }
 
+fn replace(_: &mut Shell, command: &'static Command, arguments: &str) -> Outcome {
+    let (name, by) = first_word(arguments);
+    let (function, by) = (function(command, name)?, function(command, by)?);
+    let id = hook::replace(&function, &by)?;
+    println!("hook {id}: {} in place of {}", by.name, function.name);
+    Ok(())
+}
+
+fn patch(_: &mut Shell, command: &'static Command, arguments: &str) -> Outcome {
+    if !arguments.is_empty() {
+        let patch = PATCHES.iter().find(|patch| patch.name == arguments);
+        let patch = patch.ok_or(ShellError::Usage(command))?;
+        let id = livepatch::apply(patch)?;
+        println!(
+            "hook {id}: patch {} is on its way; patch says how far",
+            patch.name
+        );
+        return Ok(());
+    }
+    inspect::patches();
+    Ok(())
+}
+
 fn detach(_: &mut Shell, command: &'static Command, arguments: &str) -> Outcome {
     let ids: Vec<HookId> = match arguments.parse() {
         Ok(number) => [HookId(number)].into(),
@@ -311,7 +340,7 @@ fn detach(_: &mut Shell, command: &'static Command, arguments: &str) -> Outcome 
             let name = function(command, arguments)?.name;
             hook::list()
                 .iter()
-                .filter(|hook| hook.function == name)
+                .filter(|hook| hook.function.split(", ").any(|function| function == name))
                 .map(|hook| hook.id)
                 .collect()
         }
@@ -321,7 +350,10 @@ fn detach(_: &mut Shell, command: &'static Command, arguments: &str) -> Outcome 
     }
     for id in ids {
         hook::detach(id)?;
-        println!("hook {id} is off");
+        match livepatch::list().iter().any(|patch| patch.id == id) {
+            true => println!("hook {id} is on its way off; patch says how far"),
+            false => println!("hook {id} is off"),
+        }
     }
     Ok(())
 }

@@ -15,6 +15,7 @@ mod kinds;
 mod memory;
 mod overflow;
 mod rendezvous;
+mod replace;
 mod suite;
 mod tasks;
 
@@ -55,6 +56,7 @@ const TESTS: &[&[Test]] = &[
     grace::TESTS,
     hooks::TESTS,
     kinds::TESTS,
+    replace::TESTS,
     integrity::TESTS,
     bpf::TESTS,
     helpers::TESTS,
