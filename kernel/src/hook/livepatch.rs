@@ -14,11 +14,10 @@
 //! freed after another tasks-RCU grace period. A change that is taken back half-way gives tasks their first version again.
 //!
 //! **When a task changes over**: when it is in none of the functions, old and new, nor in those that the patch says have to see one
-//! version from beginning to end. So what one such function calls is all of one version. A task is in a function if an
-//! address in it, behind its entry, lies in a word in use of its stack, its shadow stack or its saved registers; and also
-//! if one of a trampoline or a switch of it does, for there it may have chosen and not gone yet. (At the entry itself it will choose by
-//! its new version.) The search takes all words, not frame records: code that was prebuilt has none, and a function may not have
-//! made its own yet. A word that only looks like an address holds a task up until it is overwritten, and does no harm.
+//! version from beginning to end. So what one such function calls is all of one version. A task is in a function if it will go on at an
+//! address behind the function's entry: where it was interrupted, or where something returns to (`unwind::each_way_back`); and
+//! also if it will in a trampoline or a switch of the function, for there it may have chosen and not gone yet. At the entry itself it
+//! will choose by its new version. A task that cannot be followed to the beginning of its stack is taken for one that is inside.
 //!
 //! **Why that is safe** against the task itself: a task that runs nowhere is changed under the queue's lock, so it starts
 //! with the version written; one that runs is changed by its own core in the IPI's handler, between two of its instructions (`rcu/look.rs`).
@@ -41,8 +40,8 @@ use super::{
     with_hooks,
 };
 use crate::arch::lock::SpinLock;
+use crate::arch::unwind;
 use crate::mm::layout::{POOL, POOL_SIZE};
-use crate::mm::stack;
 use crate::rcu::{self, Flavour, Watchdog, look};
 use crate::sched::{self, Task, WaitQueue};
 use crate::task::layout;
@@ -385,8 +384,6 @@ fn run() {
         if let Some(transition) = transition() {
             change_over(&transition);
         }
-        // What is freed is not to be found on this stack.
-        stack::scrub();
     }
 }
 
@@ -461,19 +458,20 @@ fn change(task: &'static Task, from: usize) {
 }
 
 impl Patch {
-    /// Whether a task is in one of the functions, or on its way into one. Not inlined: only its own frame, below `from`, holds the
-    /// functions' addresses.
-    #[inline(never)]
+    /// Whether a task is in one of the functions, or on its way into one, or cannot be followed. `from` as [`look::Look`] says.
     fn is_in(&self, task: &Task, from: usize) -> bool {
         let mut found = false;
-        look::each_word(task, from, |word| {
-            found |= self.inside.iter().any(|f| word > f.entry && word < f.end);
-            if (POOL as u64..(POOL + POOL_SIZE) as u64).contains(&word) {
-                let function = trampoline_of(word as usize);
+        let whole = unwind::each_way_back(task, from, |address| {
+            found |= self
+                .inside
+                .iter()
+                .any(|f| address > f.entry && address < f.end);
+            if (POOL as u64..(POOL + POOL_SIZE) as u64).contains(&address) {
+                let function = trampoline_of(address as usize);
                 found |= self.pairs.iter().any(|pair| Some(pair.old()) == function);
             }
         });
-        found
+        found || !whole
     }
 }
 

@@ -28,21 +28,6 @@ pub(super) fn init() {
     LOOKING.put(Box::new(()));
 }
 
-/// Every word in use of a task's stack and shadow stack, and all of its stack if its interrupt runs on another one. `from` as
-/// [`Look`] says. Inlined: so its caller's frame lies below all that is looked at.
-#[inline(always)]
-pub(crate) fn each_word(task: &Task, from: usize, mut visit: impl FnMut(u64)) {
-    stack::words(from).for_each(&mut visit);
-    // The handler may run on the core's overflow stack: then the task's own is looked through as a whole.
-    let own = task.stack_range();
-    if !own.contains(&from) {
-        stack::words(own.start).for_each(&mut visit);
-    }
-    for entry in task.shadow() {
-        entry.words().into_iter().for_each(&mut visit);
-    }
-}
-
 /// Looks at those of `tasks` that can be caught.
 pub(crate) fn at_tasks(tasks: impl Iterator<Item = &'static Task>, look: &'static Look) {
     let _one = LOOKING.lock();

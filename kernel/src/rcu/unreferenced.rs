@@ -18,6 +18,7 @@
 use super::stall::Watchdog;
 use super::{Deferred, Step, UNREFERENCED, look, passed};
 use crate::arch::lock::SpinLock;
+use crate::mm::stack;
 use crate::sched::{self, Task};
 use alloc::sync::Arc;
 
@@ -197,7 +198,7 @@ impl Pass {
             return;
         };
         let (low, high) = (!first.not_start, !last.not_end);
-        let note = |word: u64| {
+        let mut note = |word: u64| {
             if word < low || word >= high {
                 return;
             }
@@ -208,6 +209,14 @@ impl Pass {
                 held.change(at, true);
             }
         };
-        look::each_word(task, from, note);
+        stack::words(from).for_each(&mut note);
+        // The handler may run on the core's overflow stack: then the task's own is looked through as a whole.
+        let own = task.stack_range();
+        if !own.contains(&from) {
+            stack::words(own.start).for_each(&mut note);
+        }
+        for entry in task.shadow() {
+            entry.words().into_iter().for_each(&mut note);
+        }
     }
 }

@@ -6,7 +6,6 @@ mod inspect;
 mod keys;
 mod line;
 
-use crate::mm::stack;
 use crate::workload::TransferError;
 use crate::{bpf, hook, print, println, trace};
 use alloc::string::String;
@@ -147,8 +146,6 @@ pub(crate) fn run() -> u32 {
         if let Some(Err(e)) = line.map(|line| commands::execute(&mut shell, line.trim())) {
             println!("{e}");
         }
-        // Addresses that a command printed are not to be taken for the shell's way back into a function.
-        stack::scrub();
         if let Some(code) = shell.exit {
             return code;
         }

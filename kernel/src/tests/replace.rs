@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Replacing functions: by each other, and several together without a task that runs half old, half new.
 
+use super::bpf::sum;
 use super::hooks::function;
 use super::tasks::spawn;
 use super::{Failure, Outcome, Test};
@@ -10,9 +11,10 @@ use crate::hook::livepatch::{self, Phase};
 use crate::hook::{self, HookError, HookId, Native, Point};
 use crate::sched::{self, JoinHandle};
 use crate::workload::{
-    PATCHES, Pause, set_gate, workload_call, workload_call_more, workload_exchange,
+    Callable, PATCHES, Pause, set_gate, workload_call, workload_call_more, workload_exchange,
+    workload_nested, workload_twelve,
 };
-use crate::{check, integrity, rcu};
+use crate::{bpf, check, integrity, rcu};
 use alloc::format;
 use alloc::string::ToString;
 use alloc::sync::Arc;
@@ -31,6 +33,16 @@ pub(super) const TESTS: &[Test] = &[
         name: "replace.what_does_not_fit_is_refused",
         seconds: 20,
         run: refused,
+    },
+    Test {
+        name: "replace.a_function_by_a_program",
+        seconds: 30,
+        run: by_program,
+    },
+    Test {
+        name: "replace.a_program_calls_the_original",
+        seconds: 30,
+        run: original,
     },
     Test {
         name: "replace.two_functions_apart_run_half_old_half_new",
@@ -142,8 +154,8 @@ fn refused() -> Outcome {
     let unmarked = ["not marked overridable"];
     refuse("springboard_main", "workload_call", &unmarked)?;
     let types = [
-        "u64 workload_call(u64, u64)",
-        "u64 workload_six(u64, u64, u64, u64, u64, u64)",
+        "unsigned long long workload_call(unsigned long long, unsigned long long)",
+        "unsigned long long workload_six(unsigned long long, ",
     ];
     refuse("workload_call", "workload_six", &types)?;
     refuse(
@@ -183,6 +195,109 @@ fn refused() -> Outcome {
     check!(call(10, 1) == 31, "the site is not as it was");
     Ok(())
 }
+
+const ENGINES: [bpf::Engine; 2] = [bpf::Engine::Jit, bpf::Engine::Interpreter];
+
+fn attach(program: &str, name: &str, engine: bpf::Engine) -> Result<HookId, Failure> {
+    bpf::attach(program, &function(name)?, engine).map_err(|e| failed(&e))
+}
+
+/// How often programs of replace.bpf.c say that they ran.
+fn runs() -> Result<u64, Failure> {
+    sum("replace..bss")
+}
+
+fn by_program() -> Outcome {
+    rcu::barrier();
+    let free = hook::pool_free();
+    for engine in ENGINES {
+        let id = attach("replace/product", "workload_call", engine)?;
+        let before = runs()?;
+        let exit = hook::attach_native(
+            &function("workload_call")?,
+            Native::Count,
+            Point::of(Kind::Fexit),
+        );
+        let exit = exit.map_err(|e| failed(&e))?;
+        for n in 0..100 {
+            let result = call(n, 7);
+            check!(result == 7 * n, "{engine:?}: {result} is not {n} * 7");
+        }
+        let (ran, hits) = (runs()? - before, hook::hits(exit));
+        let second = replace("workload_call", "workload_call_other");
+        let third = attach("replace/count", "workload_call", engine);
+        detach(id)?;
+        detach(exit)?;
+        check!(
+            (ran, hits) == (100, Some(100)),
+            "{engine:?}: 100 calls, {ran} runs, {hits:?} hits at the exit"
+        );
+        check!(
+            second.is_err() && third.is_err(),
+            "{engine:?}: a second replacement was taken"
+        );
+        check!(call(10, 1) == 31, "{engine:?}: not given back");
+    }
+    rcu::barrier();
+    let now = hook::pool_free();
+    check!(free == now, "{free} bytes of the pool were free, now {now}");
+    Ok(())
+}
+
+fn original() -> Outcome {
+    for engine in ENGINES {
+        let id = attach("replace/twice", "workload_call", engine)?;
+        let before = runs()?;
+        // Calls made by another function reach it, and what the original is called with is what the caller said.
+        let six = (call(10, 1), workload_nested(2, 3));
+        let ran = runs()? - before;
+        let misses = hook::misses(id);
+        detach(id)?;
+        check!(
+            six == (62, 40),
+            "{engine:?}: {six:?}, not twice the original"
+        );
+        check!(
+            ran == 3 && misses == [0; 4],
+            "{engine:?}: 3 calls, {ran} runs, {misses:?} misses"
+        );
+        let id = attach("replace/twelve", "workload_twelve", engine)?;
+        let f = black_box(workload_twelve as Twelve);
+        let more = f(1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12);
+        detach(id)?;
+        let less = f(1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12);
+        check!(
+            more == less + 1,
+            "{engine:?}: twelve arguments: {more} and {less}"
+        );
+        let id = attach("replace/encode", "workload_encode", engine)?;
+        let coded = black_box(crate::workload::workload_encode as Callable)(5, 2);
+        detach(id)?;
+        check!(coded == (5 + 2 + 13) ^ 2, "{engine:?}: {coded}");
+        for (program, name, part) in [
+            ("replace/blocks", "workload_blocks", "may block"),
+            (
+                "replace/beside",
+                "workload_call",
+                "only programs in freplace",
+            ),
+            (
+                "replace/product",
+                "springboard_main",
+                "not marked overridable",
+            ),
+        ] {
+            match attach(program, name, engine) {
+                Ok(_) => check!(false, "{program} was attached to {name}"),
+                Err(Failure::Failed(text)) => check!(text.contains(part), "{program}: {text}"),
+                Err(other) => return Err(other),
+            }
+        }
+    }
+    Ok(())
+}
+
+type Twelve = extern "C" fn(u64, u64, u64, u64, u64, u64, u64, u64, u64, u64, u64, u64) -> u64;
 
 /// A task that is in the middle of an exchange until the gate opens; its result is right or not.
 fn in_the_middle(value: u64) -> Result<JoinHandle<bool>, Failure> {
@@ -350,7 +465,7 @@ fn load() -> Outcome {
                 if exchange(value, pause) != value {
                     wrong.fetch_add(1, Relaxed);
                 }
-                if calls.fetch_add(1, Relaxed) % 64 == 0 {
+                if calls.fetch_add(1, Relaxed) % 4 == 0 {
                     sched::yield_now();
                 }
             }
