@@ -57,6 +57,14 @@ shell exit.txt 'attach hooks/fexit_count workload_call' 'show workload_call' 'ca
 shell exit-modify.txt 'attach hooks/fentry_empty workload_call' 'attach hooks/fmod_ret_empty workload_call' \
     'attach hooks/fexit_empty workload_call' 'show workload_call' 'hooks' 'detach 3' \
     'detach workload_call' 'integrity'
+shell replace.txt 'call 3' 'replace workload_call workload_call_other' 'show workload_call' 'call 3' 'attach count workload_call' \
+    'call 3' 'hooks' 'replace workload_call workload_call_more' 'replace workload_six workload_call' 'integrity' 'detach workload_call' 'call 3'
+shell replace-program.txt 'attach replace/twice workload_call' 'call 3' 'attach replace/product workload_call' 'detach workload_call' \
+    'attach replace/product workload_call' 'show workload_call'
+shell replace-patch.txt 'patch' 'patch rotate' 'call 1000 workload_exchange' 'patch' 'show workload_encode' 'hooks' 'detach workload_encode' \
+    'call 1000 workload_exchange' 'patch'
+shell replace-rule.txt 'attach rules workload_call' 'call 5' 'map dump rules..bss' 'freplace replace_rule/tenfold 1' 'call 5' \
+    'map dump rules..bss' 'hooks' 'freplace replace_rule/narrow 1' 'detach 1' 'hooks'
 objects=target/springboard/programs
 command instructions.txt "cargo xtask bpf disasm $objects/count.bpf.o"
 command instructions-info.txt "cargo xtask bpf info $objects/count.bpf.o"

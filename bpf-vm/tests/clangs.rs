@@ -38,7 +38,7 @@ const OWN: [&str; 6] = [
     "maps",
 ];
 /// The samples that only load where the kernel is Springboard.
-const OF_ONE_KERNEL: [&str; 2] = ["offered", "session"];
+const OF_ONE_KERNEL: [&str; 3] = ["offered", "replace", "session"];
 /// Programs whose result is a number that a compiler chose.
 const CHOSEN: [&str; 1] = ["local_id"];
 /// Optimisations and processors to try.

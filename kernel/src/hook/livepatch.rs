@@ -33,10 +33,9 @@
 //! One change at a time: a patch is refused while another one is on its way. A function that is replaced already, by whatever, is refused too:
 //! what one patch assumes of a function the other would break.
 
-use super::platform::Kernel;
 use super::replace::{check, refused};
 use super::{
-    Change, Function, HookError, HookId, HookInfo, Mechanism, attach_other, trampoline_of,
+    Change, Function, HookError, HookId, HookInfo, Kernel, Mechanism, attach_other, trampoline_of,
     with_hooks,
 };
 use crate::arch::lock::SpinLock;
@@ -399,12 +398,13 @@ fn change_over(transition: &Transition) {
             wanted = patch.wanted();
             watchdog = Watchdog::with_limit("a live patch", STALL_NS);
         }
+        let target = transition.target(wanted);
+        patch.left.store(others(target).len(), Ordering::Relaxed);
         patch.set_phase(if wanted {
             Phase::GoingOver
         } else {
             Phase::GoingBack
         });
-        let target = transition.target(wanted);
         // First what is born, then what is there: nobody is missed.
         sched::set_patch(target);
         look_once(patch, target);

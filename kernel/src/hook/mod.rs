@@ -35,7 +35,7 @@ use core::any::Any;
 use core::fmt;
 use core::sync::atomic::Ordering;
 use native::Count;
-use platform::Kernel;
+pub(crate) use platform::Kernel;
 use trampoline::attach::DetachError;
 use trampoline::program::CONTEXTS;
 use trampoline::site::{Site, SiteTable};
@@ -128,7 +128,7 @@ pub(crate) struct Running {
     /// Whether it may block.
     pub sleepable: bool,
     /// What the guard knows of it.
-    pub state: State,
+    pub state: Arc<State>,
     counter: Option<Arc<Count>>,
     /// The program and what it needs: kept, never looked at.
     _own: Arc<dyn Any + Send + Sync>,
@@ -190,6 +190,18 @@ impl Program {
         protection: Protection,
         sleepable: bool,
     ) -> (trampoline::Callee, Arc<Running>) {
+        let state = Arc::new(State::new(protection == Protection::Context));
+        self.with_state(attachment, protection, sleepable, state)
+    }
+
+    /// As [`Program::at`], in the place of one that the guard knows by this state.
+    fn with_state(
+        self,
+        attachment: Attachment,
+        protection: Protection,
+        sleepable: bool,
+        state: Arc<State>,
+    ) -> (trampoline::Callee, Arc<Running>) {
         let Callee {
             address,
             data,
@@ -199,7 +211,7 @@ impl Program {
         let running = Arc::new(Running {
             engine: self.engine,
             sleepable,
-            state: State::new(protection == Protection::Context),
+            state,
             counter: self.counter,
             _own: keep,
         });
@@ -304,13 +316,11 @@ pub(crate) fn attach(
             why: "it returns more than a word, and a program returns one; hook it by fexit".into(),
         });
     }
-    let attachment = Attachment {
-        function: function.address as u64,
-        cookie: point.cookie,
-        arguments: args.words().into(),
-        has_result: matches!(point.kind, Kind::Fexit | Kind::FmodRet | Kind::Fsession).into(),
-    };
-    let (callee, _) = program.at(attachment, point.protection, point.sleepable);
+    let (callee, _) = program.at(
+        attachment(function, point),
+        point.protection,
+        point.sleepable,
+    );
     let mut hooks = HOOKS.lock();
     let id = hooks
         .engine
@@ -321,6 +331,40 @@ pub(crate) fn attach(
     // An image that was replaced is freed when no stack holds its address: this one's dead words must not.
     stack::scrub();
     Ok(HookId(id.number()))
+}
+
+/// What a program is told of its place.
+fn attachment(function: &Function, point: Point) -> Attachment {
+    Attachment {
+        function: function.address as u64,
+        cookie: point.cookie,
+        arguments: types::arguments(function.name).words().into(),
+        has_result: matches!(point.kind, Kind::Fexit | Kind::FmodRet | Kind::Fsession).into(),
+    }
+}
+
+/// Puts a program in the place of one that is attached, as that is: its number, its order and the count of its misses stay.
+///
+/// # Errors
+/// It is not attached; what [`attach`] says of the new one. The old one stays.
+pub(crate) fn exchange(
+    engine: &mut Engine<Kernel>,
+    id: HookId,
+    function: &Function,
+    point: Point,
+    program: Program,
+) -> Result<(), HookError> {
+    let mut all = engine.attached();
+    let old = all.find(|a| a.id.number() == id.0);
+    let old = old.and_then(|a| Some((a.id, running(&a)?.state.clone())));
+    drop(all);
+    let (engine_id, state) = old.ok_or(HookError::NoSuchHook(id))?;
+    let attachment = attachment(function, point);
+    let (callee, _) = program.with_state(attachment, point.protection, point.sleepable, state);
+    engine.exchange(engine_id, callee).map_err(|e| match e {
+        DetachError::Unknown { .. } => HookError::NoSuchHook(id),
+        DetachError::Stuck { reason, .. } => HookError::refused(function.name, reason),
+    })
 }
 
 /// As [`attach`], of a hook written in Rust.
@@ -419,6 +463,9 @@ pub(crate) fn detach(id: HookId) -> Result<(), HookError> {
             HookError::refused(&symbols::Name(function as usize).function(), reason)
         }
     })?;
+    // What took the place of the program's functions is off with it.
+    let with_it = crate::bpf::forget(id);
+    with_it.into_iter().for_each(|id| hooks.forget(id));
     hooks.mark(function);
     drop(hooks);
     stack::scrub();

@@ -80,6 +80,8 @@ pub(super) static COMMANDS: &[Command] = commands![
     "detach", "ID|FUNCTION", [Argument::Function], detach, "takes off a hook, or all hooks of a function";
     "replace", "FUNCTION BY", [Argument::Function, Argument::Function], replace, "a function by another one of the kernel
     FUNCTION is one that is marked overridable; BY takes and returns the same. Who is in it ends in it; `detach` gives it back";
+    "freplace", "PROGRAM ID", [Argument::Program], freplace, "a function of an attached BPF program by another program
+    PROGRAM says by its section, freplace/FUNCTION, which; ID is the hook of the one that calls it";
     "patch", "[NAME]", [Argument::Patch], patch, "puts a live patch on, or lists them
     functions that have to change together are replaced task by task, none in the middle of them; `detach` takes it off so";
     "hooks", "", [], inspect::hooks, "what is hooked";
@@ -315,6 +317,14 @@ fn replace(_: &mut Shell, command: &'static Command, arguments: &str) -> Outcome
     let (function, by) = (function(command, name)?, function(command, by)?);
     let id = hook::replace(&function, &by)?;
     println!("hook {id}: {} in place of {}", by.name, function.name);
+    Ok(())
+}
+
+fn freplace(_: &mut Shell, command: &'static Command, arguments: &str) -> Outcome {
+    let (program, id) = first_word(arguments);
+    let target = id.parse().map_err(|_| ShellError::Usage(command))?;
+    let id = bpf::freplace(program, HookId(target))?;
+    println!("hook {id}: {program} in a place of hook {target}");
     Ok(())
 }
 

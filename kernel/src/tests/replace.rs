@@ -45,6 +45,11 @@ pub(super) const TESTS: &[Test] = &[
         run: original,
     },
     Test {
+        name: "replace.a_programs_function_by_a_program",
+        seconds: 30,
+        run: freplace,
+    },
+    Test {
         name: "replace.two_functions_apart_run_half_old_half_new",
         seconds: 20,
         run: apart,
@@ -297,6 +302,86 @@ fn original() -> Outcome {
     Ok(())
 }
 
+/// What programs of rules.bpf.c found: how often they ran, the last result; and how often replace_rule.bpf.c was asked.
+fn ruled() -> Result<[u64; 3], Failure> {
+    let word = |map: &str, index: usize| {
+        let found = bpf::map(map).ok_or_else(|| Failure::Failed(format!("no map {map}")))?;
+        let mut value = alloc::vec![0; found.value_size()];
+        found.lookup(&[0; 4], &mut value).map_err(|e| failed(&e))?;
+        let word = value.as_chunks::<8>().0.get(index).copied();
+        Ok(u64::from_le_bytes(word.unwrap_or_default()))
+    };
+    let rules = "rules..bss";
+    Ok([
+        word(rules, 0)?,
+        word(rules, 1)?,
+        word("replace_rule..bss", 0)?,
+    ])
+}
+
+fn freplace() -> Outcome {
+    rcu::barrier();
+    let free = hook::pool_free();
+    for engine in ENGINES {
+        let ruled_by = |expected: u64, asked: u64, what: &str| -> Outcome {
+            let before = ruled()?;
+            for n in 1..=20 {
+                call(n, 3);
+            }
+            let [calls, last, all] = ruled()?;
+            check!(
+                (calls - before[0], last, all - before[2]) == (20, expected + 6, asked),
+                "{engine:?}, {what}: {calls} calls, last {last}, asked {all}; before {before:?}"
+            );
+            Ok(())
+        };
+        let id = attach("rules", "workload_call", engine)?;
+        let other = attach("rules", "workload_call", engine)?;
+        detach(other)?;
+        ruled_by(21, 0, "as it is")?;
+        let by = bpf::freplace("replace_rule/tenfold", id).map_err(|e| failed(&e))?;
+        ruled_by(200, 20, "replaced")?;
+        for (program, target, parts) in [
+            ("replace_rule/tenfold", id, ["replaced already", "detach"]),
+            ("replace_rule/fixed_by", id, ["static", "rule"]),
+            ("replace_rule/law", id, ["there is none", "rule"]),
+            ("replace_rule/tenfold", other, ["being freed", "hooks"]),
+            ("replace/product", id, ["workload_call", "there is none"]),
+            ("rules", id, ["section", "freplace"]),
+        ] {
+            match bpf::freplace(program, target) {
+                Ok(_) => check!(false, "{program} replaced a function of hook {target}"),
+                Err(e) => {
+                    let text = e.to_string();
+                    let all = parts.iter().all(|part| text.contains(part));
+                    check!(all, "{program}: {text}");
+                }
+            }
+        }
+        ruled_by(200, 20, "after refusals")?;
+        detach(by)?;
+        ruled_by(21, 0, "given back")?;
+        let narrow = bpf::freplace("replace_rule/narrow", id);
+        let text = narrow
+            .err()
+            .map_or_else(Default::default, |e| e.to_string());
+        check!(
+            text.contains("`__u64 rule(__u64)`") && text.contains("`int narrow(__u32)`"),
+            "other types: {text}"
+        );
+        // Taken off with what it is in.
+        bpf::freplace("replace_rule/tenfold", id).map_err(|e| failed(&e))?;
+        ruled_by(200, 20, "replaced again")?;
+        detach(id)?;
+        let left = hook::list().len();
+        check!(left == 0, "{left} hooks are left");
+    }
+    rcu::barrier();
+    let now = hook::pool_free();
+    check!(free == now, "{free} bytes of the pool were free, now {now}");
+    Ok(())
+}
+
 type Twelve = extern "C" fn(u64, u64, u64, u64, u64, u64, u64, u64, u64, u64, u64, u64) -> u64;
 
 /// A task that is in the middle of an exchange until the gate opens; its result is right or not.
@@ -353,6 +438,29 @@ fn arrives(id: HookId, at: Phase, milliseconds: u64) -> Outcome {
     Ok(())
 }
 
+/// Waits until nothing holds a change up but one task that sleeps in the middle.
+fn all_but_one(id: HookId, on_way: Phase) -> Outcome {
+    arrives(id, on_way, 5000)?;
+    let left = || {
+        livepatch::list()
+            .iter()
+            .map(|patch| patch.left)
+            .sum::<usize>()
+    };
+    let end = timer::now_ns() + 5_000_000_000;
+    while left() != 1 && timer::now_ns() < end {
+        sched::sleep_ns(1_000_000);
+    }
+    // Long enough for many looks: the sleeper is never changed over.
+    sched::sleep_ns(20_000_000);
+    let (phase, left) = (phase(id), left());
+    check!(
+        phase == on_way && left == 1,
+        "{phase:?}, {left} tasks left, where one sleeps in the middle"
+    );
+    Ok(())
+}
+
 /// Which version a call of the first function runs: only one adds 13.
 fn is_new() -> bool {
     let encode = black_box(crate::workload::workload_encode as extern "C" fn(u64, u64) -> u64);
@@ -364,17 +472,12 @@ fn waits() -> Outcome {
     let free = hook::pool_free();
     let task = in_the_middle(7)?;
     let id = apply()?;
-    arrives(id, Phase::GoingOver, 5000)?;
-    sched::sleep_ns(30_000_000);
-    let left: usize = livepatch::list().iter().map(|patch| patch.left).sum();
-    let (still, new, right) = (phase(id), is_new(), exchange(9, Pause::Yield) == 9);
+    let held = all_but_one(id, Phase::GoingOver);
+    let (new, right) = (is_new(), exchange(9, Pause::Yield) == 9);
     let second = livepatch::apply(named("call")?);
     set_gate(true);
     let mine = task.join();
-    check!(
-        still == Phase::GoingOver && left == 1,
-        "{still:?}, {left} tasks left, where one sleeps in the middle"
-    );
+    held?;
     check!(new, "this task has not changed over");
     check!(right && mine, "wrong results: {right} {mine}");
     check!(
@@ -394,12 +497,12 @@ fn waits() -> Outcome {
     // The same on the way back.
     let task = in_the_middle(7)?;
     detach(id)?;
-    arrives(id, Phase::GoingBack, 5000)?;
-    sched::sleep_ns(10_000_000);
-    let (still, new) = (phase(id), is_new());
+    let held = all_but_one(id, Phase::GoingBack);
+    let new = is_new();
     set_gate(true);
     check!(task.join(), "a wrong result on the way back");
-    check!(still == Phase::GoingBack && !new, "{still:?}, new {new}");
+    held?;
+    check!(!new, "this task has not changed back");
     arrives(id, Phase::Off, 5000)?;
     check!(!is_new() && exchange(7, Pause::None) == 7, "not off");
     let report = integrity::check().map_err(|e| failed(&e))?;
@@ -413,7 +516,7 @@ fn waits() -> Outcome {
 fn turned() -> Outcome {
     let task = in_the_middle(7)?;
     let id = apply()?;
-    arrives(id, Phase::GoingOver, 5000)?;
+    all_but_one(id, Phase::GoingOver)?;
     check!(is_new(), "this task has not changed over");
     detach(id)?;
     // The sleeper was never changed over, so nothing is left to wait for.
@@ -426,7 +529,7 @@ fn turned() -> Outcome {
     arrives(id, Phase::On, 5000)?;
     let task = in_the_middle(7)?;
     detach(id)?;
-    arrives(id, Phase::GoingBack, 5000)?;
+    all_but_one(id, Phase::GoingBack)?;
     let again = apply()?;
     check!(again == id, "hook {again}, not {id}");
     arrives(id, Phase::On, 5000)?;
@@ -449,23 +552,24 @@ fn load() -> Outcome {
     let stop = Arc::new(AtomicBool::new(false));
     let (calls, wrong) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
     let mut tasks = Vec::new();
-    for n in 0..8 * cpu::online().count() as u64 {
+    for n in 0..4 * cpu::online().count() as u64 {
         let (stop, calls, wrong) = (stop.clone(), calls.clone(), wrong.clone());
-        let pause = if n % 2 == 0 {
-            Pause::Yield
-        } else {
-            Pause::None
-        };
         tasks.push(spawn("exchanges", move || {
             let mut value = n;
             while !stop.load(Relaxed) {
                 value = value
                     .wrapping_mul(0x5851_f42d_4c95_7f2d)
                     .wrapping_add(n | 1);
+                let call = calls.fetch_add(1, Relaxed);
+                // Cores are given up in the middle, and between two exchanges more often.
+                let pause = match call % 16 == n % 16 {
+                    true => Pause::Yield,
+                    false => Pause::None,
+                };
                 if exchange(value, pause) != value {
                     wrong.fetch_add(1, Relaxed);
                 }
-                if calls.fetch_add(1, Relaxed) % 4 == 0 {
+                if call % 4 == n % 4 {
                     sched::yield_now();
                 }
             }
