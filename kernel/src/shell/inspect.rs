@@ -121,7 +121,7 @@ pub(super) fn patches() {
                 };
                 println!(
                     "{:>4}  {:10}  {}{left}",
-                    patch.id,
+                    format!("{}", patch.id),
                     patch.name,
                     patch.phase.name()
                 );
