@@ -61,6 +61,14 @@ shell recursion.txt 'attach again workload_call native' 'attach count workload_c
 command recursion-trap.txt '! cargo xtask run crash=hook-allocates'
 command grace-stall.txt 'cargo xtask run -- test test=grace.a_stall_shows_where_the_task_is'
 command grace-torture.txt 'cargo xtask torture --minutes 1'
+shell replace.txt 'call 3' 'replace workload_call workload_call_other' 'show workload_call' 'call 3' 'attach count workload_call' \
+    'call 3' 'hooks' 'replace workload_call workload_call_more' 'replace workload_six workload_call' 'integrity' 'detach workload_call' 'call 3'
+shell replace-program.txt 'attach replace/twice workload_call' 'call 3' 'attach replace/product workload_call' 'detach workload_call' \
+    'attach replace/product workload_call' 'show workload_call'
+shell replace-patch.txt 'patch' 'patch rotate' 'call 1000 workload_exchange' 'patch' 'show workload_encode' 'hooks' 'detach workload_encode' \
+    'call 1000 workload_exchange' 'patch'
+shell replace-rule.txt 'attach rules workload_call' 'call 5' 'map dump rules..bss' 'freplace replace_rule/tenfold 1' 'call 5' \
+    'map dump rules..bss' 'hooks' 'freplace replace_rule/narrow 1' 'detach 1' 'hooks'
 objects=target/springboard/programs
 command instructions.txt "cargo xtask bpf disasm $objects/count.bpf.o"
 command instructions-info.txt "cargo xtask bpf info $objects/count.bpf.o"

@@ -5,6 +5,10 @@
 //! another one that refers to it needs is checked when it is looked at.
 #![forbid(unsafe_code)]
 
+mod prototype;
+
+pub use prototype::Prototype;
+
 use alloc::vec::Vec;
 use core::fmt;
 

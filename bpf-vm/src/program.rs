@@ -38,8 +38,21 @@ pub struct UncheckedProgram {
     pub kfuncs: Vec<&'static Helper>,
     /// The kernel variables that the instructions refer to by index.
     pub variables: Vec<KernelVariable>,
+    /// Its functions, if a loader knows them: the first is the program itself.
+    pub functions: Vec<ProgramFunction>,
     /// Slots of instructions that need what the kernel does not have, with what that is; validation refuses them.
     pub missing: BTreeMap<usize, String>,
+}
+
+/// A function of a program.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProgramFunction {
+    /// Its name in the object.
+    pub name: String,
+    /// The slot of its first instruction.
+    pub start: usize,
+    /// Whether its symbol is global or weak: it takes what its source says.
+    pub global: bool,
 }
 
 /// A variable of the kernel that programs may read.

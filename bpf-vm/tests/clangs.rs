@@ -37,8 +37,8 @@ const OWN: [&str; 6] = [
     "linking",
     "maps",
 ];
-/// The samples that only load where the kernel is Springboard.
-const OF_ONE_KERNEL: [&str; 2] = ["offered", "session"];
+/// The samples that only load where the kernel is Springboard, and one whose programs take numbers in place of a context.
+const OF_ONE_KERNEL: [&str; 4] = ["offered", "replace", "replace_rule", "session"];
 /// Programs whose result is a number that a compiler chose.
 const CHOSEN: [&str; 1] = ["local_id"];
 /// Optimisations and processors to try.

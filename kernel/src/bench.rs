@@ -198,6 +198,8 @@ enum By {
     Engine(bpf::Engine),
     /// Compiled, as a probe so many bytes behind the function's entry.
     Probe(hook::ProbeWay, u64),
+    /// A kernel function of the program's name, in place of the hooked one.
+    Function,
 }
 
 /// What is hooked on for a row.
@@ -257,6 +259,10 @@ impl Attach<'_> {
                 (By::Native(which), None) => {
                     let point = change(Point::of(Kind::Fentry));
                     hook::attach_native(function, which, point).map_err(|e| format!("{e}"))
+                }
+                (By::Function, _) => {
+                    let by = resolve(program)?;
+                    hook::replace(function, &by).map_err(|e| format!("{e}"))
                 }
                 (By::Probe(way, offset), _) => {
                     let place = hook::Place::of(function.address, offset);
@@ -353,7 +359,7 @@ const ENTRY: [Attach<'static>; 6] = {
 };
 
 /// What is measured on the trivial function besides: each protection, each kind, several programs.
-const KINDS: [Attach<'static>; 35] = {
+const KINDS: [Attach<'static>; 38] = {
     use Protection::{Context, None, Pinned, Program as Word};
     [
         row("fentry-none", "empty", JIT, &["empty"], None),
@@ -469,6 +475,15 @@ const KINDS: [Attach<'static>; 35] = {
             &["kprobe/kretprobe_count"],
             Word,
         ),
+        row(
+            "replace",
+            "empty",
+            By::Function,
+            &["workload_call_other"],
+            None,
+        ),
+        row("freplace", "empty", JIT, &["replace/empty"], Word),
+        row("freplace", "count", JIT, &["replace/count"], Word),
     ]
 };
 
@@ -646,7 +661,10 @@ fn trivial<'a>(
         total,
         share: None,
     };
-    let bare = per_call("no-site", arch::callee::past_site(workload::workload_call))?;
+    let bare = per_call(
+        "no-site",
+        arch::callee::past_site(workload::workload_call as workload::Callable),
+    )?;
     let unhooked = per_call("site", workload::workload_call)?;
     rows.push(row("no-site", "none", "none", bare, bare));
     rows.push(row("site", "none", "none", bare, unhooked));

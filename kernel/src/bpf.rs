@@ -4,6 +4,10 @@
 //! An object is loaded when it is first asked for; its maps then live as long as it does, and all its programs share them.
 //! A hook holds its program, and the program its maps, until the grace period after its trampoline was taken off.
 
+mod freplace;
+
+pub(crate) use freplace::{forget, freplace};
+
 use crate::arch::callee::{self, Hit, NativeHook, Shape};
 use crate::arch::{barrier, cpu, irq, probe, switch, timer, unwind};
 use crate::hook::linux::Way;
@@ -12,6 +16,7 @@ use crate::initrd::{self, InitrdError};
 use crate::mm::near::NearMemory;
 use crate::offered::{self, Offered};
 use crate::sched::Mutex;
+use crate::targets::{self, Target};
 use crate::task::Task;
 use crate::{slow, symbols, trace};
 use a64::inst::SysReg;
@@ -27,10 +32,11 @@ use bpf_vm::interp::{Interpreter, Region};
 use bpf_vm::jit;
 use bpf_vm::map::{Map, MapMemory, MapRegion, TailTarget};
 use bpf_vm::object::{AttachKind, AttachPoint, Object};
-use bpf_vm::program::ValidatedProgram;
+use bpf_vm::program::{UncheckedProgram, ValidatedProgram};
 use core::cell::Cell;
 use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
+use freplace::Placed;
 use trampoline::registers::Words;
 use trampoline::{Kind, ProbeKind};
 
@@ -120,7 +126,7 @@ impl fmt::Display for BpfError {
             BpfError::WrongKind { section } => {
                 write!(
                     f,
-                    "section {section:?}: what can be attached to a function so far is fentry, fexit, fmod_ret and fsession, \
+                    "section {section:?}: what can be attached to a function so far is fentry, fexit, fmod_ret, fsession and freplace, \
                      and the same with .s; at any instruction kprobe, at returns kretprobe; by a pattern kprobe.multi and kretprobe.multi"
                 )
             }
@@ -231,6 +237,10 @@ impl MapMemory for Near {
 /// A loaded object.
 struct Loaded {
     name: String,
+    /// Its programs as they were linked, for those that others become parts of.
+    unchecked: Vec<UncheckedProgram>,
+    /// Its types, if it has any.
+    types: Option<Box<[u8]>>,
     maps: Vec<Arc<Map>>,
     programs: Vec<Arc<ValidatedProgram>>,
     /// Slots of program arrays that hold its programs from the start.
@@ -244,6 +254,7 @@ pub(crate) fn init() {
     // A second call would change nothing.
     let _ = bpf_vm::host::register(&Host);
     OBJECTS.put(Box::new(Vec::new()));
+    freplace::init();
     offered::init();
 }
 
@@ -267,6 +278,7 @@ fn load(name: &str, bytes: &[u8]) -> Result<Loaded, BpfError> {
     let object = object
         .instantiate_in(&offered, &Near)
         .map_err(|e| refused(&e))?;
+    let unchecked = object.programs.clone();
     let programs = object
         .programs
         .into_iter()
@@ -279,6 +291,8 @@ fn load(name: &str, bytes: &[u8]) -> Result<Loaded, BpfError> {
     }
     let mut loaded = Loaded {
         name: name.into(),
+        unchecked,
+        types: bpf_vm::object::types(bytes).map(Box::from),
         maps: object.maps,
         programs,
         filled: Vec::new(),
@@ -299,6 +313,13 @@ fn load(name: &str, bytes: &[u8]) -> Result<Loaded, BpfError> {
         }
     }
     Ok(loaded)
+}
+
+impl Loaded {
+    /// A program of it as it was linked.
+    fn unchecked(&self, name: &str) -> Option<&UncheckedProgram> {
+        self.unchecked.iter().find(|program| program.name == name)
+    }
 }
 
 impl Drop for Loaded {
@@ -430,7 +451,7 @@ pub(crate) fn attach_at(
     engine: Engine,
     change: impl FnOnce(Point) -> Point,
 ) -> Result<HookId, BpfError> {
-    let (_, program) = program(spec)?;
+    let (object, program) = program(spec)?;
     let wrong = || BpfError::WrongKind {
         section: program.section().into(),
     };
@@ -440,6 +461,7 @@ pub(crate) fn attach_at(
         AttachKind::Fexit => Kind::Fexit,
         AttachKind::FmodRet => Kind::FmodRet,
         AttachKind::Fsession => Kind::Fsession,
+        AttachKind::Freplace => Kind::Freplace,
         AttachKind::Kprobe | AttachKind::Kretprobe => {
             let place = Place::of(function.address, 0).ok_or_else(wrong)?;
             return attach_probe(spec, &place, engine, ProbeWay::Detour, change);
@@ -451,14 +473,57 @@ pub(crate) fn attach_at(
         ..Point::of(kind)
     });
     let kind = point.kind;
-    if kind != Kind::Fsession && offered::asks_for_session(&program) {
+    allowed(spec, function, &program, &point)?;
+    let name = program.name().into();
+    let program = runnable(spec, program, engine, Shape::of(kind))?;
+    let id = hook::attach(function, point, program).map_err(BpfError::Hook)?;
+    freplace::note(Placed {
+        id,
+        spec: spec.into(),
+        object,
+        name,
+        engine,
+        point,
+        function: *function,
+        replaced: Vec::new(),
+    });
+    Ok(id)
+}
+
+/// Whether a program may call what it calls, attached so.
+fn allowed(
+    spec: &str,
+    function: &Function,
+    program: &ValidatedProgram,
+    point: &Point,
+) -> Result<(), BpfError> {
+    if point.kind != Kind::Fsession && offered::asks_for_session(program) {
         return Err(BpfError::Refused {
             object: spec.into(),
             why: "the program calls bpf_session_*, which only programs in fsession/... may".into(),
         });
     }
-    let program = runnable(spec, program, engine, Shape::of(kind))?;
-    hook::attach(function, point, program).map_err(BpfError::Hook)
+    match offered::asks_for_original(program) {
+        true => original_allowed(spec, function, point),
+        false => Ok(()),
+    }
+}
+
+/// Whether a program that calls the original may be attached so: it has to stand in for it, and to block if that does.
+fn original_allowed(spec: &str, function: &Function, point: &Point) -> Result<(), BpfError> {
+    let why = if point.kind != Kind::Freplace {
+        "the program calls springboard_call_original, which only programs in freplace/... may"
+            .into()
+    } else if !point.sleepable && targets::is(function.name, Target::Sleepable) {
+        format!(
+            "the program calls the original, {} may block, and a program may block only in freplace.s/...",
+            function.name
+        )
+    } else {
+        return Ok(());
+    };
+    let object = spec.into();
+    Err(BpfError::Refused { object, why })
 }
 
 /// Hooks a program onto functions the Linux way, as its section says; `change` may change how.

@@ -132,6 +132,13 @@ static FUNCTIONS: &[Helper] = &[
         Returns::Word,
         Function::Plain(callee::session_cookie),
     ),
+    Helper::new(
+        0,
+        CALL_ORIGINAL,
+        &[Argument::Context],
+        Returns::Scalar,
+        Function::Attached(callee::call_original),
+    ),
 ];
 
 /// Linux's `E2BIG` and `EFAULT`, as a program sees them.
@@ -140,6 +147,15 @@ const EFAULT: i64 = -14;
 
 const SESSION_IS_RETURN: &str = "bpf_session_is_return";
 const SESSION_COOKIE: &str = "bpf_session_cookie";
+const CALL_ORIGINAL: &str = "springboard_call_original";
+
+/// Whether a program calls what only one of kind freplace may.
+pub(crate) fn asks_for_original(program: &ValidatedProgram) -> bool {
+    program
+        .kfuncs()
+        .iter()
+        .any(|kfunc| kfunc.name == CALL_ORIGINAL)
+}
 
 /// Whether a program calls what only one of kind fsession may.
 pub(crate) fn asks_for_session(program: &ValidatedProgram) -> bool {

@@ -29,6 +29,8 @@ struct Queue {
     all: Vec<&'static Task>,
     idle_cores: u64,
     next_id: u64,
+    /// What tasks that begin have as [`Task::patch`].
+    patch: u32,
 }
 
 static QUEUE: HandoffLock<Queue> = HandoffLock::new(Queue {
@@ -36,6 +38,7 @@ static QUEUE: HandoffLock<Queue> = HandoffLock::new(Queue {
     all: Vec::new(),
     idle_cores: 0,
     next_id: 1,
+    patch: 0,
 });
 
 /// A task, its stack and its place in the lists; `None` when memory is used up.
@@ -88,6 +91,8 @@ fn new_task(name: &str, job: Option<Job>, idle_on: Option<usize>) -> Option<&'st
     task.sp.store(sp, Ordering::Relaxed);
     let id = QUEUE.with(|q| {
         q.next_id += 1;
+        // Under the lock: who changes q.patch sees this task with the old value, or it gets the new one.
+        task.patch.store(q.patch, Ordering::Relaxed);
         q.next_id
     });
     task.id.store(id, Ordering::Relaxed);
@@ -507,6 +512,11 @@ pub(crate) fn for_each(mut visit: impl FnMut(&'static Task)) {
     for task in all {
         visit(task);
     }
+}
+
+/// Sets which version of functions that are being replaced tasks run that begin from now on.
+pub(crate) fn set_patch(value: u32) {
+    QUEUE.with(|q| q.patch = value);
 }
 
 /// Calls `f` with a task's lowest stack address in use while it runs nowhere and can be started nowhere; with 0 when it is over

@@ -11,7 +11,7 @@ use alloc::vec::Vec;
 /// What a function allows.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Target {
-    /// A hook may skip it and return something else.
+    /// A hook may skip it and return something else, or something else may run in its place: to its callers that is the same.
     Overridable,
     /// It is called only where a task may block.
     Sleepable,
@@ -24,6 +24,8 @@ const TARGETS: &[(&str, &[Target])] = &[
     ("workload_twelve", &[Target::Overridable, Target::Sleepable]),
     ("workload_nested", &[Target::Overridable, Target::Sleepable]),
     ("workload_struct", &[Target::Overridable, Target::Sleepable]),
+    ("workload_encode", &[Target::Overridable]),
+    ("workload_decode", &[Target::Overridable]),
     ("workload_blocks", &[Target::Overridable, Target::Sleepable]),
     ("torture_pair_*", &[Target::Overridable]),
     ("torture_six_*", &[Target::Overridable]),

@@ -89,6 +89,9 @@ pub(crate) struct Task {
     pub shadow_top: AtomicU32,
     /// Replaced return addresses.
     shadow: [ShadowEntry; SHADOW_ENTRIES],
+    /// Which of two versions of functions that are being replaced it runs (`hook/livepatch.rs`): a switch goes by it. Written under
+    /// the queue's lock while the task runs nowhere, else by its own core's interrupt handler.
+    pub patch: AtomicU32,
     /// Saved stack pointer while it does not run.
     pub sp: AtomicUsize,
     pub(crate) state: AtomicU32,
@@ -163,6 +166,8 @@ pub(crate) mod layout {
     pub(crate) const SHADOW_ENTRY: usize = size_of::<ShadowEntry>();
     /// SHADOW_TOP holds this when no entry is left.
     pub(crate) const SHADOW_END: usize = SHADOW_START + SHADOW_ENTRIES * SHADOW_ENTRY;
+    /// The version of functions that are being replaced, 32 bits: 0 or 1.
+    pub(crate) const PATCH: usize = offset_of!(Task, patch);
     /// In an entry: where the function returns to, 64 bits.
     pub(crate) const ENTRY_RETURN: usize = offset_of!(ShadowEntry, return_address);
     /// In an entry: sp at the function's entry, 64 bits.
@@ -176,6 +181,7 @@ pub(crate) mod layout {
         assert!(WORD == 0, "vectors.s reads it there");
         assert!(TRACE_NESTING == 8 && MIGRATE == 12 && PREEMPT == 16 && SHADOW_TOP == 20);
         assert!(SHADOW_START == 24 && SHADOW_ENTRY == 32);
+        assert!(PATCH < 1 << 12);
         assert!(SHADOW_END < 1 << 12, "CMP and ADD take 12 bits");
         assert!(ENTRY_RETURN == 0 && ENTRY_FRAME == 8, "one STP writes both");
         assert!(
@@ -211,6 +217,7 @@ impl Task {
             preempt: AtomicU32::new(1),
             shadow_top: AtomicU32::new(layout::SHADOW_START as u32),
             shadow: [const { ShadowEntry::new() }; SHADOW_ENTRIES],
+            patch: AtomicU32::new(0),
             sp: AtomicUsize::new(0),
             state: AtomicU32::new(State::Runnable as u32),
             trace_recursion: AtomicU32::new(0),

@@ -5,7 +5,8 @@ use crate::arch::lock::Late;
 use crate::symbols;
 use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
-use bpf_vm::btf::{Btf, Signature};
+use alloc::string::{String, ToString};
+use bpf_vm::btf::{Btf, Kind, Signature};
 use trampoline::ArgSpec;
 
 /// Registers that carry arguments.
@@ -31,6 +32,21 @@ pub(crate) fn init() {
 pub(crate) fn arguments(function: &str) -> ArgSpec {
     let known = ARGUMENTS.get().and_then(|table| table.get(function));
     known.copied().unwrap_or(ArgSpec::UNKNOWN)
+}
+
+/// What two exported functions take and return, as C writes it, and whether it is the same; of one whose types are not known, `None`.
+pub(crate) fn compare(functions: [&str; 2]) -> ([Option<String>; 2], bool) {
+    let btf = symbols::btf().and_then(|bytes| Btf::parse(bytes).ok());
+    let Some(btf) = btf else {
+        return ([None, None], false);
+    };
+    let prototype = |name: &str| btf.prototype(btf.find(Kind::FUNC, name)?);
+    let prototypes = functions.map(prototype);
+    let same = match &prototypes {
+        [Some(a), Some(b)] => a.is_like(b),
+        _ => false,
+    };
+    (prototypes.map(|p| p.map(|p| p.to_string())), same)
 }
 
 /// Where the procedure call standard puts arguments and result (AAPCS64 6.8.2, 6.9); `None` if they are more than a trampoline

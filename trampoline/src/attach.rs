@@ -647,6 +647,22 @@ impl<P: Platform> Engine<P> {
         Ok(())
     }
 
+    /// Puts another program in the place of an attached one: its number, kind and order stay, and from one store on its function calls the
+    /// other. Calls that have begun may still run the one before, entry and exit.
+    ///
+    /// # Errors
+    /// It is not attached; or what [`Self::attach`] says of the other.
+    pub fn exchange(&mut self, id: AttachId, callee: Callee) -> Result<(), DetachError> {
+        let function = self.function_of(id).ok_or(DetachError::Unknown { id })?;
+        let hook = self.chains.get(&function).and_then(|c| c.hook.as_ref());
+        let hook = hook.ok_or(DetachError::Unknown { id })?;
+        let mut programs = hook.programs.clone();
+        let place = programs.iter_mut().find(|program| program.id == id);
+        place.ok_or(DetachError::Unknown { id })?.callee = callee;
+        self.swap(function, programs)
+            .map_err(|reason| DetachError::Stuck { function, reason })
+    }
+
     /// What a function's site leads to; `None` if it has no site.
     pub fn state(&self, function: u64) -> Option<SiteState> {
         self.sites.get(function)?;

@@ -69,4 +69,9 @@ impl<P: Platform> Switch<P> {
     pub fn address(&self) -> u64 {
         self.code.address()
     }
+
+    /// Bytes of the pool that it takes.
+    pub fn bytes(&self) -> u64 {
+        self.code.bytes()
+    }
 }

@@ -15,7 +15,7 @@ pub enum AttachKind {
     FmodRet,
     /// Both at a function's entry and when it has returned.
     Fsession,
-    /// In place of another program's function.
+    /// In place of a function, another program's or the kernel's.
     Freplace,
     /// At an instruction.
     Kprobe,
@@ -38,6 +38,7 @@ static NAMES: &[(&str, AttachKind, bool)] = &[
     ("fsession", AttachKind::Fsession, false),
     ("fsession.s", AttachKind::Fsession, true),
     ("freplace", AttachKind::Freplace, false),
+    ("freplace.s", AttachKind::Freplace, true),
     ("kprobe", AttachKind::Kprobe, false),
     ("kretprobe", AttachKind::Kretprobe, false),
     ("kprobe.multi", AttachKind::KprobeMulti, false),

@@ -219,6 +219,7 @@ impl Object {
             name: template.name.clone(),
             section: template.section.clone(),
             insns: template.insns.clone(),
+            functions: template.functions.clone(),
             maps: template
                 .maps
                 .iter()

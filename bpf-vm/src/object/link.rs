@@ -18,6 +18,7 @@ use super::{
     slots::{op_at, put},
 };
 use crate::isa::{Insn, Op, Reg};
+use crate::program::ProgramFunction;
 
 /// The section of functions that are no programs but called by them.
 const SUBPROGRAMS: &str = ".text";
@@ -42,6 +43,8 @@ pub(super) struct ProgramTemplate {
     pub(super) core: Vec<(usize, usize)>,
     /// Where its function starts: the section, the slot.
     pub(super) place: (usize, usize),
+    /// Its functions, by their starts.
+    pub(super) functions: Vec<ProgramFunction>,
 }
 
 /// An instruction that refers to what the kernel defines.
@@ -264,6 +267,17 @@ impl<'d> Linker<'_, 'd> {
             );
         }
         self.made += image.insns.len();
+        let mut functions = Vec::new();
+        for (&index, &start) in &image.starts {
+            if let Some(function) = self.functions.get(index) {
+                functions.push(ProgramFunction {
+                    name: function.symbol.name.into(),
+                    start,
+                    global: !function.symbol.is_local(),
+                });
+            }
+        }
+        functions.sort_by_key(|function| function.start);
         for function in image.queue {
             if let Some(function) = self.functions.get(function) {
                 self.used.insert((function.section, function.start));
@@ -278,6 +292,7 @@ impl<'d> Linker<'_, 'd> {
             externs: image.externs,
             core: image.core,
             place: (function.section, function.start),
+            functions,
         })
     }
 

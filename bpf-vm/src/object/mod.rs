@@ -20,6 +20,7 @@ mod elf;
 mod environment;
 mod error;
 mod externs;
+mod freplace;
 mod instantiate;
 mod kconfig;
 mod link;
@@ -32,6 +33,7 @@ pub use self::{
     environment::Environment,
     error::ObjectError,
     externs::{KernelSymbol, KernelSymbolKind},
+    freplace::{FreplaceError, same_types, types},
     instantiate::{LoadedObject, ProgramSlot},
     maps::Variable,
 };

@@ -44,7 +44,7 @@ impl Shape {
     pub(crate) fn of(kind: Kind) -> Shape {
         match kind {
             Kind::Fsession => Shape::Session,
-            Kind::Fentry | Kind::FmodRet | Kind::Fexit => Shape::Arguments,
+            Kind::Fentry | Kind::FmodRet | Kind::Freplace | Kind::Fexit => Shape::Arguments,
         }
     }
 }
@@ -202,13 +202,12 @@ pub(crate) fn callee<T: NativeHook>(hook: Arc<T>, attachment: Attachment, shape:
     }
 }
 
-/// The same function without its site: past the two NOPs at its entry.
-pub(crate) fn past_site(f: extern "C" fn(u64, u64) -> u64) -> extern "C" fn(u64, u64) -> u64 {
-    let entry = f as usize;
-    debug_assert!(crate::symbols::blob().is_some_and(|b| b.has_site(entry as u64)));
-    // SAFETY: every function with a site begins with two words that are a NOP each, so the code behind them is the function
-    // with the same signature; xtask checks the words in the linked image.
-    unsafe { core::mem::transmute::<usize, extern "C" fn(u64, u64) -> u64>(entry + 8) }
+/// A pointer to a function of the procedure call standard's ABI.
+pub(crate) trait ExternC: Copy {
+    /// The same function without its site: past the two NOPs at its entry, whatever these are now.
+    ///
+    /// What calls a function so is led to no hook and to no replacement: a replacement reaches the original by it.
+    fn past_site(self) -> Self;
 }
 
 /// The same function from the second word of its site on: what a task executes that was preempted between the two.
@@ -219,6 +218,88 @@ pub(crate) fn behind_first_word(
     // SAFETY: as of `past_site`; the second word is a NOP too, unless the site is one of the Linux way's that leads somewhere.
     unsafe { core::mem::transmute::<usize, extern "C" fn(u64, u64) -> u64>(entry + 4) }
 }
+
+macro_rules! extern_c {
+    ($($argument:ident),*) => {
+        impl<$($argument,)* R> ExternC for extern "C" fn($($argument),*) -> R {
+            #[inline(always)]
+            fn past_site(self) -> Self {
+                let entry = self as usize;
+                debug_assert!(symbols::blob().is_some_and(|b| b.has_site(entry as u64)));
+                // SAFETY: every function with a site begins with two words that are a NOP each when it is linked, so the code
+                // behind them is the function with the same signature; xtask checks the words in the linked image.
+                unsafe { core::mem::transmute::<usize, Self>(entry + 8) }
+            }
+        }
+    };
+}
+extern_c!();
+extern_c!(A);
+extern_c!(A, B);
+extern_c!(A, B, C);
+extern_c!(A, B, C, D);
+
+/// The same function without its site: see [`ExternC::past_site`].
+pub(crate) fn past_site<F: ExternC>(f: F) -> F {
+    f.past_site()
+}
+
+/// `__u64 springboard_call_original(void *ctx)`: calls the function that the program stands in for, with the arguments that it was
+/// called with; returns what that returns.
+///
+/// The caller is active in its context meanwhile, so a call of the function by its name from inside the original runs the original
+/// again, and is counted as a miss.
+///
+/// # Safety
+/// `context` is the ctx that a trampoline gave to a program of kind freplace, and `attachment` the address of its attachment.
+pub(crate) unsafe extern "C" fn call_original(
+    context: u64,
+    _: u64,
+    _: u64,
+    _: u64,
+    _: u64,
+    attachment: u64,
+) -> u64 {
+    let attachment = core::ptr::with_exposed_provenance::<Attachment>(attachment as usize);
+    // SAFETY: the caller says so; an attachment lives as long as its hook, and nobody writes it.
+    let attachment = unsafe { &*attachment };
+    let context = core::ptr::with_exposed_provenance::<u64>(context as usize);
+    // SAFETY: a trampoline stored so many words at ctx, which nobody writes until the program has returned.
+    let words = unsafe { core::slice::from_raw_parts(context, attachment.arguments as usize) };
+    let mut all = [0; ORIGINAL_ARGUMENTS];
+    for (to, from) in all.iter_mut().zip(words) {
+        *to = *from;
+    }
+    let entry = attachment.function as usize;
+    // SAFETY: the function has a site, for the trampoline hangs there, so it goes on at entry + 8 (see `past_site`). The kernel's
+    // types say that its arguments are integers and pointers, a word each, or it would not be replaced; those that it does not take
+    // are in registers that a caller may spoil, and on this frame's own stack (AAPCS64 6.8.2).
+    let function = unsafe { core::mem::transmute::<usize, Original>(entry + 8) };
+    let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = all;
+    function(a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p)
+}
+
+/// The most words of arguments that a replaced function has: eight in registers and eight on the stack ([`trampoline::ArgSpec`]).
+const ORIGINAL_ARGUMENTS: usize = 16;
+
+type Original = extern "C" fn(
+    u64,
+    u64,
+    u64,
+    u64,
+    u64,
+    u64,
+    u64,
+    u64,
+    u64,
+    u64,
+    u64,
+    u64,
+    u64,
+    u64,
+    u64,
+    u64,
+) -> u64;
 
 /// The entry of a compiled program that takes two arguments. It must not be called once the code is dropped.
 pub(crate) fn entry(code: &ProgramCode) -> extern "C" fn(u64, u64) -> u64 {

@@ -4,6 +4,7 @@
 //! An exception writes such a record too, so a trace goes on through it. A return address that an exit hook has replaced is
 //! looked up on the task's shadow stack, so a trace shows the real caller.
 
+use super::trap::Frame;
 use crate::hook::Hooked;
 use crate::mm::{stack, table};
 use crate::println;
@@ -99,6 +100,66 @@ pub(crate) fn link(fp: usize) -> Option<u64> {
     }
     // SAFETY: an aligned word that was just seen to be mapped; reading kernel memory has no side effect.
     Some(unsafe { (at as *const u64).read_volatile() })
+}
+
+unsafe extern "C" {
+    static vectors: u8;
+    static exception_exit: u8;
+}
+
+/// The most records that [`each_way_back`] follows.
+const DEEPEST: usize = 4096;
+
+/// A word of a stack; `None` where none is mapped.
+fn word(at: usize) -> Option<usize> {
+    if !at.is_multiple_of(8) || table::translate(at).is_none() {
+        return None;
+    }
+    // SAFETY: the word was just seen to be mapped; reading kernel memory has no side effect.
+    Some(unsafe { (at as *const usize).read_volatile() })
+}
+
+/// Every address that a task goes on at some time: where it was interrupted, what x30 held there, return addresses. False if its records
+/// cannot be followed to the first one. `from`: its frame if it is the current task, in the handler of an interrupt; else, if it runs
+/// nowhere, its sp.
+///
+/// Unlike a search through all words this finds no address that an earlier call left behind. It is enough: every function that calls another has a
+/// record while it does (-Cforce-frame-pointers; of the assembly only what begins a stack has none), one that
+/// has not made its record yet, or not any more, has its caller in x30, and it has only been left by an exception, whose frame has
+/// that. A return address that a hook replaced is on the shadow stack, and the whole of that is visited.
+pub(crate) fn each_way_back(task: &Task, from: usize, mut visit: impl FnMut(u64)) -> bool {
+    const RECORD: usize = core::mem::offset_of!(Frame, record);
+    const X30: usize = core::mem::offset_of!(Frame, x) + 30 * size_of::<u64>();
+    for entry in task.shadow() {
+        visit(entry.return_address.load(Ordering::Relaxed));
+    }
+    let (start, end) = (&raw const vectors, &raw const exception_exit);
+    let in_vectors = start.addr()..=end.addr();
+    let mut exception = core::ptr::eq(task, super::switch::current());
+    let mut record = if exception { from + RECORD } else { from };
+    for _ in 0..DEEPEST {
+        if exception {
+            match word(record - RECORD + X30) {
+                Some(lr) => visit(lr as u64),
+                None => return false,
+            }
+        }
+        let Some((next, address)) = word(record).zip(word(record + 8)) else {
+            return false;
+        };
+        visit(address as u64);
+        if next == 0 {
+            return true;
+        }
+        // Records lie at ever higher addresses of one stack, or begin another one.
+        if next <= record && stack::bounds(next).is_none() {
+            return false;
+        }
+        // The handler that returns to the vectors was called with the record in the exception's frame.
+        exception = in_vectors.contains(&address);
+        record = next;
+    }
+    false
 }
 
 /// The trace of what an exception interrupted at `pc` in the current task, or of a switch's record with its `lr` as `pc`.

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Why a function was not hooked, or a hook not taken off.
 
-use super::{HookId, Skipped};
+use super::{HookId, ResolveError, Skipped};
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
@@ -26,6 +26,22 @@ pub(crate) enum HookError {
         /// Functions that it fits and that cannot be hooked, by reason.
         skipped: Skipped,
     },
+    /// The function is replaced already.
+    Replaced {
+        /// Its name.
+        function: String,
+        /// What hooks it.
+        by: String,
+    },
+    /// A live patch is on its way on or off.
+    Busy {
+        /// Its name.
+        patch: String,
+        /// Its hook.
+        id: HookId,
+    },
+    /// The name is no function's.
+    Name(ResolveError),
     /// There is no such hook.
     NoSuchHook(HookId),
     /// The function is not one of those that this kind of hook may be put on.
@@ -61,6 +77,16 @@ impl fmt::Display for HookError {
                     "no function that fits {pattern:?} can be hooked: {skipped}"
                 ),
             },
+            HookError::Replaced { function, by } => write!(
+                f,
+                "{function} is replaced already ({by}): a function has one body; detach what replaces it first, `hooks` lists it"
+            ),
+            HookError::Busy { patch, id } => write!(
+                f,
+                "live patch {patch} (hook {id}) is on its way; `patch` says what it waits for, and there is one at a time: try again \
+                 when it has arrived"
+            ),
+            HookError::Name(e) => e.fmt(f),
             HookError::NoSuchHook(id) => write!(f, "there is no hook {id}; `hooks` lists them"),
         }
     }

@@ -771,10 +771,11 @@ fn attach_trampoline(
     point: Point,
     program: Program,
 ) -> Result<HookId, HookError> {
-    if point.kind == Kind::Fsession {
+    if matches!(point.kind, Kind::Fsession | Kind::Freplace) {
         return Err(HookError::Target {
             function: function.name.into(),
-            why: "the Linux way has no sessions here; attach it without linux".into(),
+            why: "the Linux way has neither sessions nor replacing here; attach it without linux"
+                .into(),
         });
     }
     let args = types::arguments(function.name);
@@ -880,7 +881,7 @@ impl Mechanism for TrampolineHook {
             kind: match self.kind {
                 Kind::Fentry => "linux-fentry",
                 Kind::FmodRet => "linux-fmod_ret",
-                Kind::Fexit | Kind::Fsession => "linux-fexit",
+                Kind::Fexit | Kind::Fsession | Kind::Freplace => "linux-fexit",
             },
             program: self.program.clone(),
             engine: running.engine,

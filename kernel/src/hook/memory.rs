@@ -91,6 +91,26 @@ pub(crate) fn is_linux(address: usize) -> bool {
     matches!(owner, Some(Owner::Linux { .. } | Owner::Shared { .. }))
 }
 
+/// Whether an address lies in code that hooks one of the functions at these addresses, or may: of a body that many functions share
+/// nothing but the frame knows for which it works. The Linux way is never on a function that is replaced.
+pub(super) fn may_hook(address: usize, mut is_one: impl FnMut(u64) -> bool) -> bool {
+    let found = MEMORY.get().and_then(|pool| pool.find(address as u64));
+    match found.map(|found| found.label.owner) {
+        Some(Owner::Trampoline { function }) => is_one(function),
+        Some(Owner::Probe { at }) => {
+            let symbol = symbols::blob().and_then(|blob| blob.lookup(at));
+            symbol.is_some_and(|(symbol, _)| is_one(symbol.address))
+        }
+        Some(Owner::Functions { .. }) => {
+            let function = MEMORY
+                .get()
+                .and_then(|pool| pool.function_of(address as u64));
+            function.is_none_or(is_one)
+        }
+        Some(Owner::Program { .. } | Owner::Linux { .. } | Owner::Shared { .. }) | None => false,
+    }
+}
+
 /// What an address of the pool is to a stack trace.
 pub(crate) enum Hooked {
     /// In a trampoline of the function at this address, which a trace shows in its stead.

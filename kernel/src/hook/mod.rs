@@ -4,11 +4,13 @@
 mod breakpoint;
 mod error;
 pub(crate) mod linux;
+pub(crate) mod livepatch;
 mod memory;
 mod multi;
 mod native;
 mod platform;
 mod probe;
+mod replace;
 mod resolve;
 
 pub(crate) use error::HookError;
@@ -22,6 +24,7 @@ pub(crate) use multi::{
 };
 pub(crate) use native::{Native, attach_native, attach_native_linux};
 pub(crate) use probe::{Place, Way as ProbeWay, attach_native_probe, attach_probe};
+pub(crate) use replace::replace;
 pub(crate) use resolve::{Function, ResolveError, resolve, resolve_place};
 
 use crate::arch::callee::{Callee, NativeHook, Shape, callee};
@@ -41,7 +44,7 @@ use core::any::Any;
 use core::fmt;
 use core::sync::atomic::Ordering;
 use native::Count;
-use platform::Kernel;
+pub(crate) use platform::Kernel;
 use trampoline::attach::DetachError;
 use trampoline::program::CONTEXTS;
 use trampoline::site::{Site, SiteTable};
@@ -76,6 +79,10 @@ pub(crate) trait Mechanism: Send {
     /// # Errors
     /// It is still on.
     fn detach(&mut self, engine: &mut Engine<Kernel>) -> Result<(), HookError>;
+    /// Whether it is listed after [`Mechanism::detach`] until it says itself that it is off ([`Hooks::forget`]).
+    fn leaves_later(&self) -> bool {
+        false
+    }
 }
 
 /// Every hook there is.
@@ -117,7 +124,15 @@ pub(crate) fn init() -> Result<(), String> {
         others: BTreeMap::new(),
     }));
     crate::bpf::init();
-    Ok(())
+    match livepatch::start() {
+        true => Ok(()),
+        false => Err("no memory for the task that live patches need".into()),
+    }
+}
+
+/// Calls `f` with every hook there is; nothing is attached or detached meanwhile.
+fn with_hooks<T>(f: impl FnOnce(&mut Hooks) -> T) -> T {
+    f(&mut HOOKS.lock())
 }
 
 /// A program that runs as a hook, wherever it is: what the kernel knows of it.
@@ -127,7 +142,7 @@ pub(crate) struct Running {
     /// Whether it may block.
     pub sleepable: bool,
     /// What the guard knows of it.
-    pub state: State,
+    pub state: Arc<State>,
     counter: Option<Arc<Count>>,
     /// The program and what it needs: kept, never looked at.
     _own: Arc<dyn Any + Send + Sync>,
@@ -189,6 +204,18 @@ impl Program {
         protection: Protection,
         sleepable: bool,
     ) -> (trampoline::Callee, Arc<Running>) {
+        let state = Arc::new(State::new(protection == Protection::Context));
+        self.with_state(attachment, protection, sleepable, state)
+    }
+
+    /// As [`Program::at`], in the place of one that the guard knows by this state.
+    fn with_state(
+        self,
+        attachment: Attachment,
+        protection: Protection,
+        sleepable: bool,
+        state: Arc<State>,
+    ) -> (trampoline::Callee, Arc<Running>) {
         let Callee {
             address,
             data,
@@ -198,7 +225,7 @@ impl Program {
         let running = Arc::new(Running {
             engine: self.engine,
             sleepable,
-            state: State::new(protection == Protection::Context),
+            state,
             counter: self.counter,
             _own: keep,
         });
@@ -284,8 +311,10 @@ fn check_target(function: &Function, point: Point) -> Result<(), HookError> {
             why: targets::missing(wanted, what),
         }),
     };
-    if point.kind == Kind::FmodRet {
-        target(Target::Overridable, "fmod_ret changes what it returns")?;
+    match point.kind {
+        Kind::FmodRet => target(Target::Overridable, "fmod_ret changes what it returns")?,
+        Kind::Freplace => target(Target::Overridable, "freplace runs in its place")?,
+        Kind::Fentry | Kind::Fexit | Kind::Fsession => {}
     }
     if point.sleepable {
         target(Target::Sleepable, "a sleepable program blocks in it")?;
@@ -301,23 +330,61 @@ pub(crate) fn attach(
 ) -> Result<HookId, HookError> {
     check_target(function, point)?;
     let args = types::arguments(function.name);
-    let attachment = Attachment {
-        function: function.address as u64,
-        cookie: point.cookie,
-        arguments: args.words().into(),
-        has_result: matches!(point.kind, Kind::Fexit | Kind::FmodRet | Kind::Fsession).into(),
-    };
-    let (callee, _) = program.at(attachment, point.protection, point.sleepable);
+    if point.kind == Kind::Freplace && (args.results() > 1 || args.indirect_result()) {
+        return Err(HookError::Target {
+            function: function.name.into(),
+            why: "it returns more than a word, and a program returns one; hook it by fexit".into(),
+        });
+    }
+    let (callee, _) = program.at(
+        attachment(function, point),
+        point.protection,
+        point.sleepable,
+    );
     let mut hooks = HOOKS.lock();
     let id = hooks
         .engine
         .attach(function.address as u64, args, point.kind, callee)
-        .map_err(|e| HookError::refused(function.name, e.reason))?;
+        .map_err(|e| replace::refused(function, e.reason))?;
     hooks.mark(&[function.address as u64]);
     drop(hooks);
     // An image that was replaced is freed when no stack holds its address: this one's dead words must not.
     stack::scrub();
     Ok(HookId(id.number()))
+}
+
+/// What a program is told of its place.
+fn attachment(function: &Function, point: Point) -> Attachment {
+    Attachment {
+        function: function.address as u64,
+        cookie: point.cookie,
+        arguments: types::arguments(function.name).words().into(),
+        has_result: matches!(point.kind, Kind::Fexit | Kind::FmodRet | Kind::Fsession).into(),
+    }
+}
+
+/// Puts a program in the place of one that is attached, as that is: its number, its order and the count of its misses stay.
+///
+/// # Errors
+/// It is not attached; what [`attach`] says of the new one. The old one stays.
+pub(crate) fn exchange(
+    engine: &mut Engine<Kernel>,
+    id: HookId,
+    function: &Function,
+    point: Point,
+    program: Program,
+) -> Result<(), HookError> {
+    let mut all = engine.attached();
+    let old = all.find(|a| a.id.number() == id.0);
+    let old = old.and_then(|a| Some((a.id, running(&a)?.state.clone())));
+    drop(all);
+    let (engine_id, state) = old.ok_or(HookError::NoSuchHook(id))?;
+    let attachment = attachment(function, point);
+    let (callee, _) = program.with_state(attachment, point.protection, point.sleepable, state);
+    engine.exchange(engine_id, callee).map_err(|e| match e {
+        DetachError::Unknown { .. } => HookError::NoSuchHook(id),
+        DetachError::Stuck { reason, .. } => HookError::refused(function.name, reason),
+    })
 }
 
 /// As [`attach`], of a hook written in Rust.
@@ -391,6 +458,16 @@ impl Hooks {
         }
     }
 
+    /// A mechanism is off: it is listed no more.
+    fn forget(&mut self, id: HookId) {
+        if let Some(gone) = self.others.remove(&id.0) {
+            let all = self.engine.sites().iter().map(|site| site.address);
+            let sites = all.filter(|function| gone.covers(*function));
+            let functions: Vec<_> = sites.chain(gone.without_site()).collect();
+            self.mark(&functions);
+        }
+    }
+
     /// Asks the trampoline's program or the mechanism of that number.
     fn ask<T>(
         &self,
@@ -412,11 +489,8 @@ pub(crate) fn detach(id: HookId) -> Result<(), HookError> {
     let hooks_mut = &mut *hooks;
     if let Some(mechanism) = hooks_mut.others.get_mut(&id.0) {
         apart(|| mechanism.detach(&mut hooks_mut.engine))?;
-        if let Some(gone) = hooks_mut.others.remove(&id.0) {
-            let all = hooks_mut.engine.sites().iter().map(|site| site.address);
-            let sites = all.filter(|function| gone.covers(*function));
-            let functions: Vec<_> = sites.chain(gone.without_site()).collect();
-            hooks.mark(&functions);
+        if !mechanism.leaves_later() {
+            hooks.forget(id);
         }
         drop(hooks);
         stack::scrub();
@@ -434,6 +508,9 @@ pub(crate) fn detach(id: HookId) -> Result<(), HookError> {
             HookError::refused(&symbols::Name(function as usize).function(), reason)
         }
     })?;
+    // What took the place of the program's functions is off with it.
+    let with_it = crate::bpf::forget(id);
+    with_it.into_iter().for_each(|id| hooks.forget(id));
     hooks.mark(&[function]);
     drop(hooks);
     stack::scrub();

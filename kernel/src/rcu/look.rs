@@ -17,7 +17,7 @@ use alloc::boxed::Box;
 
 /// What is done with a task: the lowest address of its stack in use, or of the stack that its interrupt runs on; 0 if it has none
 /// in use, being over or not begun.
-pub(super) type Look = fn(&'static Task, usize);
+pub(crate) type Look = fn(&'static Task, usize);
 
 /// One caller at a time, and what it has the cores do.
 static LOOKING: Mutex<()> = Mutex::empty();
@@ -29,7 +29,7 @@ pub(super) fn init() {
 }
 
 /// Looks at those of `tasks` that can be caught.
-pub(super) fn at_tasks(tasks: impl Iterator<Item = &'static Task>, look: &'static Look) {
+pub(crate) fn at_tasks(tasks: impl Iterator<Item = &'static Task>, look: &'static Look) {
     let _one = LOOKING.lock();
     let mut cores = 0u64;
     for task in tasks {

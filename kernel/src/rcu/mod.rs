@@ -13,7 +13,7 @@
 //!
 //! What is deferred goes through one or several of these in turn. Each has a task, so that none holds up another.
 
-mod look;
+pub(crate) mod look;
 mod stall;
 mod tasks;
 mod trace;
@@ -29,7 +29,7 @@ use alloc::vec::Vec;
 use core::ops::Range;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-pub(crate) use stall::{STALL_NS, answer_nmi, last_stall, set_stall_limit};
+pub(crate) use stall::{STALL_NS, Watchdog, answer_nmi, last_stall, set_stall_limit};
 
 /// Which readers a grace period waits for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -33,33 +33,42 @@ pub(crate) fn last_stall() -> Option<(u64, Trace)> {
     LAST.lock().clone()
 }
 
-/// Watches over one grace period.
-pub(super) struct Watchdog {
+/// Watches over one grace period, or over something else that waits for tasks.
+pub(crate) struct Watchdog {
     what: &'static str,
     begin: u64,
+    /// How long it may take if that is less than what is set, in nanoseconds.
+    limit: u64,
     reported: bool,
 }
 
 impl Watchdog {
     /// It begins now.
-    pub(super) fn new(what: &'static str) -> Watchdog {
+    pub(crate) fn new(what: &'static str) -> Watchdog {
+        Watchdog::with_limit(what, u64::MAX)
+    }
+
+    /// As [`Watchdog::new`], with a limit of its own, in nanoseconds.
+    pub(crate) fn with_limit(what: &'static str, limit: u64) -> Watchdog {
         Watchdog {
             what,
             begin: timer::now_ns(),
+            limit,
             reported: false,
         }
     }
 
-    /// Reports those it waits for, once, if it has taken too long. Blocks for as long as cores take to answer.
-    pub(super) fn check(&mut self, holdouts: impl Iterator<Item = &'static Task>) {
+    /// Reports those it waits for, once, if it has taken too long; whether it did so now. Blocks for as long as cores take to answer.
+    pub(crate) fn check(&mut self, holdouts: impl Iterator<Item = &'static Task>) -> bool {
         let waited = timer::now_ns() - self.begin;
-        if self.reported || waited < LIMIT.load(Ordering::Relaxed) {
-            return;
+        if self.reported || waited < LIMIT.load(Ordering::Relaxed).min(self.limit) {
+            return false;
         }
         self.reported = true;
         for task in holdouts {
             report(self.what, waited, task);
         }
+        true
     }
 }
 

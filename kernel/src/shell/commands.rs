@@ -6,9 +6,11 @@ use super::{Shell, ShellError};
 use crate::arch::pmu::{self, Counter};
 use crate::bpf::Engine;
 use crate::hook::linux::WAYS;
-use crate::hook::{self, Function, HookId, Many, Native, Place, Point, ProbeWay, Protection};
+use crate::hook::{
+    self, Function, HookId, Many, Native, Place, Point, ProbeWay, Protection, livepatch,
+};
 use crate::ksyms::Flags;
-use crate::workload::{TARGETS, TRANSFER_BYTES, Transfer};
+use crate::workload::{PATCHES, TARGETS, TRANSFER_BYTES, Transfer};
 use crate::{arch, bench, bpf, integrity, println, sched, symbols, system};
 use alloc::borrow::ToOwned;
 use alloc::format;
@@ -26,6 +28,7 @@ pub(super) enum Argument {
     Function,
     Program,
     Map,
+    Patch,
     Target,
     Word(&'static str),
     /// Nothing that could be completed.
@@ -82,13 +85,19 @@ pub(super) static COMMANDS: &[Command] = commands![
     WAY is one of Linux's: linux (a BPF trampoline), linux-list or linux-callops (ftrace with the list of ops or per-callsite ops; with
     -regs at the end all registers are saved), linux-fprobe, linux-fprobe-exit (of programs in kprobe.multi, kretprobe.multi)";
     "detach", "ID|FUNCTION", [Argument::Function], detach, "takes off a hook, or all hooks of a function";
+    "replace", "FUNCTION BY", [Argument::Function, Argument::Function], replace, "a function by another one of the kernel
+    FUNCTION is one that is marked overridable; BY takes and returns the same. Who is in it ends in it; `detach` gives it back";
+    "freplace", "PROGRAM ID", [Argument::Program], freplace, "a function of an attached BPF program by another program
+    PROGRAM says by its section, freplace/FUNCTION, which; ID is the hook of the one that calls it";
+    "patch", "[NAME]", [Argument::Patch], patch, "puts a live patch on, or lists them
+    functions that have to change together are replaced task by task, none in the middle of them; `detach` takes it off so";
     "hooks", "", [], inspect::hooks, "what is hooked";
     "show", "FUNCTION", [Argument::Function], inspect::show, "live code of a function's entry and of its trampoline";
     "maps", "", [], inspect::maps, "maps of the objects that are loaded";
     "map", "dump MAP", [Argument::Word("dump"), Argument::Map], inspect::map, "keys and values of a map, OBJECT.MAP";
     "trace", "", [], inspect::trace, "what programs printed since the last time";
     "call", "[N] [FUNCTION]", [Argument::None, Argument::Target], call, "calls a function N times
-    FUNCTION is workload_call, workload_nested, workload_struct or workload_six, the first if not said; N is 1000 if not said";
+    FUNCTION is workload_call, workload_nested, workload_struct, workload_six or workload_exchange, the first if not said; N is 1000 if not said";
     "tcp", "[BYTES]", [], tcp, "moves BYTES over TCP on a loopback, 65536 if not said";
     "crash", "KIND", [], crash, "goes wrong on purpose, to see the report
     KIND is null, text, data, undefined, vector, pool, stack or panic; site changes code behind the hook engine's back";
@@ -188,6 +197,7 @@ fn candidates(kind: Argument, typed: &str) -> Vec<String> {
                 .collect()
         }
         Argument::Map => bpf::maps().into_iter().map(|(name, _)| name).collect(),
+        Argument::Patch => PATCHES.iter().map(|patch| patch.name.to_owned()).collect(),
         Argument::Target => TARGETS.iter().map(|(name, _)| (*name).to_owned()).collect(),
         Argument::Word(word) => [word.to_owned()].into(),
         Argument::None => Vec::new(),
@@ -427,6 +437,37 @@ fn hooked_many(program: &str, hooked: &hook::AttachedMany) -> Outcome {
     Ok(())
 }
 
+fn replace(_: &mut Shell, command: &'static Command, arguments: &str) -> Outcome {
+    let (name, by) = first_word(arguments);
+    let (function, by) = (function(command, name)?, function(command, by)?);
+    let id = hook::replace(&function, &by)?;
+    println!("hook {id}: {} in place of {}", by.name, function.name);
+    Ok(())
+}
+
+fn freplace(_: &mut Shell, command: &'static Command, arguments: &str) -> Outcome {
+    let (program, id) = first_word(arguments);
+    let target = id.parse().map_err(|_| ShellError::Usage(command))?;
+    let id = bpf::freplace(program, HookId(target))?;
+    println!("hook {id}: {program} in a place of hook {target}");
+    Ok(())
+}
+
+fn patch(_: &mut Shell, command: &'static Command, arguments: &str) -> Outcome {
+    if !arguments.is_empty() {
+        let patch = PATCHES.iter().find(|patch| patch.name == arguments);
+        let patch = patch.ok_or(ShellError::Usage(command))?;
+        let id = livepatch::apply(patch)?;
+        println!(
+            "hook {id}: patch {} is on its way; patch says how far",
+            patch.name
+        );
+        return Ok(());
+    }
+    inspect::patches();
+    Ok(())
+}
+
 fn detach(_: &mut Shell, command: &'static Command, arguments: &str) -> Outcome {
     let ids: Vec<HookId> = match arguments.parse() {
         Ok(number) => [HookId(number)].into(),
@@ -434,7 +475,7 @@ fn detach(_: &mut Shell, command: &'static Command, arguments: &str) -> Outcome 
             let name = place(command, arguments)?.name();
             hook::list()
                 .iter()
-                .filter(|hook| hook.function == name)
+                .filter(|hook| hook.function.split(", ").any(|function| function == name))
                 .map(|hook| hook.id)
                 .collect()
         }
@@ -444,7 +485,10 @@ fn detach(_: &mut Shell, command: &'static Command, arguments: &str) -> Outcome 
     }
     for id in ids {
         hook::detach(id)?;
-        println!("hook {id} is off");
+        match livepatch::list().iter().any(|patch| patch.id == id) {
+            true => println!("hook {id} is on its way off; patch says how far"),
+            false => println!("hook {id} is off"),
+        }
     }
     Ok(())
 }

@@ -4,8 +4,10 @@
 use super::commands::{Command, Outcome, first_word, no_arguments, place};
 use super::{Shell, ShellError};
 use crate::arch::cpu;
+use crate::hook::livepatch::{self, Phase};
 use crate::ksyms::Flags;
 use crate::mm::{frames, heap, layout};
+use crate::workload::PATCHES;
 use crate::{arch, bpf, hook, println, sched, symbols, system};
 use alloc::borrow::ToOwned;
 use alloc::format;
@@ -106,6 +108,33 @@ pub(super) fn hooks(_: &mut Shell, command: &'static Command, arguments: &str) -
         println!("the walk of the list of ops turned {missed} hits away, of whatever op");
     }
     Ok(())
+}
+
+/// `patch`
+pub(super) fn patches() {
+    let there = livepatch::list();
+    for named in PATCHES {
+        match there.iter().find(|patch| patch.name == named.name) {
+            None => println!("      {:10}  off", named.name),
+            Some(patch) => {
+                let left = match patch.phase {
+                    Phase::GoingOver | Phase::GoingBack => {
+                        format!(", {} tasks left", patch.left)
+                    }
+                    _ => String::new(),
+                };
+                println!(
+                    "{:>4}  {:10}  {}{left}",
+                    format!("{}", patch.id),
+                    patch.name,
+                    patch.phase.name()
+                );
+            }
+        }
+        for (old, new) in named.pairs {
+            println!("                  {old} by {new}");
+        }
+    }
 }
 
 /// `show FUNCTION`

@@ -125,7 +125,7 @@ pub(super) fn call(a: u64, b: u64) -> u64 {
 }
 
 /// The sum of all 64-bit values of a map.
-fn sum(map: &str) -> Result<u64, Failure> {
+pub(super) fn sum(map: &str) -> Result<u64, Failure> {
     let map =
         bpf::map(map).ok_or_else(|| Failure::Failed(format!("there is no map called {map}")))?;
     let mut total = 0;

@@ -19,6 +19,7 @@ mod overflow;
 mod probes;
 mod recursion;
 mod rendezvous;
+mod replace;
 mod slow;
 mod stress;
 mod suite;
@@ -64,6 +65,7 @@ const TESTS: &[&[Test]] = &[
     linux::TESTS,
     multi::TESTS,
     probes::TESTS,
+    replace::TESTS,
     integrity::TESTS,
     bpf::TESTS,
     helpers::TESTS,

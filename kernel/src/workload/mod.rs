@@ -3,11 +3,14 @@
 //!
 //! The functions are global and `extern "C"`, so their arguments are where the procedure call standard puts them.
 
+mod exchange;
 mod loopback;
 mod tcp;
 
+pub(crate) use exchange::{NamedPatch, PATCHES, Pause, workload_encode, workload_exchange};
 pub(crate) use tcp::{TCP_TARGET, TCP_TARGET_SHORT, TRANSFER_BYTES, Transfer, TransferError};
 
+use crate::arch::callee::past_site;
 use crate::sched::WaitQueue;
 use core::hint::black_box;
 use core::sync::atomic::{AtomicBool, Ordering};
@@ -24,6 +27,28 @@ pub(crate) type Callable = extern "C" fn(u64, u64) -> u64;
 #[inline(never)]
 pub(crate) extern "C" fn workload_call(a: u64, b: u64) -> u64 {
     a.wrapping_mul(3).wrapping_add(b)
+}
+
+/// Another trivial function of as many instructions: `5a + b`.
+#[expect(
+    unsafe_code,
+    reason = "hooks name it, and its arguments have to be as declared"
+)]
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn workload_call_other(a: u64, b: u64) -> u64 {
+    a.wrapping_mul(5).wrapping_add(b)
+}
+
+/// One that can take [`workload_call`]'s place and calls what it replaces: `workload_call(a, b) + 1`.
+#[expect(
+    unsafe_code,
+    reason = "hooks name it, and its arguments have to be as declared"
+)]
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn workload_call_more(a: u64, b: u64) -> u64 {
+    past_site(workload_call as Callable)(a, b).wrapping_add(1)
 }
 
 /// Six arguments, each with its own weight in the result: `a + 2b + 3c + 4d + 5e + 6f`.
@@ -229,11 +254,14 @@ pub(crate) fn call_loop(f: Callable, n: u64) -> u64 {
 pub(crate) type Caller = fn(u64) -> u64;
 
 /// Functions that can be called by name.
-pub(crate) const TARGETS: [(&str, Caller); 4] = [
+pub(crate) const TARGETS: [(&str, Caller); 5] = [
     ("workload_call", |n| call_loop(workload_call, n)),
     ("workload_nested", |n| call_loop(workload_nested, n)),
     ("workload_struct", |n| (0..n).fold(0, |_, i| call_struct(i))),
     ("workload_six", |n| {
         (0..n).fold(0, |last, i| workload_six(i, last, 1, 2, 3, 4))
+    }),
+    ("workload_exchange", |n| {
+        (0..n).fold(0, |_, i| workload_exchange(i, Pause::Yield as u64))
     }),
 ];

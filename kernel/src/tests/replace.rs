@@ -1,0 +1,653 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Replacing functions: by each other, and several together without a task that runs half old, half new.
+
+use super::bpf::sum;
+use super::hooks::function;
+use super::tasks::spawn;
+use super::{Failure, Outcome, Test};
+use crate::arch::callee::{Hit, NativeHook};
+use crate::arch::{cpu, timer};
+use crate::hook::livepatch::{self, Phase};
+use crate::hook::{self, HookError, HookId, Native, Point};
+use crate::sched::{self, JoinHandle};
+use crate::workload::{
+    Callable, PATCHES, Pause, set_gate, workload_call, workload_call_more, workload_exchange,
+    workload_nested, workload_twelve,
+};
+use crate::{bpf, check, integrity, rcu};
+use alloc::format;
+use alloc::string::ToString;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::hint::black_box;
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use trampoline::Kind;
+
+pub(super) const TESTS: &[Test] = &[
+    Test {
+        name: "replace.a_function_by_another",
+        seconds: 20,
+        run: by_function,
+    },
+    Test {
+        name: "replace.what_does_not_fit_is_refused",
+        seconds: 20,
+        run: refused,
+    },
+    Test {
+        name: "replace.a_function_by_a_program",
+        seconds: 30,
+        run: by_program,
+    },
+    Test {
+        name: "replace.a_program_calls_the_original",
+        seconds: 30,
+        run: original,
+    },
+    Test {
+        name: "replace.a_programs_function_by_a_program",
+        seconds: 30,
+        run: freplace,
+    },
+    Test {
+        name: "replace.two_functions_apart_run_half_old_half_new",
+        seconds: 20,
+        run: apart,
+    },
+    Test {
+        name: "replace.a_patch_waits_for_who_is_in_it",
+        seconds: 60,
+        run: waits,
+    },
+    Test {
+        name: "replace.a_patch_is_turned_round_half_way",
+        seconds: 60,
+        run: turned,
+    },
+    Test {
+        name: "replace.a_patch_under_load_mixes_nothing",
+        seconds: 120,
+        run: load,
+    },
+    Test {
+        name: "replace.a_patch_that_cannot_end_is_reported",
+        seconds: 60,
+        run: stalled,
+    },
+];
+
+fn failed(e: &dyn core::fmt::Display) -> Failure {
+    Failure::Failed(e.to_string())
+}
+
+fn detach(id: HookId) -> Outcome {
+    hook::detach(id).map_err(|e| failed(&e))
+}
+
+fn replace(name: &str, by: &str) -> Result<HookId, Failure> {
+    hook::replace(&function(name)?, &function(by)?).map_err(|e| failed(&e))
+}
+
+fn call(a: u64, b: u64) -> u64 {
+    black_box(workload_call as extern "C" fn(u64, u64) -> u64)(a, b)
+}
+
+fn exchange(value: u64, pause: Pause) -> u64 {
+    black_box(workload_exchange as extern "C" fn(u64, u64) -> u64)(value, pause as u64)
+}
+
+fn by_function() -> Outcome {
+    check!(call(10, 1) == 31, "not replaced yet");
+    let before = integrity::check().map_err(|e| failed(&e))?.accounted;
+    let id = replace("workload_call", "workload_call_other")?;
+    check!(call(10, 1) == 51, "not replaced: {}", call(10, 1));
+    let report = integrity::check().map_err(|e| failed(&e))?;
+    let words = (report.accounted - before, report.unaccounted);
+    check!(words == (1, 0), "words accounted for, and not: {words:?}");
+    // Hooks of the function and of what replaces it see each call once; what is on the way stays there.
+    let hooks = [
+        ("workload_call", Kind::Fentry),
+        ("workload_call", Kind::Fexit),
+        ("workload_call_other", Kind::Fentry),
+    ];
+    let mut counters = Vec::new();
+    for (name, kind) in hooks {
+        let counter = hook::attach_native(&function(name)?, Native::Count, Point::of(kind));
+        counters.push(counter.map_err(|e| failed(&e))?);
+    }
+    for n in 0..100 {
+        check!(call(n, 1) == 5 * n + 1, "a wrong result with hooks");
+    }
+    let mark = crate::hooked::of(workload_call as *const () as u64);
+    let mark = mark.map_or_else(Default::default, |mark| mark.to_string());
+    check!(
+        mark.contains("replace workload_call_other"),
+        "reports say {mark:?}"
+    );
+    detach(id)?;
+    for n in 0..100 {
+        check!(call(n, 1) == 3 * n + 1, "not given back");
+    }
+    let hits = [0, 1, 2].map(|i| counters.get(i).and_then(|id| hook::hits(*id)));
+    check!(
+        hits == [Some(200), Some(200), Some(100)],
+        "200 calls, 100 of them replaced: hits {hits:?}"
+    );
+    counters.into_iter().try_for_each(detach)?;
+    // One that calls what it replaces; and one that is replaced itself.
+    let more = replace("workload_call", "workload_call_more")?;
+    let six = call(10, 1);
+    let direct = workload_call_more(10, 1);
+    detach(more)?;
+    check!(six == 32 && direct == 32, "{six} and {direct}, not 32");
+    check!(call(10, 1) == 31, "not given back");
+    Ok(())
+}
+
+fn refused() -> Outcome {
+    let refuse = |name: &str, by: &str, parts: &[&str]| -> Outcome {
+        match hook::replace(&function(name)?, &function(by)?) {
+            Ok(_) => check!(false, "{name} was replaced by {by}"),
+            Err(e) => {
+                let text = e.to_string();
+                let all = parts.iter().all(|part| text.contains(part));
+                check!(all && text.contains(name), "{name} by {by}: {text}");
+            }
+        }
+        Ok(())
+    };
+    let unmarked = ["not marked overridable"];
+    refuse("springboard_main", "workload_call", &unmarked)?;
+    let types = [
+        "unsigned long long workload_call(unsigned long long, unsigned long long)",
+        "unsigned long long workload_six(unsigned long long, ",
+    ];
+    refuse("workload_call", "workload_six", &types)?;
+    refuse(
+        "workload_call",
+        "springboard::workload::call_loop",
+        &["not both known"],
+    )?;
+    refuse(
+        "workload_call",
+        "workload_call",
+        &["no call would ever end"],
+    )?;
+    let id = replace("workload_encode", "workload_decode")?;
+    let circle = refuse(
+        "workload_decode",
+        "workload_encode",
+        &["no call would ever end"],
+    );
+    detach(id)?;
+    circle?;
+    let id = replace("workload_call", "workload_call_other")?;
+    let by = [
+        "is replaced already (replace workload_call_other)",
+        "detach",
+    ];
+    let again = refuse("workload_call", "workload_call_more", &by);
+    let patch = match livepatch::apply(named("call")?) {
+        Err(HookError::Replaced { .. }) => Ok(()),
+        Err(e) => Err(failed(&e)),
+        Ok(_) => Err(Failure::Failed("a live patch on top was taken".into())),
+    };
+    let result = call(10, 1);
+    detach(id)?;
+    again?;
+    patch?;
+    check!(result == 51, "a refusal changed the function: {result}");
+    check!(call(10, 1) == 31, "the site is not as it was");
+    Ok(())
+}
+
+const ENGINES: [bpf::Engine; 2] = [bpf::Engine::Jit, bpf::Engine::Interpreter];
+
+fn attach(program: &str, name: &str, engine: bpf::Engine) -> Result<HookId, Failure> {
+    bpf::attach(program, &function(name)?, engine).map_err(|e| failed(&e))
+}
+
+/// How often programs of replace.bpf.c say that they ran.
+fn runs() -> Result<u64, Failure> {
+    sum("replace..bss")
+}
+
+fn by_program() -> Outcome {
+    rcu::barrier();
+    let free = hook::pool_free();
+    for engine in ENGINES {
+        let id = attach("replace/product", "workload_call", engine)?;
+        let before = runs()?;
+        let exit = hook::attach_native(
+            &function("workload_call")?,
+            Native::Count,
+            Point::of(Kind::Fexit),
+        );
+        let exit = exit.map_err(|e| failed(&e))?;
+        for n in 0..100 {
+            let result = call(n, 7);
+            check!(result == 7 * n, "{engine:?}: {result} is not {n} * 7");
+        }
+        let (ran, hits) = (runs()? - before, hook::hits(exit));
+        let second = replace("workload_call", "workload_call_other");
+        let third = attach("replace/count", "workload_call", engine);
+        detach(id)?;
+        detach(exit)?;
+        check!(
+            (ran, hits) == (100, Some(100)),
+            "{engine:?}: 100 calls, {ran} runs, {hits:?} hits at the exit"
+        );
+        check!(
+            second.is_err() && third.is_err(),
+            "{engine:?}: a second replacement was taken"
+        );
+        check!(call(10, 1) == 31, "{engine:?}: not given back");
+    }
+    rcu::barrier();
+    let now = hook::pool_free();
+    check!(free == now, "{free} bytes of the pool were free, now {now}");
+    Ok(())
+}
+
+fn original() -> Outcome {
+    for engine in ENGINES {
+        let id = attach("replace/twice", "workload_call", engine)?;
+        let before = runs()?;
+        // Calls made by another function reach it, and what the original is called with is what the caller said.
+        let six = (call(10, 1), workload_nested(2, 3));
+        let ran = runs()? - before;
+        let misses = hook::misses(id);
+        detach(id)?;
+        check!(
+            six == (62, 40),
+            "{engine:?}: {six:?}, not twice the original"
+        );
+        check!(
+            ran == 3 && misses == [0; 4],
+            "{engine:?}: 3 calls, {ran} runs, {misses:?} misses"
+        );
+        let id = attach("replace/twelve", "workload_twelve", engine)?;
+        let f = black_box(workload_twelve as Twelve);
+        let more = f(1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12);
+        detach(id)?;
+        let less = f(1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12);
+        check!(
+            more == less + 1,
+            "{engine:?}: twelve arguments: {more} and {less}"
+        );
+        let id = attach("replace/encode", "workload_encode", engine)?;
+        let coded = black_box(crate::workload::workload_encode as Callable)(5, 2);
+        detach(id)?;
+        check!(coded == (5 + 2 + 13) ^ 2, "{engine:?}: {coded}");
+        for (program, name, part) in [
+            ("replace/blocks", "workload_blocks", "may block"),
+            (
+                "replace/beside",
+                "workload_call",
+                "only programs in freplace",
+            ),
+            (
+                "replace/product",
+                "springboard_main",
+                "not marked overridable",
+            ),
+        ] {
+            match attach(program, name, engine) {
+                Ok(_) => check!(false, "{program} was attached to {name}"),
+                Err(Failure::Failed(text)) => check!(text.contains(part), "{program}: {text}"),
+                Err(other) => return Err(other),
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What programs of rules.bpf.c found: how often they ran, the last result; and how often replace_rule.bpf.c was asked.
+fn ruled() -> Result<[u64; 3], Failure> {
+    let word = |map: &str, index: usize| {
+        let found = bpf::map(map).ok_or_else(|| Failure::Failed(format!("no map {map}")))?;
+        let mut value = alloc::vec![0; found.value_size()];
+        found.lookup(&[0; 4], &mut value).map_err(|e| failed(&e))?;
+        let word = value.as_chunks::<8>().0.get(index).copied();
+        Ok(u64::from_le_bytes(word.unwrap_or_default()))
+    };
+    let rules = "rules..bss";
+    Ok([
+        word(rules, 0)?,
+        word(rules, 1)?,
+        word("replace_rule..bss", 0)?,
+    ])
+}
+
+fn freplace() -> Outcome {
+    rcu::barrier();
+    let free = hook::pool_free();
+    for engine in ENGINES {
+        let ruled_by = |expected: u64, asked: u64, what: &str| -> Outcome {
+            let before = ruled()?;
+            for n in 1..=20 {
+                call(n, 3);
+            }
+            let [calls, last, all] = ruled()?;
+            check!(
+                (calls - before[0], last, all - before[2]) == (20, expected + 6, asked),
+                "{engine:?}, {what}: {calls} calls, last {last}, asked {all}; before {before:?}"
+            );
+            Ok(())
+        };
+        let id = attach("rules", "workload_call", engine)?;
+        let other = attach("rules", "workload_call", engine)?;
+        detach(other)?;
+        ruled_by(21, 0, "as it is")?;
+        let by = bpf::freplace("replace_rule/tenfold", id).map_err(|e| failed(&e))?;
+        ruled_by(200, 20, "replaced")?;
+        for (program, target, parts) in [
+            ("replace_rule/tenfold", id, ["replaced already", "detach"]),
+            ("replace_rule/fixed_by", id, ["static", "rule"]),
+            ("replace_rule/law", id, ["there is none", "rule"]),
+            ("replace_rule/tenfold", other, ["being freed", "hooks"]),
+            ("replace/product", id, ["workload_call", "there is none"]),
+            ("rules", id, ["section", "freplace"]),
+        ] {
+            match bpf::freplace(program, target) {
+                Ok(_) => check!(false, "{program} replaced a function of hook {target}"),
+                Err(e) => {
+                    let text = e.to_string();
+                    let all = parts.iter().all(|part| text.contains(part));
+                    check!(all, "{program}: {text}");
+                }
+            }
+        }
+        ruled_by(200, 20, "after refusals")?;
+        detach(by)?;
+        ruled_by(21, 0, "given back")?;
+        let narrow = bpf::freplace("replace_rule/narrow", id);
+        let text = narrow
+            .err()
+            .map_or_else(Default::default, |e| e.to_string());
+        check!(
+            text.contains("`__u64 rule(__u64)`") && text.contains("`int narrow(__u32)`"),
+            "other types: {text}"
+        );
+        // Taken off with what it is in.
+        bpf::freplace("replace_rule/tenfold", id).map_err(|e| failed(&e))?;
+        ruled_by(200, 20, "replaced again")?;
+        detach(id)?;
+        let left = hook::list().len();
+        check!(left == 0, "{left} hooks are left");
+    }
+    rcu::barrier();
+    let now = hook::pool_free();
+    check!(free == now, "{free} bytes of the pool were free, now {now}");
+    Ok(())
+}
+
+type Twelve = extern "C" fn(u64, u64, u64, u64, u64, u64, u64, u64, u64, u64, u64, u64) -> u64;
+
+/// A task that is in the middle of an exchange until the gate opens; its result is right or not.
+fn in_the_middle(value: u64) -> Result<JoinHandle<bool>, Failure> {
+    set_gate(false);
+    let task = spawn("in between", move || exchange(value, Pause::Gate) == value)?;
+    sched::sleep_ns(5_000_000);
+    Ok(task)
+}
+
+/// Without a transition: who sleeps between two functions that have to agree comes out wrong. That is what patches are for.
+fn apart() -> Outcome {
+    let task = in_the_middle(7)?;
+    let first = replace("workload_encode", "workload_encode_rotated")?;
+    let second = replace("workload_decode", "workload_decode_rotated")?;
+    set_gate(true);
+    let right = task.join();
+    let later = exchange(7, Pause::None);
+    detach(first)?;
+    detach(second)?;
+    check!(!right, "encoded by the old one and decoded by the new one");
+    check!(later == 7, "both new: {later}");
+    check!(exchange(7, Pause::None) == 7, "both old");
+    Ok(())
+}
+
+fn named(name: &str) -> Result<&'static crate::workload::NamedPatch, Failure> {
+    let patch = PATCHES.iter().find(|patch| patch.name == name);
+    patch.ok_or_else(|| Failure::Failed(format!("no patch {name}")))
+}
+
+fn apply() -> Result<HookId, Failure> {
+    livepatch::apply(named("rotate")?).map_err(|e| failed(&e))
+}
+
+fn phase(id: HookId) -> Phase {
+    let list = livepatch::list();
+    let patch = list.iter().find(|patch| patch.id == id);
+    patch.map_or(Phase::Off, |patch| patch.phase)
+}
+
+/// Waits until a patch is where it should be, for at most so many milliseconds.
+fn arrives(id: HookId, at: Phase, milliseconds: u64) -> Outcome {
+    let end = timer::now_ns() + milliseconds * 1_000_000;
+    while phase(id) != at && timer::now_ns() < end {
+        sched::sleep_ns(1_000_000);
+    }
+    let left: Vec<_> = livepatch::list().iter().map(|p| p.left).collect();
+    let phase = phase(id);
+    check!(
+        phase == at,
+        "after {milliseconds} ms {phase:?}, not {at:?}; tasks left: {left:?}"
+    );
+    Ok(())
+}
+
+/// Waits until nothing holds a change up but one task that sleeps in the middle.
+fn all_but_one(id: HookId, on_way: Phase) -> Outcome {
+    arrives(id, on_way, 5000)?;
+    let left = || {
+        livepatch::list()
+            .iter()
+            .map(|patch| patch.left)
+            .sum::<usize>()
+    };
+    let end = timer::now_ns() + 5_000_000_000;
+    while left() != 1 && timer::now_ns() < end {
+        sched::sleep_ns(1_000_000);
+    }
+    // Long enough for many looks: the sleeper is never changed over.
+    sched::sleep_ns(20_000_000);
+    let (phase, left) = (phase(id), left());
+    check!(
+        phase == on_way && left == 1,
+        "{phase:?}, {left} tasks left, where one sleeps in the middle"
+    );
+    Ok(())
+}
+
+/// Which version a call of the first function runs: only one adds 13.
+fn is_new() -> bool {
+    let encode = black_box(crate::workload::workload_encode as extern "C" fn(u64, u64) -> u64);
+    encode(1, 0) != 14
+}
+
+fn waits() -> Outcome {
+    rcu::barrier();
+    let free = hook::pool_free();
+    let task = in_the_middle(7)?;
+    let id = apply()?;
+    let held = all_but_one(id, Phase::GoingOver);
+    let (new, right) = (is_new(), exchange(9, Pause::Yield) == 9);
+    let second = livepatch::apply(named("call")?);
+    set_gate(true);
+    let mine = task.join();
+    held?;
+    check!(new, "this task has not changed over");
+    check!(right && mine, "wrong results: {right} {mine}");
+    check!(
+        matches!(second, Err(HookError::Busy { .. })),
+        "a second change was taken while one is on its way"
+    );
+    arrives(id, Phase::On, 5000)?;
+    check!(is_new() && exchange(7, Pause::Gate) == 7, "not on");
+    let site = hook::describe(crate::workload::workload_encode as *const () as usize);
+    let site = site.first().map_or(0, |line| line.word);
+    let to = a64::branch_target(site, crate::workload::workload_encode as *const () as u64);
+    let new = function("workload_encode_rotated")?.address as u64;
+    check!(
+        to == Some(new),
+        "the site leads to {to:x?}, not to {new:#x}"
+    );
+    // The same on the way back.
+    let task = in_the_middle(7)?;
+    detach(id)?;
+    let held = all_but_one(id, Phase::GoingBack);
+    let new = is_new();
+    set_gate(true);
+    check!(task.join(), "a wrong result on the way back");
+    held?;
+    check!(!new, "this task has not changed back");
+    arrives(id, Phase::Off, 5000)?;
+    check!(!is_new() && exchange(7, Pause::None) == 7, "not off");
+    let report = integrity::check().map_err(|e| failed(&e))?;
+    check!(report.unaccounted == 0, "words that no one owns");
+    rcu::barrier();
+    let now = hook::pool_free();
+    check!(free == now, "{free} bytes of the pool were free, now {now}");
+    Ok(())
+}
+
+fn turned() -> Outcome {
+    let task = in_the_middle(7)?;
+    let id = apply()?;
+    all_but_one(id, Phase::GoingOver)?;
+    check!(is_new(), "this task has not changed over");
+    detach(id)?;
+    // The sleeper was never changed over, so nothing is left to wait for.
+    arrives(id, Phase::Off, 5000)?;
+    let old = !is_new() && exchange(3, Pause::None) == 3;
+    set_gate(true);
+    check!(old && task.join(), "wrong after turning back");
+    // On, half-way off, and on again.
+    let id = apply()?;
+    arrives(id, Phase::On, 5000)?;
+    let task = in_the_middle(7)?;
+    detach(id)?;
+    all_but_one(id, Phase::GoingBack)?;
+    let again = apply()?;
+    check!(again == id, "hook {again}, not {id}");
+    arrives(id, Phase::On, 5000)?;
+    set_gate(true);
+    check!(task.join() && is_new(), "wrong after turning round");
+    detach(id)?;
+    arrives(id, Phase::Off, 5000)
+}
+
+/// Looks at nothing.
+struct Nothing;
+
+impl NativeHook for Nothing {
+    fn hit(&self, _: &Hit<'_>) -> u64 {
+        0
+    }
+}
+
+fn load() -> Outcome {
+    let stop = Arc::new(AtomicBool::new(false));
+    let (calls, wrong) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+    let mut tasks = Vec::new();
+    for n in 0..4 * cpu::online().count() as u64 {
+        let (stop, calls, wrong) = (stop.clone(), calls.clone(), wrong.clone());
+        tasks.push(spawn("exchanges", move || {
+            let mut value = n;
+            while !stop.load(Relaxed) {
+                value = value
+                    .wrapping_mul(0x5851_f42d_4c95_7f2d)
+                    .wrapping_add(n | 1);
+                let call = calls.fetch_add(1, Relaxed);
+                // Cores are given up in the middle, and between two exchanges more often.
+                let pause = match call % 16 == n % 16 {
+                    true => Pause::Yield,
+                    false => Pause::None,
+                };
+                if exchange(value, pause) != value {
+                    wrong.fetch_add(1, Relaxed);
+                }
+                if call % 4 == n % 4 {
+                    sched::yield_now();
+                }
+            }
+        })?);
+    }
+    let mut outcome = Ok(());
+    let (mut rounds, end) = (0, timer::now_ns() + 1_500_000_000);
+    while outcome.is_ok() && timer::now_ns() < end {
+        outcome = load_round(rounds);
+        rounds += 1;
+    }
+    stop.store(true, Relaxed);
+    tasks.into_iter().for_each(|task| task.join());
+    outcome?;
+    let (calls, wrong) = (calls.load(Relaxed), wrong.load(Relaxed));
+    check!(
+        wrong == 0,
+        "{wrong} of {calls} exchanges were mixed, in {rounds} rounds"
+    );
+    check!(calls > 100 && rounds > 0, "{calls} calls, {rounds} rounds");
+    Ok(())
+}
+
+/// On and off; in some rounds turned round half-way, in some with hooks coming and going.
+fn load_round(round: u64) -> Outcome {
+    let function = function("workload_decode")?;
+    let kind = if round.is_multiple_of(2) {
+        Kind::Fentry
+    } else {
+        Kind::Fexit
+    };
+    let hook = |label: &str| {
+        let hook = hook::attach_hook(&function, Point::of(kind), label.into(), Arc::new(Nothing));
+        hook.map_err(|e| failed(&e))
+    };
+    let before = hook("before")?;
+    let id = apply()?;
+    let during = hook("during")?;
+    detach(before)?;
+    if round % 3 == 2 {
+        sched::sleep_ns(1_000_000);
+        detach(id)?;
+        arrives(id, Phase::Off, 20_000)?;
+        return detach(during);
+    }
+    arrives(id, Phase::On, 20_000)?;
+    check!(exchange(round, Pause::None) == round, "not the same");
+    detach(id)?;
+    detach(during)?;
+    arrives(id, Phase::Off, 20_000)
+}
+
+fn stalled() -> Outcome {
+    let task = in_the_middle(7)?;
+    rcu::set_stall_limit(200_000_000);
+    let id = apply()?;
+    let end = timer::now_ns() + 5_000_000_000;
+    while rcu::last_stall().is_none() && timer::now_ns() < end {
+        sched::sleep_ns(10_000_000);
+    }
+    let stall = rcu::last_stall();
+    rcu::set_stall_limit(rcu::STALL_NS);
+    detach(id)?;
+    arrives(id, Phase::Off, 5000)?;
+    set_gate(true);
+    let right = task.join();
+    let Some((_, trace)) = stall else {
+        check!(false, "no report of a change that cannot end");
+        return Ok(());
+    };
+    let names: Vec<_> = trace
+        .iter()
+        .map(|at| crate::symbols::Name(at.wrapping_sub(4)).function())
+        .collect();
+    check!(
+        names.iter().any(|name| name == "workload_exchange"),
+        "the report does not show where the task is: {names:?}"
+    );
+    check!(right, "a wrong result after turning back");
+    Ok(())
+}
