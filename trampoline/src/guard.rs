@@ -29,7 +29,7 @@ use crate::runtime::{
 use a64::imm::Imm21;
 use a64::inst::PairMode;
 use a64::ops::{self, add_imm, brk, cbnz, cbz, ldr, mrs, stp, str as store};
-use a64::reg::{X0, X1, X9, X10, X11, X17, X29};
+use a64::reg::{X0, X1, X9, X10, X11, X12, X29};
 use a64::{Assembler, Gpr, Inst, Label, Size, XZR};
 use alloc::vec::Vec;
 
@@ -88,7 +88,7 @@ pub(crate) enum Cold {
 pub(crate) enum Data {
     /// It is the program's own constant.
     Constant,
-    /// It lies in the stub that the hit came through: behind the link, whose address x17 has until something is called, and the frame.
+    /// It lies in the stub that the hit came through: behind the link, whose address x12 has until something is called, and the frame.
     Stub,
 }
 
@@ -380,9 +380,9 @@ impl<'e, 'a, 'b> Emitter<'e, 'a, 'b> {
             (Data::Stub, Some(_)) => {
                 let called = skip.is_none() || matches!(program.guard, Guard::Call { .. });
                 if called {
-                    self.asm.emit(ldr(X17, X29, SHARED_LINK));
+                    self.asm.emit(ldr(X12, X29, SHARED_LINK));
                 }
-                self.asm.emit(add_imm(Size::X, X1, X17, STUB_DATA));
+                self.asm.emit(add_imm(Size::X, X1, X12, STUB_DATA));
             }
         }
         self.span(Ingredient::Enter, Some(run.program));

@@ -16,7 +16,7 @@ use crate::registers::Words;
 use crate::runtime::Runtime;
 use crate::shared::{DATA, LINK, STUB_WORDS, Shared};
 use a64::imm::Imm21;
-use a64::reg::X17;
+use a64::reg::X12;
 use a64::{Assembler, Inst};
 use alloc::sync::Arc;
 use alloc::vec;
@@ -215,7 +215,7 @@ fn stub(body: u64, at: Stub, place: &Place) -> Result<[u32; STUB_WORDS], Reason>
         let pc = at.entry;
         Reason::Code(a64::AsmError::Immediate { pc, error })
     })?;
-    let rd = X17.into();
+    let rd = X12.into();
     let mut words = [crate::pool::FILL; STUB_WORDS];
     let code = [
         Inst::Adr { rd, offset }.encode(),

@@ -4,7 +4,7 @@
 //! A *stub* is what differs from function to function. It keeps x30 and, as x9-x17 are free at an entry, needs no stack:
 //!
 //! ```text
-//!   +0   adr  x17, +8
+//!   +0   adr  x12, +8
 //!   +4   b    body
 //!   +8   b    what is next in the function's chain     the link
 //!   +12  brk
@@ -16,13 +16,13 @@
 //! ```text
 //!   stp  x29, x30, [sp, #-320]!      save      the frame: frame.rs
 //!   mov  x29, sp
-//!   stp  x17, x8, [x29, #32]
+//!   stp  x12, x8, [x29, #32]
 //!   stp  x0, x1, [x29, #48] ...
 //!   ...                              guard, enter, program
 //!   ldp  x0, x1, [x29, #48] ...      restore
-//!   ldp  x17, x8, [x29, #32]
+//!   ldp  x12, x8, [x29, #32]
 //!   ldp  x29, x30, [sp], #320
-//!   br   x17                         return    by the link: no call, no return, so none is predicted wrongly for it
+//!   br   x12                         return    by the link: no call, no return, so none is predicted wrongly for it
 //! ```
 //!
 //! What else the program may read of the registers is stored in front of `mov x29, sp`; what it cannot read is not.
@@ -41,7 +41,7 @@ use crate::runtime::{Runtime, SHARED_LINK};
 use crate::shadow;
 use a64::inst::PairMode;
 use a64::ops::{self, add_imm, br, ldp, mov, mov_sp, mrs, ret, stp, str as store};
-use a64::reg::{X8, X9, X17, X29, X30};
+use a64::reg::{X8, X9, X12, X29, X30};
 use a64::{Assembler, Label, Reg, SP, Size, SysReg, XZR};
 
 /// Words of a stub: 48 bytes.
@@ -78,7 +78,7 @@ impl Shared<'_> {
         emitter.asm.emit(mov_sp(X29, SP));
         let before = emitter.asm.len();
         let asm = &mut *emitter.asm;
-        asm.emit(stp(PairMode::Offset, X17, X8, X29, SHARED_LINK));
+        asm.emit(stp(PairMode::Offset, X12, X8, X29, SHARED_LINK));
         emitter.each(&emitter.frame.shared(), Emitter::save);
         emitter.span(Ingredient::Save, None);
         let part = emitter.part(match self.exit {
@@ -88,17 +88,17 @@ impl Shared<'_> {
         emitter.hot(part);
         emitter.each(&emitter.frame.shared(), Emitter::restore);
         let asm = &mut *emitter.asm;
-        asm.emit(ldp(PairMode::Offset, X17, X8, X29, SHARED_LINK));
+        asm.emit(ldp(PairMode::Offset, X12, X8, X29, SHARED_LINK));
         if self.exit {
-            // Compiled code hardly ever writes x17: an address left there would look like one that is still in use.
-            asm.emit(mov(Size::X, X17, XZR));
+            // An address left there would look like one that is still in use.
+            asm.emit(mov(Size::X, X12, XZR));
         }
         let gone = emitter.leave_frame();
         emitter.span(Ingredient::Restore, None);
         let onward = emitter.asm.len();
         emitter.asm.emit(match self.exit {
             true => ret(),
-            false => br(X17),
+            false => br(X12),
         });
         emitter.span(Ingredient::Return, None);
         let last = emitter.asm.len();
@@ -127,12 +127,12 @@ impl Shared<'_> {
     /// The entry's part of an exit: the function is to return to the landing, which is bound behind it.
     fn divert(&self, emitter: &mut Emitter<'_, '_, '_>, full: Label) {
         let landing = emitter.asm.new_label();
-        shadow::push(emitter.asm, self.runtime, landing, X17, full);
+        shadow::push(emitter.asm, self.runtime, landing, X12, full);
         emitter.span(Ingredient::Push, None);
-        emitter.asm.emit(br(X17));
+        emitter.asm.emit(br(X12));
         emitter.span(Ingredient::Return, None);
         emitter.asm.bind(landing);
-        shadow::pop(emitter.asm, self.runtime, Some(X17));
+        shadow::pop(emitter.asm, self.runtime, Some(X12));
         emitter.span(Ingredient::Pop, None);
     }
 
@@ -141,13 +141,13 @@ impl Shared<'_> {
     fn turn_away(&self, emitter: &mut Emitter<'_, '_, '_>, full: Label) -> usize {
         let (onward, count) = (emitter.asm.new_label(), emitter.asm.new_label());
         let first = emitter.asm.len();
-        // x9 is kept while the miss is counted, x17 is not.
+        // x9 is kept while the miss is counted, x12 is not.
         emitter.asm.bind(onward);
         emitter.asm.emit(br(X9));
         emitter.span(Ingredient::Return, None);
         emitter.asm.bind(full);
-        emitter.asm.emit(mov(Size::X, X9, X17));
-        emitter.asm.emit(mov(Size::X, X17, XZR)); // as at the exit
+        emitter.asm.emit(mov(Size::X, X9, X12));
+        emitter.asm.emit(mov(Size::X, X12, XZR)); // as at the exit
         let before = emitter.asm.len() - first;
         emitter.count_misses(count, onward);
         before + 2
@@ -177,7 +177,7 @@ impl Shared<'_> {
             // The function's address; of an exit where it returns to, as for Linux's return probes.
             let pc = if self.exit { X30 } else { X9 };
             if !self.exit {
-                asm.emit(ops::ldr(X9, X17, STUB_DATA));
+                asm.emit(ops::ldr(X9, X12, STUB_DATA));
             }
             asm.emit(store(pc, SP, context + PC));
         }
