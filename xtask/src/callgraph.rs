@@ -250,12 +250,14 @@ impl Body {
             .iter()
             .filter_map(|address| linked.starting(*address));
         let constants = self.taken.iter().flat_map(|address| {
-            let end = address.saturating_add(8 * CONSTANT_WORDS);
-            let next = objects.range(address + 1..end).next();
-            pointers
-                .words
-                .range(*address..next.copied().unwrap_or(end))
-                .map(|(_, function)| *function)
+            let most = address.saturating_add(8 * CONSTANT_WORDS);
+            let next = address.saturating_add(1)..most;
+            // Where another constant or a vtable begins, what lies before it has ended.
+            let object = objects.range(next.clone()).next().copied();
+            let vtable = pointers.vtables.range(next).next().map(|(at, _)| *at);
+            let end = object.into_iter().chain(vtable).fold(most, u64::min);
+            let words = pointers.words.range(*address..end);
+            words.map(|(_, function)| *function)
         });
         direct.chain(constants).collect()
     }

@@ -6,7 +6,7 @@ use super::hooks::function;
 use super::kinds::{SLOTS, first_word, hidden_image};
 use super::tasks::spawn;
 use super::{Failure, Outcome, Test};
-use crate::arch::{cpu, irq, smp};
+use crate::arch::{cpu, irq, smp, timer};
 use crate::bpf::{self, Engine};
 use crate::context::{self, Softirq};
 use crate::mm::layout::PAGE;
@@ -109,6 +109,21 @@ fn sleeps() -> Outcome {
     Ok(())
 }
 
+/// Waits until that many tasks sleep in programs, for 5 s at most; how many do.
+fn wait_for_sleepers(wanted: u64) -> u64 {
+    let deadline = timer::now_ns() + 5_000_000_000;
+    loop {
+        let mut asleep = 0;
+        sched::for_each(|task| {
+            asleep += u64::from(task.in_sleepable() && task.state() == State::Blocked);
+        });
+        if asleep >= wanted || timer::now_ns() > deadline {
+            return asleep;
+        }
+        sched::sleep_ns(1_000_000);
+    }
+}
+
 fn detached() -> Outcome {
     const TASKS: u64 = 10;
     for engine in ENGINES {
@@ -125,11 +140,7 @@ fn detached() -> Outcome {
             .map(|n| spawn("reader", move || read(n * 8)))
             .collect();
         let tasks = tasks?;
-        sched::sleep_ns(20_000_000);
-        let mut asleep = 0;
-        sched::for_each(|task| {
-            asleep += u64::from(task.in_sleepable() && task.state() == State::Blocked);
-        });
+        let asleep = wait_for_sleepers(TASKS);
         let detached = hook::detach(id);
         // Longer than any grace period takes: the image has to stay, for ten tasks are inside.
         sched::sleep_ns(50_000_000);
@@ -272,7 +283,7 @@ fn stack() -> Outcome {
         TOP.store(core::ptr::from_ref(&here).addr() as u64, Relaxed);
         read(0)
     })?;
-    sched::sleep_ns(20_000_000);
+    wait_for_sleepers(1);
     let mut lowest = 0;
     sched::for_each(|task| {
         if task.in_sleepable() && task.state() == State::Blocked {
