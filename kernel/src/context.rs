@@ -47,6 +47,7 @@ pub(crate) enum Softirq {
 }
 
 /// Asks for deferred work on this core; it runs when the interrupt that asks is over, or at once from a task.
+#[inline(never)] // hooked by tests
 pub(crate) fn raise(which: Softirq) {
     let at_once = !irq::disabled();
     // Masked, or a task could mark one core and go on on another.
@@ -61,6 +62,7 @@ pub(crate) fn raise(which: Softirq) {
 }
 
 /// Runs what is pending on this core. Called and returns with normal interrupts masked; they are on in between.
+#[inline(never)] // hooked by tests
 pub(crate) fn run_softirqs() {
     let block = this_cpu();
     if block.softirq_active.swap(true, Ordering::Relaxed) {

@@ -329,6 +329,7 @@ fn schedule(why: Leave) {
 }
 
 /// Lets another task run, if one wants to.
+#[inline(never)] // hooked by tests
 pub(crate) fn yield_now() {
     let state = irq::disable();
     schedule(Leave::Yield);
@@ -338,6 +339,7 @@ pub(crate) fn yield_now() {
 /// The tick took the core from a task that ran at `pc`. Interrupts are masked.
 ///
 /// `word` is the interrupted context's recursion word, from the exception's frame: the task's present one is the interrupt's.
+#[inline(never)] // hooked by tests
 pub(crate) fn preempt(pc: usize, word: u64) {
     let inside = (layout::POOL..layout::POOL + layout::POOL_SIZE).contains(&pc);
     current()
@@ -347,6 +349,7 @@ pub(crate) fn preempt(pc: usize, word: u64) {
 }
 
 /// Every tick, in its interrupt.
+#[inline(never)] // hooked by tests
 pub(crate) fn tick() {
     this_cpu().need_resched.store(true, Ordering::Relaxed);
     crate::tests::watch();
@@ -458,6 +461,7 @@ impl WaitQueue {
     }
 
     /// Wakes whoever waits.
+    #[inline(never)] // hooked by tests
     pub(crate) fn wake_all(&self) {
         // Under the lock: a task that is off the list may be put into another one at once.
         let mut first = self.0.lock();
@@ -469,6 +473,7 @@ impl WaitQueue {
 }
 
 /// Blocks the current task until [`wake`], unless that came since its `woken` was cleared.
+#[inline(never)] // hooked by tests
 fn block() {
     let state = irq::disable();
     schedule(Leave::Block);
@@ -476,6 +481,7 @@ fn block() {
 }
 
 /// Blocks for a time.
+#[inline(never)] // hooked by tests
 pub(crate) fn sleep_ns(ns: u64) {
     let counts = (u128::from(ns) * u128::from(timer::frequency())).div_ceil(1_000_000_000) as u64;
     let until = timer::now() + counts;
@@ -489,6 +495,7 @@ pub(crate) fn sleep_ns(ns: u64) {
 }
 
 /// Wakes the sleepers whose time has come: the timer softirq.
+#[inline(never)] // hooked by tests
 pub(crate) fn wake_sleepers() {
     let now = timer::now();
     let mut due: heapless::Vec<&'static Task, 32> = heapless::Vec::new();

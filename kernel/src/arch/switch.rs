@@ -62,6 +62,7 @@ impl<T> HandoffLock<T> {
     /// Lets `decide` name the next task and switches to it; returns when this task is switched to again.
     ///
     /// Interrupts must be masked by [`irq::disable`], and NMI open, so that every task is resumed in the same state.
+    #[inline(never)] // hooked by tests
     pub(crate) fn switch(&self, decide: impl FnOnce(&mut T) -> Option<&'static Task>) {
         debug_assert!(irq::disabled());
         self.raw.lock();
