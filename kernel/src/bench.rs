@@ -216,6 +216,8 @@ struct Attach<'a> {
     way: Option<Way>,
     /// Where the programs behind the first are attached instead of on the function itself.
     elsewhere: Option<&'a str>,
+    /// By which way the programs behind the first are attached instead.
+    others: Option<Way>,
 }
 
 impl Attach<'_> {
@@ -240,7 +242,8 @@ impl Attach<'_> {
                 ..point
             };
             let functions = core::slice::from_ref(function);
-            let hooked = match (self.by, self.way) {
+            let way = self.others.filter(|_| index > 0).or(self.way);
+            let hooked = match (self.by, way) {
                 (By::Engine(engine), Some(way)) => {
                     bpf::attach_linux(program, functions, engine, way, change)
                         .map_err(|e| format!("{e}"))
@@ -301,6 +304,7 @@ const fn row<'a>(
         protection,
         way: None,
         elsewhere: None,
+        others: None,
     }
 }
 
@@ -488,7 +492,7 @@ const KINDS: [Attach<'static>; 38] = {
 };
 
 /// What is measured on the trivial function besides: the ways that Linux has.
-const LINUX: [Attach<'static>; 37] = {
+const LINUX: [Attach<'static>; 39] = {
     use Protection::{Pinned, Program as Word};
     const TRAMPOLINE: Way = Way::Trampoline;
     const LIST: Way = Way::List { all: false };
@@ -497,7 +501,24 @@ const LINUX: [Attach<'static>; 37] = {
     const EXIT: &str = "linux/exit_empty";
     const FEXIT: &str = "hooks/fexit_empty";
     const FMOD: &str = "hooks/fmod_ret_empty";
+    const SHARED: Attach<'static> = linux(
+        "linux-callops+fentry",
+        "empty",
+        &["empty"; 2],
+        CALLOPS,
+        Word,
+    );
     [
+        Attach {
+            others: Some(TRAMPOLINE),
+            ..SHARED
+        },
+        Attach {
+            hook: "linux-list+fentry",
+            way: Some(LIST),
+            others: Some(TRAMPOLINE),
+            ..SHARED
+        },
         linux("linux-fentry", "empty", &["empty"], TRAMPOLINE, Word),
         linux("linux-fentry", "count", &["count"], TRAMPOLINE, Word),
         linux(

@@ -729,31 +729,23 @@ impl Image {
     }
 }
 
-/// The functions that go around a program.
-fn guard_of(protection: Protection, sleepable: bool) -> Guard {
+/// The functions that go around a program, and the stack that they use.
+fn guard_of(protection: Protection, sleepable: bool) -> (Guard, u32) {
+    type Enter = extern "C" fn(*const Prog, *const hit::Run) -> u64;
+    type Exit = extern "C" fn(*const Prog, u64, *const hit::Run);
     let recursion = matches!(protection, Protection::Program | Protection::Context);
-    let (enter, exit) = match (sleepable, recursion) {
-        (false, true) => (
-            hit::enter_recur as *const () as usize,
-            hit::exit_recur as *const () as usize,
-        ),
-        (false, false) => (
-            hit::enter as *const () as usize,
-            hit::exit as *const () as usize,
-        ),
-        (true, true) => (
-            hit::enter_sleepable_recur as *const () as usize,
-            hit::exit_sleepable_recur as *const () as usize,
-        ),
-        (true, false) => (
-            hit::enter_sleepable as *const () as usize,
-            hit::exit_sleepable as *const () as usize,
-        ),
+    let (enter, exit): (Enter, Exit) = match (sleepable, recursion) {
+        (false, true) => (hit::enter_recur, hit::exit_recur),
+        (false, false) => (hit::enter, hit::exit),
+        (true, true) => (hit::enter_sleepable_recur, hit::exit_sleepable_recur),
+        (true, false) => (hit::enter_sleepable, hit::exit_sleepable),
     };
-    Guard::Call {
+    let (enter, exit) = (enter as *const () as usize, exit as *const () as usize);
+    let guard = Guard::Call {
         enter: behind_site(enter),
         exit: behind_site(exit),
-    }
+    };
+    (guard, stack_of(enter).max(stack_of(exit)))
 }
 
 /// A program of a BPF trampoline.
@@ -787,13 +779,11 @@ fn attach_trampoline(
     };
     let (mut callee, running) = program.at(attachment, point.protection, point.sleepable);
     let prog = Arc::new(Prog::new(running));
-    callee.guard = guard_of(point.protection, point.sleepable);
+    let (guard, around) = guard_of(point.protection, point.sleepable);
+    callee.guard = guard;
+    callee.stack_bytes = callee.stack_bytes.max(around);
     callee.state = Arc::as_ptr(&prog).expose_provenance() as u64;
     callee.keep = Some(prog.clone());
-    if let Guard::Call { enter, exit } = callee.guard {
-        let around = stack_of(enter as usize).max(stack_of(exit as usize));
-        callee.stack_bytes = callee.stack_bytes.max(around);
-    }
     let address = function.address as u64;
     attach_other(|engine, id| {
         let name = callee.name.clone();

@@ -339,6 +339,7 @@ fn attach(_: &mut Shell, command: &'static Command, arguments: &str) -> Outcome 
         name = before.trim_end();
     }
     if let By::Engine(engine) = by
+        && way.is_none()
         && bpf::is_multi(program)?
         && way.is_none()
     {

@@ -425,13 +425,12 @@ fn stress(changes: u64) -> Outcome {
     })
 }
 
+/// Attaches what is attached in this round.
+pub(super) type Attach<'a> = dyn Fn(u64, &Arc<Stamps>) -> Result<HookId, hook::HookError> + 'a;
+
 /// `workers` tasks, at most eight, call `workload_call` without pause while this one attaches, by `attach`, and detaches on it, `changes`
 /// times. What is attached gets the two arguments first.
-pub(super) fn stress_with(
-    workers: u64,
-    changes: u64,
-    attach: &dyn Fn(u64, &Arc<Stamps>) -> Result<HookId, hook::HookError>,
-) -> Outcome {
+pub(super) fn stress_with(workers: u64, changes: u64, attach: &Attach) -> Outcome {
     let stamps = Arc::new(Stamps {
         last: [const { AtomicU64::new(0) }; 8],
         count: [const { AtomicU64::new(0) }; 8],
