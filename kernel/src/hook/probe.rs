@@ -62,10 +62,18 @@ impl Place {
     /// Code that is no compiled function's, or that changes code itself, is not displaced.
     fn check(&self) -> Result<(), HookError> {
         /// Beginnings of names, and what is the matter with these functions.
-        const NAMES: [(&str, &str); 3] = [
+        const NAMES: [(&str, &str); 5] = [
             (
                 "springboard::arch::code::",
                 "it changes code: it would be executing what it changes; probe what calls it",
+            ),
+            (
+                "<springboard::hook::platform::Kernel as trampoline::platform::Platform>::",
+                "it changes code, and what does that may be compiled into it; probe what calls it",
+            ),
+            (
+                "springboard::mm::table::",
+                "the page tables change around each word of code that is written; probe what calls it",
             ),
             (
                 "springboard::arch::rendezvous::",
