@@ -31,9 +31,9 @@ use crate::arch::callee::{Callee, NativeHook, Shape, callee};
 use crate::ksyms::Flags;
 use crate::mm::layout::{POOL, POOL_SIZE};
 use crate::mm::stack;
-use crate::sched::Mutex;
+use crate::sched::{self, Mutex};
 use crate::targets::{self, Target};
-use crate::{hooked, symbols, types, written};
+use crate::{hooked, rcu, symbols, types, written};
 use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
 use alloc::string::{String, ToString};
@@ -322,6 +322,17 @@ fn check_target(function: &Function, point: Point) -> Result<(), HookError> {
     Ok(())
 }
 
+/// The most that may wait for grace periods when something more is hooked in.
+const MOST_DEFERRED: u64 = 2048;
+
+/// Waits until not too much waits for grace periods. A detach never waits, so who attaches and detaches without end would use up all
+/// memory with what is not freed yet: the next attach waits for it.
+fn wait_for_room() {
+    while rcu::counts().1 > MOST_DEFERRED {
+        sched::sleep_ns(1_000_000);
+    }
+}
+
 /// Hooks a program onto a function, by its trampoline.
 pub(crate) fn attach(
     function: &Function,
@@ -329,6 +340,7 @@ pub(crate) fn attach(
     program: Program,
 ) -> Result<HookId, HookError> {
     check_target(function, point)?;
+    wait_for_room();
     let args = types::arguments(function.name);
     if point.kind == Kind::Freplace && (args.results() > 1 || args.indirect_result()) {
         return Err(HookError::Target {
@@ -342,9 +354,8 @@ pub(crate) fn attach(
         point.sleepable,
     );
     let mut hooks = HOOKS.lock();
-    let id = hooks
-        .engine
-        .attach(function.address as u64, args, point.kind, callee)
+    let engine = &mut hooks.engine;
+    let id = apart(|| engine.attach(function.address as u64, args, point.kind, callee))
         .map_err(|e| replace::refused(function, e.reason))?;
     hooks.mark(&[function.address as u64]);
     drop(hooks);
@@ -411,6 +422,7 @@ fn apart<T>(work: impl FnOnce() -> T) -> T {
 pub(crate) fn attach_other<M: Mechanism + 'static>(
     make: impl FnOnce(&mut Engine<Kernel>, HookId) -> Result<(M, Vec<u64>), HookError>,
 ) -> Result<HookId, HookError> {
+    wait_for_room();
     let mut hooks = HOOKS.lock();
     let id = HookId(hooks.engine.new_id().number());
     let (mechanism, functions) = apart(|| make(&mut hooks.engine, id))?;
@@ -502,7 +514,7 @@ pub(crate) fn detach(id: HookId) -> Result<(), HookError> {
         .find(|a| a.id.number() == id.0)
         .map(|a| (a.id, a.function));
     let (engine_id, function) = found.ok_or(HookError::NoSuchHook(id))?;
-    hooks.engine.detach(engine_id).map_err(|e| match e {
+    apart(|| hooks.engine.detach(engine_id)).map_err(|e| match e {
         DetachError::Unknown { .. } => HookError::NoSuchHook(id),
         DetachError::Stuck { reason, .. } => {
             HookError::refused(&symbols::Name(function as usize).function(), reason)

@@ -152,6 +152,23 @@ fn detach(id: HookId) -> Outcome {
     hook::detach(id).map_err(|e| failed(&e))
 }
 
+/// How much of the pool is free once nothing is on its way back to it.
+fn free_at_rest() -> usize {
+    let look = || {
+        rcu::barrier();
+        hook::pool_free()
+    };
+    let mut last = look();
+    for _ in 0..100 {
+        let now = look();
+        if now == last {
+            break;
+        }
+        last = now;
+    }
+    last
+}
+
 /// What waits looks again and again, each time a grace period later: waits until all of the pool is back, of which so much was free.
 fn settle(free: usize) -> Outcome {
     for _ in 0..100 {
@@ -372,8 +389,7 @@ fn guards() -> Outcome {
 }
 
 fn accounted() -> Outcome {
-    rcu::barrier();
-    let free = hook::pool_free();
+    let free = free_at_rest();
     let look = || integrity::check().map_err(Failure::Failed);
     let before = look()?.accounted;
     // Words that each has changed.
@@ -524,8 +540,7 @@ fn between() -> Outcome {
 }
 
 fn stress() -> Outcome {
-    rcu::barrier();
-    let free = hook::pool_free();
+    let free = free_at_rest();
     const TASKS: u64 = 25;
     const CALLS: u64 = 200;
     let probes: [Arc<Probe>; 6] = Default::default();
@@ -593,8 +608,7 @@ fn stress() -> Outcome {
 }
 
 fn nodes() -> Outcome {
-    rcu::barrier();
-    let free = hook::pool_free();
+    let free = free_at_rest();
     let nodes = 2 * cpu::online().count() as u64;
     let probe = Arc::new(Probe::default());
     let id = attach("workload_blocks", Way::FprobeExit, Kind::Fentry, &probe)?;
@@ -641,7 +655,7 @@ fn sleepers() -> Outcome {
     for way in [Way::Trampoline, Way::FprobeExit] {
         rcu::barrier();
         let name = way.name();
-        let free = hook::pool_free();
+        let free = free_at_rest();
         let probe = Arc::new(Probe::default());
         let function = function("workload_blocks")?;
         let id = attach("workload_blocks", way, Kind::Fexit, &probe)?;

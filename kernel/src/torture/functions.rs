@@ -4,6 +4,7 @@
 //! The first argument says who calls, so that a hook can tell callers apart. No two functions compute the same, or the linker
 //! would make them one.
 
+use crate::arch::callee::past_site;
 use crate::sched;
 use core::hint::black_box;
 
@@ -203,8 +204,56 @@ functions! {SLEEPY, Sleepy, (who: u64, value: u64) -> u64, NUMBER => {
     torture_sleepy_12 513, torture_sleepy_13 514, torture_sleepy_14 515, torture_sleepy_15 516,
 }}
 
+macro_rules! swaps {
+    ($($name:ident $original:ident $number:literal,)*) => {
+        $(
+            #[expect(unsafe_code, reason = "a name that it can be found by, and arguments as declared")]
+            #[unsafe(no_mangle)]
+            #[inline(never)]
+            extern "C" fn $name(who: u64, value: u64) -> u64 {
+                super::ledger::replaced($number, who);
+                past_site($original as Pair)(who, value)
+            }
+        )*
+        /// What can take the place of a function: the function's number among all, the name of the other. It calls the original.
+        pub(crate) const SWAPS: &[(usize, &str)] = &[$(($number, stringify!($name)),)*];
+        /// Nobody calls these by name; they are part of the image all the same.
+        #[used]
+        static BY_NAME: &[Pair] = &[$($name,)*];
+    };
+}
+
+swaps! {
+    torture_swap_08 torture_pair_08 8,
+    torture_swap_09 torture_pair_09 9,
+    torture_swap_10 torture_pair_10 10,
+    torture_swap_11 torture_pair_11 11,
+    torture_swap_12 torture_pair_12 12,
+    torture_swap_13 torture_pair_13 13,
+    torture_swap_14 torture_pair_14 14,
+    torture_swap_15 torture_pair_15 15,
+    torture_swap_16 torture_pair_16 16,
+    torture_swap_17 torture_pair_17 17,
+    torture_swap_18 torture_pair_18 18,
+    torture_swap_19 torture_pair_19 19,
+    torture_swap_20 torture_pair_20 20,
+    torture_swap_21 torture_pair_21 21,
+    torture_swap_22 torture_pair_22 22,
+    torture_swap_23 torture_pair_23 23,
+}
+
 /// All of them, group by group.
 pub(crate) const GROUPS: [&[Function]; 6] = [PAIR, SIX, ELEVEN, WIDE, NESTED, SLEEPY];
+
+/// What the names of a group's functions begin with, in the order of [`GROUPS`].
+pub(crate) const PATTERNS: [&str; 6] = [
+    "torture_pair_*",
+    "torture_six_*",
+    "torture_eleven_*",
+    "torture_wide_*",
+    "torture_nested_*",
+    "torture_sleepy_*",
+];
 
 /// All of them.
 pub(crate) fn all() -> impl Iterator<Item = &'static Function> {

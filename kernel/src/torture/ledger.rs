@@ -16,8 +16,11 @@
 //! core that sees the phase stored after that fetches the new site.
 
 use super::functions::{self, Function};
+use crate::arch::lock::Swap;
 use crate::arch::timer;
+use crate::hook::{self, ResolveError};
 use alloc::boxed::Box;
+use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use fastrand::Rng;
@@ -32,8 +35,14 @@ const HOT: usize = 8;
 const HOT_NS: u64 = 100_000_000;
 /// Added to `who` by calls that a hook makes: nobody checks their hits.
 pub(crate) const FROM_HOOK: u64 = 128;
-/// Places for hooks, a function.
-pub(crate) const PLACES: usize = 4;
+/// Places for hooks of one function each.
+pub(crate) const SINGLE: usize = 4;
+/// The place of a hook that is on all functions of a group.
+pub(crate) const MANY: usize = SINGLE;
+/// The place of what takes the function's place.
+pub(crate) const REPLACED: usize = MANY + 1;
+/// Places, a function.
+pub(crate) const PLACES: usize = REPLACED + 1;
 /// What a hook that skips functions makes them return, beside `who` and the value.
 pub(crate) const SKIPPED: u64 = 0x5349_5050_4544_0000;
 
@@ -120,6 +129,17 @@ impl Place {
     }
 }
 
+/// The account of the run, for those who are called without being told of one.
+pub(crate) static LEDGER: Swap<Ledger> = Swap::new();
+
+/// What takes the place of the function of that number was called.
+pub(crate) fn replaced(number: usize, who: u64) {
+    let entry = LEDGER.get().and_then(|ledger| ledger.entry(number));
+    if let Some(place) = entry.and_then(|entry| entry.places.get(REPLACED)) {
+        place.hit(who);
+    }
+}
+
 /// What was wrong.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u64)]
@@ -144,9 +164,18 @@ struct Finding {
     words: [AtomicU64; 5],
 }
 
+/// One of the functions, as this kernel has it, with its places.
+pub(crate) struct Entry {
+    pub(crate) function: &'static Function,
+    pub(crate) hooked: hook::Function,
+    pub(crate) places: [Place; PLACES],
+}
+
 /// The whole account.
 pub(crate) struct Ledger {
-    functions: Vec<(&'static Function, [Place; PLACES])>,
+    functions: Vec<Entry>,
+    /// By address.
+    addresses: BTreeMap<u64, usize>,
     findings: [Finding; KEPT],
     found: AtomicU64,
     /// Calls that were checked, and of these, places that were looked at while attached or free all the time.
@@ -156,10 +185,23 @@ pub(crate) struct Ledger {
 
 impl Ledger {
     /// An empty one.
-    pub(crate) fn new() -> Box<Ledger> {
-        let place = |function| (function, [const { Place::new() }; PLACES]);
-        Box::new(Ledger {
-            functions: functions::all().map(place).collect(),
+    ///
+    /// # Errors
+    /// One of the functions cannot be hooked.
+    pub(crate) fn new() -> Result<Box<Ledger>, ResolveError> {
+        let entry = |function: &'static Function| {
+            Ok(Entry {
+                function,
+                hooked: hook::resolve(function.name)?,
+                places: [const { Place::new() }; PLACES],
+            })
+        };
+        let functions = functions::all().map(entry).collect::<Result<Vec<_>, _>>()?;
+        let addresses = functions.iter().enumerate();
+        let addresses = addresses.map(|(index, entry)| (entry.hooked.address as u64, index));
+        Ok(Box::new(Ledger {
+            addresses: addresses.collect(),
+            functions,
             findings: [const {
                 Finding {
                     ready: AtomicBool::new(false),
@@ -169,7 +211,7 @@ impl Ledger {
             found: AtomicU64::new(0),
             calls: [const { AtomicU64::new(0) }; CALLERS],
             certain: [const { AtomicU64::new(0) }; CALLERS],
-        })
+        }))
     }
 
     /// How many functions there are.
@@ -190,15 +232,22 @@ impl Ledger {
     }
 
     /// A function and its places.
-    pub(crate) fn function(&self, index: usize) -> Option<(&'static Function, &[Place; PLACES])> {
-        let (function, places) = self.functions.get(index)?;
-        Some((function, places))
+    pub(crate) fn entry(&self, index: usize) -> Option<&Entry> {
+        self.functions.get(index)
+    }
+
+    /// The function at an address. Any context.
+    pub(crate) fn at(&self, address: u64) -> Option<&Entry> {
+        self.entry(*self.addresses.get(&address)?)
     }
 
     /// Calls a function and checks what comes of it. Any context, as long as `who` is this context's own: no lock, no
     /// allocation.
     pub(crate) fn call(&self, index: usize, who: u64, value: u64) {
-        let Some((function, places)) = self.function(index) else {
+        let Some(Entry {
+            function, places, ..
+        }) = self.entry(index)
+        else {
             return;
         };
         let before = places.each_ref().map(|place| place.look(who));
@@ -206,6 +255,7 @@ impl Ledger {
         let (result, expected) = function.call(who, value);
         fence(Ordering::SeqCst);
         let (mut may_skip, mut must_skip) = (false, false);
+        let skipped = result == SKIPPED ^ who ^ value;
         let mut certain = 0;
         for (number, (place, (phase, hits))) in places.iter().zip(before).enumerate() {
             let (phase_after, hits_after) = place.look(who);
@@ -217,6 +267,8 @@ impl Ledger {
                 (may_skip, must_skip) = (true, must_skip || phase == phase_after);
             }
             let wrong = match (phase == phase_after, phase % 4) {
+                // What takes the place of a function that is skipped is skipped with it.
+                (true, 2) if number == REPLACED && may_skip && skipped => None,
                 (true, 2) if hit < whole => Some(Wrong::Lost),
                 (true, 2) if hit > whole => Some(Wrong::Double),
                 (true, 0) if hit > 0 => Some(Wrong::Stray),
@@ -229,7 +281,6 @@ impl Ledger {
                 self.note(wrong, index, who, hit, number as u64);
             }
         }
-        let skipped = result == SKIPPED ^ who ^ value;
         if !(skipped && may_skip || result == expected && !must_skip) {
             self.note(Wrong::Result, index, who, result, expected);
         }
@@ -276,7 +327,7 @@ impl Ledger {
         ready.map(|finding| {
             let [wrong, function, who, found, other] =
                 finding.words.each_ref().map(|word| word.load(Ordering::Relaxed));
-            let name = self.function(function as usize).map_or("?", |(f, _)| f.name);
+            let name = self.entry(function as usize).map_or("?", |e| e.function.name);
             let caller = Caller(who);
             match wrong {
                 0 => alloc::format!("{name}, called by {caller}: returned {found:#x}, not {other:#x}"),

@@ -22,7 +22,7 @@ use alloc::vec::Vec;
 use changes::Changes;
 use core::sync::atomic::{AtomicBool, Ordering};
 use fastrand::Rng;
-use ledger::{Ledger, TASKS};
+use ledger::{LEDGER, Ledger, TASKS};
 
 /// Tasks that attach and detach.
 const CHANGERS: usize = 4;
@@ -90,7 +90,7 @@ fn round(
         tasks.push(sched::spawn("changer", changing).ok_or("no memory for a task")?);
     }
     let (storm_stop, random) = (stop.clone(), random.fork());
-    let storming = move || storm::run(ledger, &storm_stop, random);
+    let storming = move || storm::run(&storm_stop, random);
     let storm = sched::spawn("storm", storming).ok_or("no memory for a task")?;
     for second in 1..=seconds {
         sched::sleep_ns(1_000_000_000);
@@ -168,7 +168,14 @@ pub(crate) fn run(options: &Options<'_>) -> u32 {
             return 2;
         }
     };
-    let ledger: &'static Ledger = Box::leak(Ledger::new());
+    let ledger: &'static Ledger = match Ledger::new() {
+        Ok(ledger) => Box::leak(ledger),
+        Err(error) => {
+            println!("springboard: torture: {error}");
+            return 1;
+        }
+    };
+    LEDGER.set(Some(ledger));
     let mut random = Rng::with_seed(seed);
     println!(
         "torture: {seconds} s, seed {seed}: {} functions, {TASKS} tasks and the handlers of every core call them, {CHANGERS} tasks \

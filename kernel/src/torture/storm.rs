@@ -1,16 +1,13 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Calls of functions from softirq, hardirq and NMI, on every core, in the middle of whatever runs there.
 
-use super::ledger::{Ledger, caller_in};
-use crate::arch::lock::Swap;
+use super::ledger::{LEDGER, caller_in};
 use crate::arch::{cpu, smp};
 use crate::context::{self, Context, Softirq};
 use crate::sched;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use fastrand::Rng;
 
-/// What the handlers write their calls into.
-static LEDGER: Swap<Ledger> = Swap::new();
 /// How many calls were made by them; also where the next one's numbers come from.
 static CALLS: AtomicU64 = AtomicU64::new(0);
 
@@ -22,21 +19,22 @@ fn handler() {
     let number = CALLS.fetch_add(1, Ordering::Relaxed);
     let mut random = Rng::with_seed(number);
     let function = ledger.choose(&mut random);
-    let sleepy = ledger.function(function).is_none_or(|(f, _)| f.is_sleepy());
+    let sleepy = ledger
+        .entry(function)
+        .is_none_or(|e| e.function.is_sleepy());
     if context != Context::Task && !sleepy {
         ledger.call(function, caller_in(cpu::index(), context), random.u64(..));
     }
 }
 
 /// Hangs the handlers in, and sends interrupts until `stop`; takes them out again. Returns how many calls they made.
-pub(super) fn run(ledger: &'static Ledger, stop: &AtomicBool, mut random: Rng) -> u64 {
+pub(super) fn run(stop: &AtomicBool, mut random: Rng) -> u64 {
     let slots = [
         &context::TEST_SOFTIRQ,
         &context::TEST_HARDIRQ,
         &context::TEST_NMI,
     ];
     CALLS.store(0, Ordering::Relaxed);
-    LEDGER.set(Some(ledger));
     slots
         .iter()
         .for_each(|slot| slot.set(Some(&(handler as fn()))));
@@ -52,7 +50,5 @@ pub(super) fn run(ledger: &'static Ledger, stop: &AtomicBool, mut random: Rng) -
         sched::sleep_ns(random.u64(..200_000));
     }
     slots.iter().for_each(|slot| slot.set(None));
-    // A handler that began before may still run; the ledger is never freed.
-    LEDGER.set(None);
     CALLS.load(Ordering::Relaxed)
 }
