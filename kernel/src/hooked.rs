@@ -179,17 +179,23 @@ pub(crate) fn update<'a>(address: u64, by: impl Iterator<Item = (&'a str, &'a st
     }
 }
 
-/// The function that `address` lies in is hooked by what the one at `like` is hooked by; false if either is no function of the image, or
-/// the latter is not hooked. Who hooks many functions by the same says it once, and of the others this.
-pub(crate) fn copy(address: u64, like: u64) -> bool {
-    let (Some(to), Some(from)) = (word(address), word(like)) else {
+/// A text that a function has, while it has it.
+#[derive(Clone, Copy)]
+pub(crate) struct TextOf(u32);
+
+/// The text of the function that `address` lies in, if it has one.
+pub(crate) fn text_of(address: u64) -> Option<TextOf> {
+    let number = word(address)?.load(Ordering::Acquire);
+    (number != 0).then_some(TextOf(number))
+}
+
+/// The function that `address` lies in is hooked by what `text` says, which another function has. Returns whether it is a function of
+/// the image.
+pub(crate) fn share(address: u64, TextOf(number): TextOf) -> bool {
+    let Some(to) = word(address) else {
         return false;
     };
     let mut users = USERS.lock();
-    let number = from.load(Ordering::Acquire);
-    if number == 0 {
-        return false;
-    }
     // The new one first: if both are the same, nobody may write the text anew in between.
     for (number, by) in [(number, 1), (to.swap(number, Ordering::AcqRel), -1)] {
         let place = number.checked_sub(1).map(|place| place as usize);

@@ -295,11 +295,14 @@ impl<'a> Blob<'a> {
         let after = self
             .symbols
             .partition_point(|record| word(record, 0) <= offset);
-        let start = word(self.symbols.get(after.checked_sub(1)?)?, 0);
+        let mut first = after.checked_sub(1)?;
+        let start = word(self.symbols.get(first)?, 0);
         // Several names may share an address: the writer puts the best one first.
-        let first = self
-            .symbols
-            .partition_point(|record| word(record, 0) < start);
+        while let Some(before) = first.checked_sub(1)
+            && self.symbols.get(before).map(|record| word(record, 0)) == Some(start)
+        {
+            first = before;
+        }
         let size = word(self.symbols.get(first)?, 4);
         (offset - start < size).then_some(first)
     }

@@ -19,6 +19,7 @@ use crate::site::Site;
 use a64::{AsmError, Inst};
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
+use smallvec::SmallVec;
 
 /// Code in the pool that a site leads through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,7 +61,7 @@ pub(crate) struct End {
 /// A function's chain.
 pub(crate) struct Chain<P: Platform> {
     function: u64,
-    pub(crate) stubs: Vec<Stub>,
+    pub(crate) stubs: SmallVec<[Stub; 1]>,
     pub(crate) hook: Option<Hook<P>>,
     /// What replaces the function.
     pub(crate) replacement: Option<u64>,
@@ -72,7 +73,7 @@ impl<P: Platform> Chain<P> {
     pub(crate) fn new(function: u64) -> Self {
         Self {
             function,
-            stubs: Vec::new(),
+            stubs: SmallVec::new(),
             hook: None,
             replacement: None,
         }

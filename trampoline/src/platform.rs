@@ -190,6 +190,14 @@ pub trait Platform: Send + Sync + 'static {
         Ok(())
     }
 
+    /// Told when every core has been synchronised after `at` was patched to `word`. Nothing to do on a processor.
+    ///
+    /// An emulator may have translated the old word while it was replaced, and keep that translation: storing the word once more takes
+    /// that away.
+    fn confirm(&self, at: u64, word: u32) {
+        let _ = (at, word);
+    }
+
     /// The word of code at an address; `None` if there is no code.
     fn read(&self, at: u64) -> Option<u32>;
 

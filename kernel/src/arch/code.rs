@@ -107,6 +107,22 @@ pub(crate) fn patch(at: usize, old: u32, new: u32) -> Result<(), CodeError> {
     })
 }
 
+/// Stores a word once more that was patched before every core was synchronised; nothing if it is another one by now.
+///
+/// For QEMU's parallel emulation as well: a core whose translation of the old word was not finished when `patch` stored it a second time
+/// has finished it when it takes the interrupt that synchronises it.
+pub(crate) fn confirm(at: usize, word: u32) {
+    let stored = with_alias(at, 4, |alias| {
+        // SAFETY: `alias` is the patch mapping of an aligned word.
+        if unsafe { (alias as *const u32).read_volatile() } == word {
+            store(alias, word);
+        }
+        Ok(())
+    });
+    // The word was mapped as code a moment ago, or it could not have been patched.
+    debug_assert!(stored.is_ok());
+}
+
 /// As [`patch`] of each, page by page: one mapping and one maintenance for all words of a page that come one behind the other.
 ///
 /// # Errors

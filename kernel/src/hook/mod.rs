@@ -442,31 +442,33 @@ impl Hooks {
     /// Tells reports what functions are hooked by now.
     fn mark(&self, functions: &[u64]) {
         let others: Vec<_> = self.others.values().map(|m| (m, m.info())).collect();
-        // The last function that no trampoline hooks, and which of the others hook it.
+        // The text of the last function that no trampoline hooks, and which of the others hook it.
         let (mut last, mut by) = (None, Vec::new());
+        let mut covers = Vec::new();
         for &function in functions {
             let mut here = self.engine.attached_to(function).peekable();
-            let covers = others.iter().map(|(m, _)| m.covers(function));
+            covers.clear();
+            covers.extend(others.iter().map(|(m, _)| m.covers(function)));
             let alone = here.peek().is_none();
-            if alone && !covers.clone().any(|covers| covers) {
+            if alone && !covers.contains(&true) {
                 hooked::clear(function);
                 continue;
             }
             if alone
-                && let Some(like) = last
-                && covers.clone().eq(by.iter().copied())
-                && hooked::copy(function, like)
+                && let Some(text) = last
+                && covers == by
+                && hooked::share(function, text)
             {
                 continue;
             }
-            if alone {
-                by = covers.clone().collect();
-                last = Some(function);
-            }
             let programs = here.map(|a| (a.kind.name(), a.callee.name.as_str()));
-            let others = others.iter().zip(covers).filter(|(_, covers)| *covers);
+            let others = others.iter().zip(&covers).filter(|(_, covers)| **covers);
             let others = others.map(|((_, info), _)| (info.kind, info.program.as_str()));
             hooked::update(function, programs.chain(others));
+            if alone {
+                by.clone_from(&covers);
+                last = hooked::text_of(function);
+            }
         }
     }
 

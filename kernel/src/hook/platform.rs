@@ -3,6 +3,7 @@
 
 use crate::arch::admit;
 use crate::arch::code::{self, CodeError};
+use crate::arch::pmu::{self, Counter};
 use crate::arch::smp;
 use crate::mm::layout::{POOL, POOL_SIZE};
 use crate::mm::stack;
@@ -87,6 +88,13 @@ impl Platform for Kernel {
             error: error.into(),
             undone,
         })
+    }
+
+    fn confirm(&self, at: u64, word: u32) {
+        // Where something can be counted no two cores are emulated at the same time, or they are real ones.
+        if pmu::counter() == Counter::None {
+            code::confirm(at as usize, word);
+        }
     }
 
     fn sync_cores(&self) {
