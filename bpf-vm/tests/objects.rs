@@ -129,10 +129,11 @@ fn samples_load() {
         }
         let loaded = match object.instantiate(&memory()) {
             Ok(loaded) => loaded,
-            // Two are about what a kernel has.
+            // Some are about what a kernel has.
             Err(error) => {
                 let wants = [
                     ("offered.bpf.c", "springboard_"),
+                    ("page_in.bpf.c", "springboard_"),
                     ("session.bpf.c", "bpf_session_"),
                     ("replace.bpf.c", "springboard_"),
                 ];

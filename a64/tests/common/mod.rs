@@ -59,6 +59,11 @@ const ALIASES: &[(&str, &str)] = &[
     ("hint", "nop yield wfe wfi sev sevl csdb bti hint"),
     ("dsb", "ssbb pssbb"),
     ("sys", "ic dc tlbi at"),
+    // Younger names of what is SYS here.
+    (
+        "gcspushm gcsss1 gcspushx gcspopcx gcspopx trcit cfp dvp cpp cosp brb",
+        "sys",
+    ),
     ("movz movn orr add", "mov"),
     ("subs", "cmp negs"),
     ("adds", "cmn"),
