@@ -74,8 +74,10 @@ fn parse(line: &str) -> Option<Said<'_>> {
 struct Boots {
     /// The test that runs, and what was printed since it started.
     current: Option<(String, Vec<String>)>,
-    /// Results, in order.
-    results: Vec<(String, Verdict)>,
+    /// When it started.
+    started: Option<Instant>,
+    /// Results, in order, and how long each took.
+    results: Vec<(String, Verdict, Option<Duration>)>,
     /// All tests there are.
     list: Vec<String>,
 }
@@ -87,6 +89,7 @@ impl Boots {
             Some(Said::Start(name)) => {
                 self.fail("another test started before this one reported a result");
                 self.current = Some((name.to_owned(), Vec::new()));
+                self.started = Some(Instant::now());
             }
             Some(Said::Ok(name)) => self.result(name, Verdict::Passed),
             Some(Said::Fail(name, why)) => match self.current.is_some() {
@@ -106,7 +109,8 @@ impl Boots {
 
     fn result(&mut self, name: &str, verdict: Verdict) {
         self.current.take_if(|(current, _)| current == name);
-        self.results.push((name.to_owned(), verdict));
+        let took = self.started.take().map(|start| start.elapsed());
+        self.results.push((name.to_owned(), verdict, took));
     }
 
     /// The running test, if there is one, has failed; returns its name.
@@ -118,7 +122,9 @@ impl Boots {
             .skip(skipped)
             .map(|line| format!("\n    | {line}"));
         let text = format!("    {why}{}", shown.collect::<String>());
-        self.results.push((name.clone(), Verdict::Failed(text)));
+        let took = self.started.take().map(|start| start.elapsed());
+        self.results
+            .push((name.clone(), Verdict::Failed(text), took));
         Some(name)
     }
 }
@@ -246,10 +252,10 @@ pub(crate) fn run(
         };
         let failed = boots.fail(&why);
         // The kernel's status is 1 when a test failed: that one is reported already.
-        let is_failure = |(_, verdict): &(_, Verdict)| matches!(verdict, Verdict::Failed(_));
+        let is_failure = |(_, verdict, _): &(_, Verdict, _)| matches!(verdict, Verdict::Failed(_));
         let clean = clean || boots.results.iter().any(is_failure);
-        for (test, verdict) in boots.results {
-            report.add(&format!("{name}/{test}"), verdict, None);
+        for (test, verdict, took) in boots.results {
+            report.add(&format!("{name}/{test}"), verdict, took);
         }
         match failed.and_then(|failed| all.iter().position(|test| *test == failed)) {
             Some(at) if filter.is_none() => {
@@ -302,11 +308,15 @@ mod tests {
             "@test skip b: why",
         ]);
         assert_eq!(boots.list, ["a", "b"]);
+        let results = boots
+            .results
+            .iter()
+            .map(|(name, verdict, _)| (&**name, verdict));
         assert_eq!(
-            boots.results,
+            results.collect::<Vec<_>>(),
             [
-                ("a".into(), Verdict::Passed),
-                ("b".into(), Verdict::Skipped("why".into()))
+                ("a", &Verdict::Passed),
+                ("b", &Verdict::Skipped("why".into()))
             ]
         );
         assert!(boots.current.is_none());
@@ -316,7 +326,7 @@ mod tests {
     fn a_test_without_a_result_has_failed() {
         let mut boots = after(&["@test start a", "*** panicked", "    frame"]);
         assert_eq!(boots.fail("the run ended").as_deref(), Some("a"));
-        let Some((name, Verdict::Failed(why))) = boots.results.pop() else {
+        let Some((name, Verdict::Failed(why), _)) = boots.results.pop() else {
             panic!("no failure");
         };
         assert_eq!(name, "a");
@@ -329,7 +339,7 @@ mod tests {
             "a clue",
             "@test fail a: 1 found: 2 expected",
         ]);
-        let (_, Verdict::Failed(why)) = &boots.results[0] else {
+        let (_, Verdict::Failed(why), _) = &boots.results[0] else {
             panic!("no failure");
         };
         assert!(
@@ -337,8 +347,8 @@ mod tests {
             "{why}"
         );
         let boots = after(&["@test start a", "@test start b", "@test ok b"]);
-        assert!(matches!(boots.results[0], (_, Verdict::Failed(_))));
-        assert_eq!(boots.results[1], ("b".into(), Verdict::Passed));
+        assert!(matches!(boots.results[0], (_, Verdict::Failed(_), _)));
+        assert!(matches!(&boots.results[1], (name, Verdict::Passed, Some(_)) if name == "b"));
         assert!(after(&[]).fail("x").is_none());
     }
 

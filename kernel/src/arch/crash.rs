@@ -142,9 +142,12 @@ fn patch_a_site() {
     }
 }
 
-/// Changes the first instruction of the first code in executable memory, which lies behind a header of 16 bytes.
+/// Changes the first instruction of the first trampoline in executable memory.
 fn patch_a_trampoline() {
-    let first = hook::live().first().map(|run| run.start as usize + 16);
+    let words = hook::live().into_iter().flat_map(|run| run.step_by(4));
+    let trampoline =
+        |at: &usize| matches!(hook::hooked_at(*at, 0), Some(hook::Hooked::Function(_)));
+    let first = words.map(|at| at as usize).find(trampoline);
     if let Some((at, word)) = first.and_then(|at| Some((at, super::code::read(at)?))) {
         let _ = super::code::patch(at, word, a64::Inst::NOP.encode());
     }

@@ -28,6 +28,7 @@ mod tasks;
 use crate::arch::lock::SpinLock;
 use crate::arch::timer;
 use crate::command_line::Options;
+use crate::mm::stack;
 use crate::println;
 use alloc::string::String;
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -123,6 +124,8 @@ pub(crate) fn run(options: &Options<'_>) -> u32 {
             timer::now_ns() + test.seconds * 1_000_000_000,
             Ordering::Relaxed,
         );
+        // What earlier tests left on this stack must not lie in frames that wait for code to be freed.
+        stack::scrub();
         let outcome = (test.run)();
         DEADLINE.store(0, Ordering::Relaxed);
         match outcome {
