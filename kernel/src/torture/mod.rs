@@ -43,6 +43,20 @@ struct Free {
 }
 
 impl Free {
+    /// Once it does not change any more: a callback is over before the list that it stood in is freed.
+    fn at_rest() -> Free {
+        let mut last = Free::now();
+        for _ in 0..SETTLING {
+            sched::sleep_ns(20_000_000);
+            let now = Free::now();
+            if now == last {
+                break;
+            }
+            last = now;
+        }
+        last
+    }
+
     /// Now, once all that was deferred is done.
     fn now() -> Free {
         // What is freed by one callback may defer another.
@@ -184,7 +198,7 @@ pub(crate) fn run(options: &Options<'_>) -> u32 {
     );
     let changes = Arc::new(Changes::new());
     let outcome = round(ledger, &changes, WARM_UP, &mut random);
-    let before = Free::now();
+    let before = Free::at_rest();
     let start = timer::now_ns();
     let outcome = outcome.and_then(|_| round(ledger, &changes, seconds, &mut random));
     let storm = match outcome {
