@@ -665,7 +665,7 @@ fn ways() -> Outcome {
 fn load() -> Outcome {
     const ROUNDS: usize = 40;
     // Each change waits for all cores, which takes long where an emulator's cores are many and the machine's few.
-    const NS: u64 = 15_000_000_000;
+    const NS: u64 = 5_000_000_000;
     let deadline = timer::now_ns() + NS;
     rcu::barrier();
     let free = hook::pool_free();
