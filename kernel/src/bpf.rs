@@ -4,19 +4,19 @@
 //! An object is loaded when it is first asked for; its maps then live as long as it does, and all its programs share them.
 //! A hook holds its program, and the program its maps, until the grace period after its trampoline was taken off.
 
+mod attach;
 mod freplace;
 
+pub(crate) use attach::{attach, attach_at};
 pub(crate) use freplace::{forget, freplace};
 
 use crate::arch::callee::{self, Hit, NativeHook, Shape};
 use crate::arch::{barrier, cpu, irq, probe, switch, timer, unwind};
-use crate::hook::linux::Way;
-use crate::hook::{self, Function, HookId, Place, Point, ProbeWay};
+use crate::hook;
 use crate::initrd::{self, InitrdError};
 use crate::mm::near::NearMemory;
 use crate::offered::{self, Offered};
 use crate::sched::Mutex;
-use crate::targets::{self, Target};
 use crate::task::Task;
 use crate::{slow, symbols, trace};
 use a64::inst::SysReg;
@@ -31,14 +31,12 @@ use bpf_vm::host::Symbol;
 use bpf_vm::interp::{Interpreter, Region};
 use bpf_vm::jit;
 use bpf_vm::map::{Map, MapMemory, MapRegion, TailTarget};
-use bpf_vm::object::{AttachKind, AttachPoint, Object};
+use bpf_vm::object::Object;
 use bpf_vm::program::{UncheckedProgram, ValidatedProgram};
 use core::cell::Cell;
 use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
-use freplace::Placed;
 use trampoline::registers::Words;
-use trampoline::{Kind, ProbeKind};
 
 /// How a program is run.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -88,17 +86,12 @@ pub(crate) enum BpfError {
         /// The stage's message.
         why: String,
     },
-    /// The program is made for a way in that is not there.
-    WrongKind {
-        /// Its section.
-        section: String,
-    },
-    /// The program is made for another way in than it was to be attached by.
+    /// Its section does not go that way.
     WrongWay {
-        /// Its section.
+        /// The section.
         section: String,
         /// The way.
-        way: &'static str,
+        way: hook::WayIn,
     },
     /// The hook engine refused.
     Hook(hook::HookError),
@@ -123,19 +116,23 @@ impl fmt::Display for BpfError {
                 )
             }
             BpfError::Refused { object, why } => write!(f, "object {object}: {why}"),
-            BpfError::WrongKind { section } => {
+            BpfError::WrongWay {
+                section,
+                way: hook::WayIn::Springboard,
+            } => {
                 write!(
                     f,
-                    "section {section:?}: what can be attached to a function so far is fentry, fexit, fmod_ret, fsession and freplace, \
-                     and the same with .s; at any instruction kprobe, at returns kretprobe; by a pattern kprobe.multi and kretprobe.multi"
+                    "section {section:?}: what can be attached is fentry, fexit, fmod_ret, fsession and freplace, the same with .s, \
+                     kprobe, kretprobe, kprobe.multi and kretprobe.multi"
                 )
             }
             BpfError::WrongWay { section, way } => {
                 write!(
                     f,
-                    "section {section:?} does not go with {way}: linux takes fentry, fexit and fmod_ret, linux-list and linux-callops \
+                    "section {section:?} does not go with {}: linux takes fentry, fexit and fmod_ret, linux-list and linux-callops \
                      take fentry, the same with -regs and linux-fprobe take kprobe and kprobe.multi, linux-fprobe-exit takes \
-                     kretprobe and kretprobe.multi"
+                     kretprobe and kretprobe.multi, linux-kprobe takes kprobe",
+                    way.name()
                 )
             }
             BpfError::Hook(e) => write!(f, "{e}"),
@@ -439,223 +436,6 @@ impl NativeHook for Interpreted {
     }
 }
 
-/// Hooks a program onto a function as its section says; `protection` and `cookie` are the caller's choice.
-pub(crate) fn attach(spec: &str, function: &Function, engine: Engine) -> Result<HookId, BpfError> {
-    attach_at(spec, function, engine, |point| point)
-}
-
-/// As [`attach`]; `change` may change how.
-pub(crate) fn attach_at(
-    spec: &str,
-    function: &Function,
-    engine: Engine,
-    change: impl FnOnce(Point) -> Point,
-) -> Result<HookId, BpfError> {
-    let (object, program) = program(spec)?;
-    let wrong = || BpfError::WrongKind {
-        section: program.section().into(),
-    };
-    let point = AttachPoint::parse(program.section()).map_err(|_| wrong())?;
-    let kind = match point.kind {
-        AttachKind::Fentry => Kind::Fentry,
-        AttachKind::Fexit => Kind::Fexit,
-        AttachKind::FmodRet => Kind::FmodRet,
-        AttachKind::Fsession => Kind::Fsession,
-        AttachKind::Freplace => Kind::Freplace,
-        AttachKind::Kprobe | AttachKind::Kretprobe => {
-            let place = Place::of(function.address, 0).ok_or_else(wrong)?;
-            return attach_probe(spec, &place, engine, ProbeWay::Detour, change);
-        }
-        _ => return Err(wrong()),
-    };
-    let point = change(Point {
-        sleepable: point.sleepable,
-        ..Point::of(kind)
-    });
-    let kind = point.kind;
-    allowed(spec, function, &program, &point)?;
-    let name = program.name().into();
-    let program = runnable(spec, program, engine, Shape::of(kind))?;
-    let id = hook::attach(function, point, program).map_err(BpfError::Hook)?;
-    freplace::note(Placed {
-        id,
-        spec: spec.into(),
-        object,
-        name,
-        engine,
-        point,
-        function: *function,
-        replaced: Vec::new(),
-    });
-    Ok(id)
-}
-
-/// Whether a program may call what it calls, attached so.
-fn allowed(
-    spec: &str,
-    function: &Function,
-    program: &ValidatedProgram,
-    point: &Point,
-) -> Result<(), BpfError> {
-    if point.kind != Kind::Fsession && offered::asks_for_session(program) {
-        return Err(BpfError::Refused {
-            object: spec.into(),
-            why: "the program calls bpf_session_*, which only programs in fsession/... may".into(),
-        });
-    }
-    match offered::asks_for_original(program) {
-        true => original_allowed(spec, function, point),
-        false => Ok(()),
-    }
-}
-
-/// Whether a program that calls the original may be attached so: it has to stand in for it, and to block if that does.
-fn original_allowed(spec: &str, function: &Function, point: &Point) -> Result<(), BpfError> {
-    let why = if point.kind != Kind::Freplace {
-        "the program calls springboard_call_original, which only programs in freplace/... may"
-            .into()
-    } else if !point.sleepable && targets::is(function.name, Target::Sleepable) {
-        format!(
-            "the program calls the original, {} may block, and a program may block only in freplace.s/...",
-            function.name
-        )
-    } else {
-        return Ok(());
-    };
-    let object = spec.into();
-    Err(BpfError::Refused { object, why })
-}
-
-/// Hooks a program onto functions the Linux way, as its section says; `change` may change how.
-pub(crate) fn attach_linux(
-    spec: &str,
-    functions: &[Function],
-    engine: Engine,
-    way: Way,
-    change: impl FnOnce(Point) -> Point,
-) -> Result<HookId, BpfError> {
-    let (_, program) = program(spec)?;
-    let wrong = || BpfError::WrongWay {
-        section: program.section().into(),
-        way: way.name(),
-    };
-    let point = AttachPoint::parse(program.section()).map_err(|_| wrong())?;
-    let registers = matches!(point.kind, AttachKind::Kprobe | AttachKind::KprobeMulti);
-    let returns = matches!(
-        point.kind,
-        AttachKind::Kretprobe | AttachKind::KretprobeMulti
-    );
-    let kind = match (way, point.kind) {
-        (Way::Trampoline, AttachKind::Fexit) => Kind::Fexit,
-        (Way::Trampoline, AttachKind::FmodRet) => Kind::FmodRet,
-        (
-            Way::Trampoline | Way::List { all: false } | Way::CallOps { all: false },
-            AttachKind::Fentry,
-        ) => Kind::Fentry,
-        (Way::List { all: true } | Way::CallOps { all: true } | Way::Fprobe, _) if registers => {
-            Kind::Fentry
-        }
-        (Way::FprobeExit, _) if returns => Kind::Fexit,
-        _ => return Err(wrong()),
-    };
-    let point = change(Point {
-        sleepable: point.sleepable,
-        ..Point::of(kind)
-    });
-    let program = runnable(spec, program, engine, way.shape(kind))?;
-    hook::linux::attach(functions, way, point, program).map_err(BpfError::Hook)
-}
-
-/// Whether the program of that name is attached by a pattern, by what its section says.
-pub(crate) fn is_multi(spec: &str) -> Result<bool, BpfError> {
-    let (_, program) = program(spec)?;
-    Ok(multi_point(&program).is_some())
-}
-
-/// Whether a program of many functions runs at their exits, and the pattern of its section; `None`: it is no such program.
-fn multi_point(program: &ValidatedProgram) -> Option<(bool, Option<&str>)> {
-    let point = AttachPoint::parse(program.section()).ok()?;
-    match point.kind {
-        AttachKind::KprobeMulti => Some((false, point.target)),
-        AttachKind::KretprobeMulti => Some((true, point.target)),
-        _ => None,
-    }
-}
-
-/// Puts a program on all functions that fit `pattern`, or its section's; `cookie` says what it is told on each.
-pub(crate) fn attach_multi(
-    spec: &str,
-    pattern: Option<&str>,
-    engine: Engine,
-    protection: hook::Protection,
-    cookie: impl Fn(u64) -> u64,
-) -> Result<hook::AttachedMany, BpfError> {
-    let (_, program) = program(spec)?;
-    let wrong = || BpfError::WrongKind {
-        section: program.section().into(),
-    };
-    let (_, own) = multi_point(&program).ok_or_else(wrong)?;
-    let pattern = pattern.or(own).ok_or_else(wrong)?;
-    let selection = hook::select(pattern).map_err(BpfError::Hook)?;
-    attach_selection(spec, selection, engine, protection, cookie)
-}
-
-/// As [`attach_multi`], on the functions of a selection.
-pub(crate) fn attach_selection(
-    spec: &str,
-    selection: hook::Selection,
-    engine: Engine,
-    protection: hook::Protection,
-    cookie: impl Fn(u64) -> u64,
-) -> Result<hook::AttachedMany, BpfError> {
-    let (_, program) = program(spec)?;
-    let (exit, _) = multi_point(&program).ok_or_else(|| BpfError::WrongKind {
-        section: program.section().into(),
-    })?;
-    let many = hook::Many {
-        exit,
-        protection,
-        reads: match engine {
-            Engine::Jit => program.context_words().map_or(Words::ALL, Words::of),
-            Engine::Interpreter => Words::ALL, // its region is the whole context
-        },
-    };
-    let program = runnable(spec, program, engine, Shape::Many)?;
-    hook::attach_multi(selection, many, cookie, program).map_err(BpfError::Hook)
-}
-
-/// How a program in a section `kprobe` or `kretprobe` is called; `None` for those of other sections.
-pub(crate) fn probe_kind(section: &str) -> Option<ProbeKind> {
-    match AttachPoint::parse(section).ok()?.kind {
-        AttachKind::Kprobe => Some(ProbeKind::Here),
-        AttachKind::Kretprobe => Some(ProbeKind::Return),
-        _ => None,
-    }
-}
-
-/// Hooks a program of a section `kprobe` or `kretprobe` onto an instruction; `change` may change its protection and cookie.
-pub(crate) fn attach_probe(
-    spec: &str,
-    place: &Place,
-    engine: Engine,
-    way: ProbeWay,
-    change: impl FnOnce(Point) -> Point,
-) -> Result<HookId, BpfError> {
-    let (_, program) = program(spec)?;
-    let kind = probe_kind(program.section()).ok_or_else(|| BpfError::WrongKind {
-        section: program.section().into(),
-    })?;
-    if offered::asks_for_session(&program) {
-        return Err(BpfError::Refused {
-            object: spec.into(),
-            why: "the program calls bpf_session_*, which only programs in fsession/... may".into(),
-        });
-    }
-    let point = change(Point::of(Kind::Fentry));
-    let program = runnable(spec, program, engine, Shape::Registers)?;
-    hook::attach_probe(place, kind, way, point, program).map_err(BpfError::Hook)
-}
-
 /// A program, ready to be hooked in where it gets a context of this shape.
 fn runnable(
     spec: &str,
@@ -675,6 +455,7 @@ fn runnable(
         }
         Engine::Jit => {
             let (code, made) = compile(spec, &program)?;
+            let reads = program.context_words().map_or(Words::ALL, Words::of);
             let make = move |attachment: Attachment| {
                 let compiled = Arc::new(Compiled {
                     attachment,
@@ -689,7 +470,7 @@ fn runnable(
                     keep: compiled,
                 }
             };
-            hook::Program::new(spec.into(), engine.name(), make)
+            hook::Program::new(spec.into(), engine.name(), make).reading(reads)
         }
     })
 }

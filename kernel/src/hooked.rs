@@ -191,8 +191,15 @@ pub(crate) fn text_of(address: u64) -> Option<TextOf> {
 
 /// The function that `address` lies in is hooked by what `text` says, which another function has. Returns whether it is a function of
 /// the image.
-pub(crate) fn share(address: u64, TextOf(number): TextOf) -> bool {
-    let Some(to) = word(address) else {
+///
+/// `near` is where to begin to look for it among the functions, and then where it is.
+pub(crate) fn share(address: u64, TextOf(number): TextOf, near: &mut usize) -> bool {
+    let index = symbols::blob().and_then(|blob| blob.index_near(*near, address));
+    let Some(index) = index else {
+        return false;
+    };
+    *near = index;
+    let Some(to) = FUNCTIONS.get().and_then(|table| table.get(index)) else {
         return false;
     };
     let mut users = USERS.lock();

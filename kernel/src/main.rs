@@ -18,18 +18,17 @@ extern crate alloc;
     reason = "the processor's room (STYLE.md: where unsafe may live)"
 )]
 mod arch;
-mod attach_bench;
 mod bench;
 mod bpf;
 mod command_line;
 mod console;
 mod context;
+mod glob;
 mod hook;
 mod hook_path;
 mod hooked;
 mod initrd;
 mod integrity;
-mod jit_bench;
 #[expect(
     dead_code,
     reason = "xtask includes the same file and writes what is only read here"
@@ -223,7 +222,7 @@ fn main_task() {
     let code = match system.options.job {
         command_line::Job::Bench => match system.options.suite {
             None => bench::run(&system.options),
-            Some("jit") => jit_bench::run(&system.options),
+            Some("jit") => bench::jit::run(&system.options),
             Some(other) => {
                 println!("springboard: suite={other}: the suite that there is is jit");
                 2

@@ -4,7 +4,7 @@
 use crate::arch::{callee, cpu, probe, switch, timer};
 use crate::mm::layout::{PAGE, SLOW};
 use crate::sched::Mutex;
-use crate::symbols;
+use crate::{symbols, torture};
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::String;
@@ -91,6 +91,22 @@ pub(crate) extern "C" fn springboard_checksum(bytes: *const u8, size: u64, sum: 
     sum as i64
 }
 
+/// A program of the torture run was hit at `place`, its cookie, by `who`, the first argument of the function that it hooks;
+/// `u64::MAX`: by whoever runs here. Whether that counts: without a torture run nothing does.
+#[expect(
+    unsafe_code,
+    reason = "programs in C name it, and its type is in the BTF under that name"
+)]
+#[unsafe(no_mangle)]
+pub(crate) extern "C" fn springboard_torture_hit(place: u64, who: u64) -> u64 {
+    torture::program_hit(place, who).into()
+}
+
+/// As engines call it.
+extern "C" fn call_torture_hit(place: u64, who: u64, _: u64, _: u64, _: u64) -> u64 {
+    springboard_torture_hit(place, who)
+}
+
 /// As engines call it.
 extern "C" fn call_checksum(bytes: u64, size: u64, sum: u64, _: u64, _: u64) -> u64 {
     let bytes = core::ptr::with_exposed_provenance(bytes as usize);
@@ -117,6 +133,13 @@ static FUNCTIONS: &[Helper] = &[
         &[Argument::Memory, Argument::Size, Argument::Scalar],
         Returns::Scalar,
         Function::Plain(call_checksum),
+    ),
+    Helper::new(
+        0,
+        "springboard_torture_hit",
+        &[Argument::Scalar, Argument::Scalar],
+        Returns::Scalar,
+        Function::Plain(call_torture_hit),
     ),
     Helper::new(
         0,

@@ -32,6 +32,7 @@ const TARGETS: &[(&str, &[Target])] = &[
     ("torture_eleven_*", &[Target::Overridable]),
     ("torture_wide_*", &[Target::Overridable]),
     ("torture_nested_*", &[Target::Overridable]),
+    ("torture_linux_*", &[Target::Overridable]),
     (
         "torture_sleepy_*",
         &[Target::Overridable, Target::Sleepable],

@@ -210,8 +210,8 @@ impl fmt::Display for Reason {
                 "it comes behind {behind:#x} in the list of functions, which has to ascend; sort the list, and name each once"
             ),
             Self::Arguments => f.write_str(
-                "its arguments are not known, so nothing but fentry fits; types are known of extern \"C\" functions that are \
-                 exported (no_mangle)",
+                "what its callers leave on the stack is not known, so a trampoline cannot call it: types are known of extern \"C\" \
+                 functions that are exported (no_mangle); hook its entry by fentry, or its return by kretprobe, which need none",
             ),
             Self::Stack { needed, limit } => write!(
                 f,
@@ -405,7 +405,16 @@ impl<P: Platform> Engine<P> {
 
     /// A function can be hooked if it has a site, nobody else holds that, and its words are what the engine left there.
     pub(crate) fn check_site(&self, function: u64) -> Result<(), Reason> {
-        match self.sites.get(function) {
+        self.check_at(function, self.sites.get(function))
+    }
+
+    /// As [`Self::check_site`], of functions that ascend: `near` is where the last one's site is.
+    pub(crate) fn check_site_near(&self, near: &mut usize, function: u64) -> Result<(), Reason> {
+        self.check_at(function, self.sites.get_near(near, function))
+    }
+
+    fn check_at(&self, function: u64, site: Option<Site>) -> Result<(), Reason> {
+        match site {
             None => {
                 let nearest = self.sites.at_or_below(function).map(|s| s.address);
                 return Err(Reason::NotASite { nearest });
@@ -688,6 +697,13 @@ impl<P: Platform> Engine<P> {
                 stack_bytes: hook.image.stack_bytes,
             })
         })
+    }
+
+    /// The functions that have an image of their own, by ascending address.
+    pub fn with_images(&self) -> impl Iterator<Item = u64> + '_ {
+        let chains = self.chains.iter();
+        let with = chains.filter(|(_, chain)| chain.hook.is_some());
+        with.map(|(function, _)| *function)
     }
 
     /// The function that a program is attached to.

@@ -16,7 +16,9 @@ use crate::patch::patch;
 use crate::platform::{Patch, Platform};
 use crate::program::Kind;
 use crate::site::Site;
+use a64::imm::Imm26;
 use a64::{AsmError, Inst};
+use alloc::boxed::Box;
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use smallvec::SmallVec;
@@ -62,7 +64,8 @@ pub(crate) struct End {
 pub(crate) struct Chain<P: Platform> {
     function: u64,
     pub(crate) stubs: SmallVec<[Stub; 1]>,
-    pub(crate) hook: Option<Hook<P>>,
+    /// Boxed: of a thousand functions with a stub hardly one has an image.
+    pub(crate) hook: Option<Box<Hook<P>>>,
     /// What replaces the function.
     pub(crate) replacement: Option<u64>,
 }
@@ -230,7 +233,8 @@ impl<P: Platform> Chain<P> {
         let new = hook.as_ref().map(|hook| hook.image.code.address());
         let (link, old) = (self.last_link(), self.behind_stubs());
         self.relink(platform, link, old, new.or(self.replacement))?;
-        Ok(core::mem::replace(&mut self.hook, hook))
+        let old = core::mem::replace(&mut self.hook, hook.map(Box::new));
+        Ok(old.map(|hook| *hook))
     }
 
     /// Makes `replacement` the body, or the function itself.
@@ -271,8 +275,7 @@ impl<P: Platform> Chain<P> {
 
 /// The word at `pc` that leads to `target`, by BL if it is a call.
 pub(crate) fn branch(pc: u64, target: u64, link: bool) -> Result<u32, Reason> {
-    let inst = if link { a64::ops::bl() } else { a64::ops::b() };
-    inst.with_offset(target.wrapping_sub(pc) as i64)
-        .map(Inst::encode)
+    Imm26::new(target.wrapping_sub(pc) as i64)
+        .map(|offset| Inst::Branch { link, offset }.encode())
         .map_err(|error| Reason::Code(AsmError::OutOfReach { pc, target, error }))
 }

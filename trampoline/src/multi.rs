@@ -245,7 +245,7 @@ impl<P: Platform> Engine<P> {
         mut skip: impl FnMut(&Reason) -> bool,
     ) -> Result<Option<AttachId>, AttachError> {
         let mut places = Vec::with_capacity(targets.len());
-        let mut last = None;
+        let (mut last, mut near) = (None, 0);
         for &target in targets {
             let function = target.function;
             let refused = |reason| AttachError { function, reason };
@@ -253,7 +253,7 @@ impl<P: Platform> Engine<P> {
                 return Err(refused(Reason::Order { behind }));
             }
             last = Some(function);
-            match self.check_site(function) {
+            match self.check_site_near(&mut near, function) {
                 Ok(()) => {}
                 Err(reason) if skip(&reason) => continue,
                 Err(reason) => return Err(refused(reason)),
@@ -308,11 +308,22 @@ impl<P: Platform> Engine<P> {
             let reason = Reason::Platform(failed.error);
             return Err(AttachError { function, reason });
         }
+        let mut fresh = Vec::new();
         for (index, place) in places.iter().enumerate() {
             let function = place.target.function;
-            let chain = self.chains.entry(function);
-            let chain = chain.or_insert_with(|| Chain::new(function));
-            chain.stubs.push(block.stub(index));
+            match self.chains.get_mut(&function) {
+                Some(chain) => chain.stubs.push(block.stub(index)),
+                None => {
+                    let mut chain = Chain::new(function);
+                    chain.stubs.push(block.stub(index));
+                    fresh.push((function, chain));
+                }
+            }
+        }
+        // They ascend, so the tree is built of them as a whole, and no place is searched for.
+        match self.chains.is_empty() {
+            true => self.chains = fresh.into_iter().collect(),
+            false => self.chains.extend(fresh),
         }
         let functions = places.iter().map(|place| place.target.function).collect();
         let id = self.new_id();

@@ -103,6 +103,25 @@ impl SiteTable {
         self.sites.get(index).copied()
     }
 
+    /// As [`Self::get`], and quickly if it is among those behind the one that `near` is the index of, which then becomes its own: for who
+    /// goes through many that ascend.
+    pub(crate) fn get_near(&self, near: &mut usize, address: u64) -> Option<Site> {
+        const LOOK: usize = 8;
+        let behind = self.sites.iter().skip(*near).take(LOOK);
+        let distance = behind.take_while(|site| site.address < address).count();
+        match self.sites.get(*near + distance) {
+            Some(site) if site.address == address => {
+                *near += distance;
+                Some(*site)
+            }
+            _ => {
+                let found = self.sites.binary_search_by_key(&address, |s| s.address);
+                *near = found.ok()?;
+                self.sites.get(*near).copied()
+            }
+        }
+    }
+
     /// The last site at or below an address: the function that the address may be in.
     pub fn at_or_below(&self, address: u64) -> Option<Site> {
         let count = self.sites.partition_point(|s| s.address <= address);

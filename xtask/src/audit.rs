@@ -15,9 +15,9 @@ use serde_json::{Value, json};
 use crate::Outcome;
 use crate::files;
 use crate::frames::{FrameError, Frames};
+use crate::glob::Glob;
 use crate::image;
 use crate::kernel;
-use crate::ksyms::glob;
 use crate::linked::Linked;
 use crate::notrace::Notrace;
 use crate::rules::{Kind, Rules};
@@ -77,7 +77,11 @@ impl<'a> Stacks<'a> {
                         bounds.insert(index, *times);
                     }
                     Kind::Allow(pattern, bytes) => {
-                        let fits = |to| linked.names(to).any(|name| glob(pattern, name));
+                        let fits = |to| {
+                            linked
+                                .names(to)
+                                .any(|name| Glob::new(pattern).fits(name.as_bytes()))
+                        };
                         let calls = node.body.edges.iter().filter(|edge| fits(edge.to));
                         let calls = calls.map(|edge| (edge.at, *bytes));
                         beyond.entry(index).or_default().extend(calls);

@@ -23,10 +23,20 @@ const ROW: [&str; 9] = [
 const HEAD: [&str; 3] = ["board", "counter", "exact"];
 
 /// Rows and what they may cost at most.
-const LIMITS: [(&str, f64); 3] = [
+const LIMITS: [(&str, f64); 13] = [
+    ("fentry/empty/workload_call", 30.0),
+    ("fentry*2/empty/workload_call", 30.0 + 16.0),
+    ("fexit/empty/workload_call", 40.0),
+    ("fmod_ret/empty/workload_call", 44.0),
+    ("fentry.s/empty/workload_call", 44.0),
+    ("kprobe/empty/workload_call", 60.0),
+    ("kprobe-detour/empty/workload_call", 60.0),
+    ("multi-entry/empty/workload_call", 36.0),
     ("attach/fentry/workload_call", 200_000.0),
     ("attach/fexit/workload_call", 200_000.0),
     ("attach/fentry.s/workload_call", 200_000.0),
+    ("attach-1000/multi-entry/*", 4_000_000.0),
+    ("attach-1000/multi-exit/*", 4_000_000.0),
 ];
 
 /// Why there are no measurements.
@@ -256,18 +266,24 @@ mod tests {
 
     #[test]
     fn rows_are_held_against_their_limits() {
-        let document = |overhead: u32| {
-            let row = |(id, _)| serde_json::json!({"id": id, "overhead": overhead});
+        let document = |above: Option<&str>| {
+            let row = |(id, limit)| {
+                let overhead = if above == Some(id) {
+                    limit + 1.0
+                } else {
+                    limit
+                };
+                serde_json::json!({"id": id, "overhead": overhead})
+            };
             serde_json::json!({"rows": LIMITS.map(row)})
         };
-        assert_eq!(check(&document(200_000)), Ok(()));
+        assert_eq!(check(&document(None)), Ok(()));
         let text = |document: &Value| check(document).expect_err("refused").to_string();
-        let above = text(&document(200_001));
-        assert!(
-            above.contains("attach/fentry/workload_call")
-                && above.ends_with("may cost 200000 instructions, and costs 200001"),
-            "{above}"
-        );
+        for (id, limit) in LIMITS {
+            let above = text(&document(Some(id)));
+            let costs = format!("may cost {limit} instructions, and costs {}", limit + 1.0);
+            assert!(above.contains(id) && above.ends_with(&costs), "{above}");
+        }
         let missing = text(&serde_json::json!({"rows": []}));
         assert!(
             missing.ends_with("costs nothing that was measured"),

@@ -12,7 +12,7 @@ use std::ops::Range;
 use a64::Inst;
 use a64::inst::{Access, AddSub, BarrierOp, BranchRegOp};
 
-use crate::ksyms::glob;
+use crate::glob::Glob;
 use crate::linked::{Function, Linked};
 use crate::rules::{Callees, Kind, Rules};
 
@@ -356,11 +356,11 @@ impl Pointers {
     ) -> BTreeSet<usize> {
         let pattern = format!("<* as {name}>::*");
         let of_trait = |words: &[Option<usize>]| {
-            words
-                .iter()
-                .skip(3)
-                .flatten()
-                .any(|function| linked.names(*function).any(|name| glob(&pattern, name)))
+            words.iter().skip(3).flatten().any(|function| {
+                linked
+                    .names(*function)
+                    .any(|name| Glob::new(&pattern).fits(name.as_bytes()))
+            })
         };
         let vtables = self.vtables.iter().filter(|(at, _)| fits(**at));
         let vtables = vtables
@@ -477,7 +477,9 @@ fn follows(
     to: usize,
 ) -> bool {
     let allowed = rules.of(linked, from).find(|rule| match &rule.kind {
-        Kind::Allow(pattern, _) => linked.names(to).any(|name| glob(pattern, name)),
+        Kind::Allow(pattern, _) => linked
+            .names(to)
+            .any(|name| Glob::new(pattern).fits(name.as_bytes())),
         _ => false,
     });
     allowed.inspect(|rule| rule.used.set(true)).is_none() && !stops.contains(&to)
@@ -511,7 +513,11 @@ fn resolve(
                 Some(pointers.methods(linked, name, through.offset, fits))
             }
             Callees::Taken(pattern) => {
-                let fits = |f: &&usize| linked.names(**f).any(|name| glob(pattern, name));
+                let fits = |f: &&usize| {
+                    linked
+                        .names(**f)
+                        .any(|name| Glob::new(pattern).fits(name.as_bytes()))
+                };
                 Some(taken.functions.iter().filter(fits).copied().collect())
             }
             Callees::Helpers => Some(helpers.clone()),
@@ -532,7 +538,11 @@ pub(crate) fn helpers(linked: &Linked, pointers: &Pointers) -> BTreeSet<usize> {
     pointers
         .words
         .values()
-        .filter(|function| linked.names(**function).any(|name| glob(HELPERS, name)))
+        .filter(|function| {
+            linked
+                .names(**function)
+                .any(|name| Glob::new(HELPERS).fits(name.as_bytes()))
+        })
         .copied()
         .collect()
 }

@@ -21,6 +21,8 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 
+extern crate alloc;
+
 mod audit;
 mod bench;
 mod bpf;
@@ -31,6 +33,8 @@ mod extras;
 mod files;
 mod frames;
 mod fuzz;
+#[path = "../../kernel/src/glob.rs"]
+mod glob;
 mod image;
 mod initrd;
 mod interop;

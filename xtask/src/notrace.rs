@@ -9,7 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::callgraph::{self, Graph, Pointers};
-use crate::ksyms::glob;
+use crate::glob::Glob;
 use crate::linked::Linked;
 use crate::rules::Rules;
 
@@ -110,7 +110,7 @@ impl Notrace {
         for root in roots {
             let functions = linked.functions.iter().enumerate();
             let mut matches = functions
-                .filter(|(_, f)| glob(&root.pattern, &f.name))
+                .filter(|(_, f)| Glob::new(&root.pattern).fits(f.name.as_bytes()))
                 .map(|(index, _)| linked.same(index).start)
                 .peekable();
             if matches.peek().is_none() && !root.optional {

@@ -22,7 +22,7 @@
 
 use std::cell::Cell;
 
-use crate::ksyms::glob;
+use crate::glob::Glob;
 use crate::linked::Linked;
 
 /// Where the rules are, in the workspace.
@@ -187,7 +187,7 @@ impl Rules {
             linked
                 .functions
                 .iter()
-                .any(|f| glob(&rule.pattern, &f.name))
+                .any(|f| Glob::new(&rule.pattern).fits(f.name.as_bytes()))
         };
         match self.0.iter().find(|rule| !rule.optional && !fits(rule)) {
             None => Ok(()),
@@ -200,9 +200,11 @@ impl Rules {
 
     /// What is said of function `index`, by any of its names. Whoever makes use of a rule marks it.
     pub(crate) fn of(&self, linked: &Linked, index: usize) -> impl Iterator<Item = &Rule> {
-        self.0
-            .iter()
-            .filter(move |rule| linked.names(index).any(|name| glob(&rule.pattern, name)))
+        self.0.iter().filter(move |rule| {
+            linked
+                .names(index)
+                .any(|name| Glob::new(&rule.pattern).fits(name.as_bytes()))
+        })
     }
 }
 

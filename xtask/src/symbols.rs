@@ -225,6 +225,13 @@ mod tests {
             ]
         );
         assert_eq!(blob.sites().collect::<Vec<_>>(), [blob.base()]);
+        let end = blob.symbols().last().map_or(0, |s| s.address) + 64;
+        for address in (blob.base() - 4..end).step_by(4) {
+            for near in 0..6 {
+                let (found, known) = (blob.index_near(near, address), blob.index(address));
+                assert_eq!(found, known, "{address:#x} from {near}");
+            }
+        }
     }
 
     #[test]

@@ -15,7 +15,7 @@
 //! executes either the old or the new one. [`patch`] is one aligned 32-bit store, single-copy atomic (B2.2.1).
 
 use super::{barrier, cpu, irq, mrs};
-use crate::mm::{Access, layout, table};
+use crate::mm::{self, Access, layout, table};
 use alloc::vec::Vec;
 use core::arch::asm;
 use trampoline::Patch;
@@ -60,10 +60,12 @@ impl core::fmt::Display for CodeError {
 
 /// Reads a word of code.
 pub(crate) fn read(at: usize) -> Option<u32> {
-    if !at.is_multiple_of(4) || !table::translate(at)?.execute {
+    // The text is asked for most, and always there.
+    let in_text = || (layout::IMAGE..mm::image_parts().0).contains(&at);
+    if !at.is_multiple_of(4) || !(in_text() || table::translate(at)?.execute) {
         return None;
     }
-    // SAFETY: aligned and just seen to be mapped executable, hence readable; text and pool are never unmapped.
+    // SAFETY: aligned, and in the image's text or just seen to be mapped executable, hence readable; text and pool are never unmapped.
     Some(unsafe { (at as *const u32).read_volatile() })
 }
 

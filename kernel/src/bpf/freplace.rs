@@ -10,11 +10,14 @@
 //!
 //! Locks: the hooks' one, then [`PLACED`].
 
-use super::{BpfError, Engine, Loaded, allowed, runnable};
-use crate::arch::callee::Shape;
-use crate::hook::{self, Change, Function, HookError, HookId, HookInfo, Kernel, Mechanism, Point};
+use super::attach::allowed;
+use super::{BpfError, Engine, Loaded, runnable};
+use crate::hook::{
+    self, Change, Function, HookError, HookId, HookInfo, How, Kernel, Mechanism, Point, WayIn,
+};
 use crate::sched::Mutex;
 use alloc::boxed::Box;
+use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
@@ -53,26 +56,24 @@ pub(super) struct Replacement {
     spec: String,
 }
 
-static PLACED: Mutex<Vec<Placed>> = Mutex::empty();
+/// By the numbers of their hooks.
+static PLACED: Mutex<BTreeMap<u64, Placed>> = Mutex::empty();
 
 /// Once, before anything is attached.
 pub(super) fn init() {
-    PLACED.put(Box::new(Vec::new()));
+    PLACED.put(Box::new(BTreeMap::new()));
 }
 
-/// A program was attached.
+/// A program was attached; whoever has seen its hook in a list may have taken it off again already.
 pub(super) fn note(placed: Placed) {
-    PLACED.lock().push(placed);
+    hook::if_attached(placed.id, || PLACED.lock().insert(placed.id.0, placed));
 }
 
 /// A hook is off; returns the hooks of what replaced functions of it, which are off with it.
 pub(crate) fn forget(id: HookId) -> Vec<HookId> {
-    let mut placed = PLACED.lock();
-    let Some(index) = placed.iter().position(|p| p.id == id) else {
-        return Vec::new();
-    };
-    let gone = placed.swap_remove(index);
-    gone.replaced.iter().map(|r| r.id).collect()
+    let gone = PLACED.lock().remove(&id.0);
+    let replaced = gone.into_iter().flat_map(|gone| gone.replaced);
+    replaced.map(|replacement| replacement.id).collect()
 }
 
 impl Placed {
@@ -94,10 +95,11 @@ impl Placed {
             program = with.map_err(|e| unfit(e.to_string()))?;
         }
         let program = program.validate().map_err(|e| unfit(e.to_string()))?;
-        let made = allowed(&self.spec, &self.function, &program, &self.point).and_then(|()| {
-            let shape = Shape::of(self.point.kind);
-            runnable(&self.spec, Arc::new(program), self.engine, shape)
-        });
+        let how = How::Trampoline(self.point.kind);
+        let sleepable = self.point.sleepable;
+        let allowed = allowed(&self.spec, &program, how, Some(&self.function), sleepable);
+        let made = allowed
+            .and_then(|()| runnable(&self.spec, Arc::new(program), self.engine, how.shape()));
         let made = made.map_err(|e| unfit(e.to_string()))?;
         hook::exchange(engine, self.id, &self.function, self.point, made)
     }
@@ -111,8 +113,9 @@ impl Placed {
 /// refused as one program would be. What is attached stays as it was.
 pub(crate) fn freplace(spec: &str, target: HookId) -> Result<HookId, BpfError> {
     let (by_object, by) = super::program(spec)?;
-    let wrong = || BpfError::WrongKind {
+    let wrong = || BpfError::WrongWay {
         section: by.section().into(),
+        way: WayIn::Springboard,
     };
     let point = AttachPoint::parse(by.section()).map_err(|_| wrong())?;
     let (AttachKind::Freplace, Some(function)) = (point.kind, point.target) else {
@@ -125,7 +128,7 @@ pub(crate) fn freplace(spec: &str, target: HookId) -> Result<HookId, BpfError> {
     };
     let replaced = hook::attach_other(|engine, id| {
         let mut placed = PLACED.lock();
-        let placed = placed.iter_mut().find(|p| p.id == target);
+        let placed = placed.get_mut(&target.0);
         let placed = placed.ok_or_else(|| {
             unfit(
                 "no BPF program is attached as that hook: it was taken off and its code is being freed, or it never was; \
@@ -224,7 +227,7 @@ impl Mechanism for Freplaced {
 
     fn detach(&mut self, engine: &mut trampoline::Engine<Kernel>) -> Result<(), HookError> {
         let mut placed = PLACED.lock();
-        let Some(placed) = placed.iter_mut().find(|p| p.id == self.target) else {
+        let Some(placed) = placed.get_mut(&self.target.0) else {
             return Ok(());
         };
         let mut rest = placed.replaced.clone();

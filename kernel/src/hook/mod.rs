@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Joins the hook engine to this kernel: names to functions, attach and detach under one mutex, freeing by callback.
 
+mod attach;
 mod breakpoint;
 mod error;
 pub(crate) mod linux;
@@ -13,17 +14,15 @@ mod probe;
 mod replace;
 mod resolve;
 
+pub(crate) use attach::{At, HookedIn, How, Settings, WayIn, hook_in};
 pub(crate) use error::HookError;
 pub(crate) use memory::{
     Hooked, ProgramCode, describe_address, free_words, hooked_at, is_linux, live, place, pool_free,
     take_pool,
 };
-pub(crate) use multi::{
-    AttachedMany, Many, Selection, Skipped, attach_multi, attach_multi_hook, attach_multi_native,
-    select,
-};
-pub(crate) use native::{Native, attach_native, attach_native_linux};
-pub(crate) use probe::{Place, Way as ProbeWay, attach_native_probe, attach_probe};
+pub(crate) use multi::{Many, Selection, Skipped, attach_multi, select};
+pub(crate) use native::{Native, attach_native};
+pub(crate) use probe::{Place, Way as ProbeWay, attach_probe};
 pub(crate) use replace::replace;
 pub(crate) use resolve::{Function, ResolveError, resolve, resolve_place};
 
@@ -47,6 +46,7 @@ use native::Count;
 pub(crate) use platform::Kernel;
 use trampoline::attach::DetachError;
 use trampoline::program::CONTEXTS;
+use trampoline::registers::Words;
 use trampoline::site::{Site, SiteTable};
 use trampoline::{Engine, Guard, Kind, State};
 
@@ -163,6 +163,8 @@ pub(crate) struct Program {
     pub label: String,
     /// What runs it: the word for lists.
     pub engine: &'static str,
+    /// What it may read of its context, if that is the registers.
+    pub reads: Words,
     /// Makes what is called, for the place that it is attached to.
     pub make: Box<dyn FnOnce(Attachment) -> Callee>,
     counter: Option<Arc<Count>>,
@@ -178,9 +180,15 @@ impl Program {
         Program {
             label,
             engine,
+            reads: Words::ALL,
             make: Box::new(make),
             counter: None,
         }
+    }
+
+    /// It reads no more of the registers than these.
+    pub(crate) fn reading(self, reads: Words) -> Program {
+        Program { reads, ..self }
     }
 
     /// A hook written in Rust, that gets a context of this shape.
@@ -357,7 +365,7 @@ pub(crate) fn attach(
     let engine = &mut hooks.engine;
     let id = apart(|| engine.attach(function.address as u64, args, point.kind, callee))
         .map_err(|e| replace::refused(function, e.reason))?;
-    hooks.mark(&[function.address as u64]);
+    hooks.mark(&[function.address as u64], None);
     drop(hooks);
     // An image that was replaced is freed when no stack holds its address: this one's dead words must not.
     stack::scrub();
@@ -427,7 +435,7 @@ pub(crate) fn attach_other<M: Mechanism + 'static>(
     let id = HookId(hooks.engine.new_id().number());
     let (mechanism, functions) = apart(|| make(&mut hooks.engine, id))?;
     hooks.others.insert(id.0, Box::new(mechanism));
-    hooks.mark(&functions);
+    hooks.mark(&functions, Some(id));
     drop(hooks);
     stack::scrub();
     Ok(id)
@@ -439,17 +447,22 @@ fn running<'a>(hook: &trampoline::attach::Attached<'a>) -> Option<&'a Running> {
 }
 
 impl Hooks {
-    /// Tells reports what functions are hooked by now.
-    fn mark(&self, functions: &[u64]) {
-        let others: Vec<_> = self.others.values().map(|m| (m, m.info())).collect();
+    /// Tells reports what functions are hooked by now; `fresh` hooks all of them.
+    fn mark(&self, functions: &[u64], fresh: Option<HookId>) {
+        let others = self
+            .others
+            .iter()
+            .map(|(id, other)| (Some(HookId(*id)), other));
+        let others: Vec<_> = others.map(|(id, m)| (id == fresh, m, m.info())).collect();
         // The text of the last function that no trampoline hooks, and which of the others hook it.
         let (mut last, mut by) = (None, Vec::new());
         let mut covers = Vec::new();
+        let mut near = 0;
+        let with_images: Vec<_> = self.engine.with_images().collect();
         for &function in functions {
-            let mut here = self.engine.attached_to(function).peekable();
             covers.clear();
-            covers.extend(others.iter().map(|(m, _)| m.covers(function)));
-            let alone = here.peek().is_none();
+            covers.extend(others.iter().map(|(all, m, _)| *all || m.covers(function)));
+            let alone = with_images.binary_search(&function).is_err();
             if alone && !covers.contains(&true) {
                 hooked::clear(function);
                 continue;
@@ -457,13 +470,14 @@ impl Hooks {
             if alone
                 && let Some(text) = last
                 && covers == by
-                && hooked::share(function, text)
+                && hooked::share(function, text, &mut near)
             {
                 continue;
             }
+            let here = self.engine.attached_to(function);
             let programs = here.map(|a| (a.kind.name(), a.callee.name.as_str()));
             let others = others.iter().zip(&covers).filter(|(_, covers)| **covers);
-            let others = others.map(|((_, info), _)| (info.kind, info.program.as_str()));
+            let others = others.map(|((.., info), _)| (info.kind, info.program.as_str()));
             hooked::update(function, programs.chain(others));
             if alone {
                 by.clone_from(&covers);
@@ -478,7 +492,7 @@ impl Hooks {
             let all = self.engine.sites().iter().map(|site| site.address);
             let sites = all.filter(|function| gone.covers(*function));
             let functions: Vec<_> = sites.chain(gone.without_site()).collect();
-            self.mark(&functions);
+            self.mark(&functions, None);
         }
     }
 
@@ -525,7 +539,7 @@ pub(crate) fn detach(id: HookId) -> Result<(), HookError> {
     // What took the place of the program's functions is off with it.
     let with_it = crate::bpf::forget(id);
     with_it.into_iter().for_each(|id| hooks.forget(id));
-    hooks.mark(&[function]);
+    hooks.mark(&[function], None);
     drop(hooks);
     stack::scrub();
     Ok(())
@@ -564,6 +578,13 @@ pub(crate) fn misses(id: HookId) -> [u64; CONTEXTS] {
         .lock()
         .ask(id, |p| p.state.misses(), |m| m.info().misses);
     misses.unwrap_or_default()
+}
+
+/// Does something if the trampoline's program of that number is attached; nothing is taken off meanwhile.
+pub(crate) fn if_attached<T>(id: HookId, work: impl FnOnce() -> T) -> Option<T> {
+    let hooks = HOOKS.lock();
+    let attached = hooks.engine.attached().any(|a| a.id.number() == id.0);
+    attached.then(work)
 }
 
 /// All hooks.

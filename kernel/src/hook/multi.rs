@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! One program on all functions that fit a pattern, at their entries or when they return.
 
-use super::native::Native;
 use super::platform::Kernel;
-use super::{Change, HookError, HookId, HookInfo, Mechanism, Program, Protection, Running};
-use crate::arch::callee::{NativeHook, Shape};
+use super::{
+    Change, Function, HookError, HookId, HookInfo, HookedIn, Mechanism, Program, Protection,
+    Running,
+};
 use crate::ksyms::Flags;
 use crate::symbols;
 use alloc::collections::BTreeMap;
@@ -16,7 +17,6 @@ use bpf_vm::attachment::Attachment;
 use core::fmt;
 use trampoline::attach::{AttachId, DetachError};
 use trampoline::multi::{self, Target};
-use trampoline::registers::Words;
 use trampoline::{Engine, Reason};
 
 /// How a program is put on many functions.
@@ -26,20 +26,9 @@ pub(crate) struct Many {
     pub exit: bool,
     /// What keeps it from running inside itself.
     pub protection: Protection,
-    /// What it may read of its context, the registers.
-    pub reads: Words,
 }
 
 impl Many {
-    /// At the entry, or the exit; guarded, all registers stored.
-    pub(crate) const fn at(exit: bool) -> Many {
-        Many {
-            exit,
-            protection: Protection::Program,
-            reads: Words::ALL,
-        }
-    }
-
     fn kind(self) -> &'static str {
         match self.exit {
             true => "kretprobe.multi",
@@ -53,12 +42,13 @@ impl Many {
 pub(crate) struct Skipped(BTreeMap<String, usize>);
 
 impl Skipped {
-    fn note(&mut self, why: &str) {
+    fn note(&mut self, why: &str, more: usize) {
         match self.0.get_mut(why) {
-            Some(count) => *count += 1,
-            None => {
-                self.0.insert(why.into(), 1);
+            Some(count) => *count += more,
+            None if more > 0 => {
+                self.0.insert(why.into(), more);
             }
+            None => {}
         }
     }
 
@@ -86,6 +76,35 @@ pub(crate) struct Selection {
     pub functions: Vec<u64>,
     /// The others.
     pub skipped: Skipped,
+    /// What the program is told on each when it asks for its cookie; empty: the same on all.
+    pub cookies: Vec<u64>,
+}
+
+impl Selection {
+    /// One function only.
+    pub(crate) fn of(function: &Function) -> Selection {
+        Selection {
+            pattern: function.name.into(),
+            functions: [function.address as u64].into(),
+            skipped: Skipped::default(),
+            cookies: Vec::new(),
+        }
+    }
+
+    /// With a cookie for each function, by its address.
+    pub(crate) fn with_cookies(self, cookie: impl Fn(u64) -> u64) -> Selection {
+        let cookies = self.functions.iter().map(|function| cookie(*function));
+        let cookies = cookies.collect();
+        Selection { cookies, ..self }
+    }
+}
+
+/// Whether a function can be hooked so; what speaks against it is greater.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Fit {
+    Site,
+    NoSite,
+    Notrace,
 }
 
 /// The functions that fit `pattern`, in which `*` stands for anything.
@@ -94,26 +113,27 @@ pub(crate) struct Selection {
 /// None fits, or none of those that fit has a site.
 pub(crate) fn select(pattern: &str) -> Result<Selection, HookError> {
     let blob = symbols::blob();
-    let mut functions = BTreeMap::new();
-    let matching = blob.into_iter().flat_map(|blob| blob.symbols());
-    for symbol in matching.filter(|symbol| crate::ksyms::glob(pattern, symbol.name)) {
-        // Several names may stand at one address: a hook must not stand there if one of them says so.
-        let why = if symbol.flags.contains(Flags::NOTRACE) {
-            Some("on a hook's own path (notrace)")
+    let mut functions: Vec<(u64, Fit)> = Vec::new();
+    let matching = blob.into_iter().flat_map(|blob| blob.matching(pattern));
+    for symbol in matching {
+        let fit = if symbol.flags.contains(Flags::NOTRACE) {
+            Fit::Notrace
         } else if symbol.flags.contains(Flags::SITE) {
-            None
+            Fit::Site
         } else {
-            Some("without a site")
+            Fit::NoSite
         };
-        let known = functions.entry(symbol.address).or_insert(why);
-        *known = known.or(why);
+        // Several names may stand at one address, and do one behind the other: a hook must not stand there if one of them says so.
+        match functions.last_mut() {
+            Some((address, known)) if *address == symbol.address => *known = fit.max(*known),
+            _ => functions.push((symbol.address, fit)),
+        }
     }
     let mut skipped = Skipped::default();
-    functions
-        .values()
-        .flatten()
-        .for_each(|why| skipped.note(why));
-    functions.retain(|_, why| why.is_none());
+    let count = |fit| functions.iter().filter(|(_, f)| *f == fit).count();
+    skipped.note("on a hook's own path (notrace)", count(Fit::Notrace));
+    skipped.note("without a site", count(Fit::NoSite));
+    functions.retain(|(_, fit)| *fit == Fit::Site);
     if functions.is_empty() {
         let name = pattern.replace('*', "");
         let nearest = blob.map(|blob| blob.nearest::<3>(&name));
@@ -126,19 +146,10 @@ pub(crate) fn select(pattern: &str) -> Result<Selection, HookError> {
     }
     Ok(Selection {
         pattern: pattern.into(),
-        functions: functions.into_keys().collect(),
+        functions: functions.into_iter().map(|(address, _)| address).collect(),
         skipped,
+        cookies: Vec::new(),
     })
-}
-
-/// What was hooked.
-pub(crate) struct AttachedMany {
-    /// The hook.
-    pub id: HookId,
-    /// How many functions.
-    pub functions: usize,
-    /// Those that fit the pattern and could not be hooked.
-    pub skipped: Skipped,
 }
 
 /// A program on many functions.
@@ -193,42 +204,45 @@ fn refused(function: u64, reason: Reason) -> HookError {
     HookError::refused(&symbols::Name(function as usize).function(), reason)
 }
 
-/// Puts a program on all functions of a selection; `cookie` says what it is told on each.
+/// Puts a program on all functions of a selection; `cookie` is what it is told where the selection says nothing.
 ///
 /// A function that someone else has taken is left out. On any other error none is hooked.
 pub(crate) fn attach_multi(
     selection: Selection,
     many: Many,
-    cookie: impl Fn(u64) -> u64,
+    cookie: u64,
     program: Program,
-) -> Result<AttachedMany, HookError> {
-    let label = program.label.clone();
+) -> Result<HookedIn, HookError> {
+    let (label, reads) = (program.label.clone(), program.reads);
     let (callee, running) = program.at(Attachment::NONE, many.protection, false);
     let Selection {
         pattern,
         functions,
         mut skipped,
+        cookies,
     } = selection;
     let mut hooked = 0;
     let id = super::attach_other(|engine, _| {
         // In the words of crate::arch::callee::StubData.
-        let targets = functions.iter().map(|&function| Target {
+        let cookies = cookies.iter().copied().chain(core::iter::repeat(cookie));
+        let targets = functions.iter().zip(cookies);
+        let targets = targets.map(|(&function, cookie)| Target {
             function,
-            data: [cookie(function), 0, callee.data.unwrap_or(0)],
+            data: [cookie, 0, callee.data.unwrap_or(0)],
         });
         let targets: Vec<_> = targets.collect();
         let program = multi::Program {
             exit: many.exit,
             callee,
-            reads: many.reads,
+            reads,
         };
         let id = engine.attach_multi(&targets, program, |reason| match reason {
             Reason::Claimed { by } => {
-                skipped.note(&format!("taken by {by}"));
+                skipped.note(&format!("taken by {by}"), 1);
                 true
             }
             Reason::WordAtSite { .. } => {
-                skipped.note("with a site that someone else changed");
+                skipped.note("with a site that someone else changed", 1);
                 true
             }
             _ => false,
@@ -255,30 +269,10 @@ pub(crate) fn attach_multi(
         hooked = hook.functions.len();
         Ok((hook, hooked_functions))
     })?;
-    Ok(AttachedMany {
+    Ok(HookedIn {
         id,
+        on: format!("{hooked} functions"),
         functions: hooked,
         skipped,
     })
-}
-
-/// As [`attach_multi`], of a hook written in Rust.
-pub(crate) fn attach_multi_hook<T: NativeHook>(
-    selection: Selection,
-    many: Many,
-    cookie: impl Fn(u64) -> u64,
-    label: String,
-    hook: Arc<T>,
-) -> Result<AttachedMany, HookError> {
-    let program = Program::native(label, hook, Shape::Many);
-    attach_multi(selection, many, cookie, program)
-}
-
-/// Puts one of the native hooks on all functions of a selection.
-pub(crate) fn attach_multi_native(
-    selection: Selection,
-    many: Many,
-    which: Native,
-) -> Result<AttachedMany, HookError> {
-    attach_multi(selection, many, |_| 0, which.program(Shape::Many))
 }

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The hooks written in Rust that can be attached by name.
 
-use super::linux::{self, Way};
 use super::{Function, HookError, HookId, Point, Program, attach};
 use crate::arch::callee::{Hit, NativeHook, Shape};
 use crate::workload::workload_call;
@@ -96,15 +95,4 @@ pub(crate) fn attach_native(
     point: Point,
 ) -> Result<HookId, HookError> {
     attach(function, point, which.program(Shape::of(point.kind)))
-}
-
-/// Hooks one of the native hooks onto functions the Linux way.
-pub(crate) fn attach_native_linux(
-    functions: &[Function],
-    which: Native,
-    way: Way,
-    point: Point,
-) -> Result<HookId, HookError> {
-    let program = which.program(way.shape(point.kind));
-    linux::attach(functions, way, point, program)
 }

@@ -2,11 +2,9 @@
 //! Probes: programs at any instruction, or at a function's return, as hooks of this kernel.
 
 use super::breakpoint;
-use super::native::Native;
 use super::{
     Change, HookError, HookId, HookInfo, Kernel, Mechanism, Point, Program, Running, attach_other,
 };
-use crate::arch::callee::Shape;
 use crate::ksyms::{Flags, Symbol};
 use crate::symbols;
 use alloc::format;
@@ -225,16 +223,4 @@ pub(crate) fn attach_probe(
         };
         Ok((probe, [place.function.address].into()))
     })
-}
-
-/// Hooks one of the native hooks, as [`attach_probe`] does.
-pub(crate) fn attach_native_probe(
-    place: &Place,
-    kind: ProbeKind,
-    way: Way,
-    point: Point,
-    which: Native,
-) -> Result<HookId, HookError> {
-    let program = which.program(Shape::Registers);
-    attach_probe(place, kind, way, point, program)
 }

@@ -93,6 +93,12 @@ fn named(name: &str) -> Result<Vec<Symbol<'static>>, ResolveError> {
 
 /// The instruction that `FUNCTION` or `FUNCTION+OFFSET` names, of any function, with or without a site.
 pub(crate) fn resolve_place(name: &str) -> Result<Place, ResolveError> {
+    // Of several functions of that name the one that has a site, if it is one.
+    if let Ok(function) = resolve(name)
+        && let Some(place) = Place::of(function.address, 0)
+    {
+        return Ok(place);
+    }
     // Names of types may hold a `+` that is followed by no number.
     let offset = name.rsplit_once('+').and_then(|(function, offset)| {
         let offset = offset.trim();

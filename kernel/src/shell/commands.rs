@@ -7,7 +7,7 @@ use crate::arch::pmu::{self, Counter};
 use crate::bpf::Engine;
 use crate::hook::linux::WAYS;
 use crate::hook::{
-    self, Function, HookId, Many, Native, Place, Point, ProbeWay, Protection, livepatch,
+    self, Function, HookId, How, Native, Place, ProbeWay, Protection, Settings, WayIn, livepatch,
 };
 use crate::ksyms::Flags;
 use crate::workload::{PATCHES, TARGETS, TRANSFER_BYTES, Transfer};
@@ -73,17 +73,19 @@ pub(super) static COMMANDS: &[Command] = commands![
     "functions", "[PATTERN]", [Argument::Function], inspect::functions, "functions that can be hooked
     PATTERN is a name in which * stands for anything; without a * every name that holds it fits";
     "programs", "", [], inspect::programs, "BPF programs of the initrd's objects";
-    "attach", "PROGRAM FUNCTION [interp|jit|native] [KIND] [GUARD] [cookie=N] [WAY]", [Argument::Program, Argument::Function], attach,
+    "attach", "PROGRAM [FUNCTION] [interp|jit|native] [KIND] [GUARD] [cookie=N] [WAY]", [Argument::Program, Argument::Function], attach,
     "hooks a program onto a function, as its section says
     PROGRAM is OBJECT/PROGRAM, or OBJECT if it has one program, run by the interpreter or compiled (jit, if not said)
-    or, with native, one of the kernel's own: empty, count, again (which calls workload_call); then KIND is fentry, if not said, fexit, fmod_ret, fsession,
-    kprobe, kretprobe, linux-kprobe (by BRK; also said of compiled programs for kprobe), kprobe.multi or kretprobe.multi
-    FUNCTION is a full name or the end of one; for a kprobe it may be FUNCTION+OFFSET, any instruction of any function; of a
-    kprobe.multi or kretprobe.multi program it is a PATTERN, in which * stands for anything: it is put on every function that fits
+    or, with native, one of the kernel's own: empty, count, again (which calls workload_call); then KIND is fentry, if not said,
+    fexit, fmod_ret, fsession, kprobe, kretprobe, kprobe.multi or kretprobe.multi
+    FUNCTION is a full name or the end of one, of a BPF program what its section names, if not said; for a kprobe it may be
+    FUNCTION+OFFSET, any instruction of any function; for a kprobe.multi or kretprobe.multi it is a PATTERN, in which * stands for
+    anything: it is put on every function that fits
     GUARD keeps the program from running inside itself: word, if not said; context: inside any program; pinned: not, but it
     stays on its core; none: not
     WAY is one of Linux's: linux (a BPF trampoline), linux-list or linux-callops (ftrace with the list of ops or per-callsite ops; with
-    -regs at the end all registers are saved), linux-fprobe, linux-fprobe-exit (of programs in kprobe.multi, kretprobe.multi)";
+    -regs at the end all registers are saved), linux-fprobe, linux-fprobe-exit (of programs in kprobe.multi, kretprobe.multi),
+    linux-kprobe (a BRK; of programs in kprobe)";
     "detach", "ID|FUNCTION", [Argument::Function], detach, "takes off a hook, or all hooks of a function";
     "replace", "FUNCTION BY", [Argument::Function, Argument::Function], replace, "a function by another one of the kernel
     FUNCTION is one that is marked overridable; BY takes and returns the same. Who is in it ends in it; `detach` gives it back";
@@ -244,12 +246,6 @@ pub(super) fn place(command: &'static Command, name: &str) -> Result<Place, Shel
     if name.is_empty() {
         return Err(ShellError::Usage(command));
     }
-    // Of several functions of that name the one that has a site, if it is one.
-    if let Ok(function) = hook::resolve(name)
-        && let Some(place) = Place::of(function.address, 0)
-    {
-        return Ok(place);
-    }
     Ok(hook::resolve_place(name)?)
 }
 
@@ -278,34 +274,20 @@ enum By {
     Native,
 }
 
-/// How a program is called.
-#[derive(Clone, Copy)]
-enum How {
-    /// By the function's trampoline.
-    Kind(Kind),
-    /// By a probe.
-    Probe(ProbeKind, ProbeWay),
-    /// By stubs of many functions.
-    Many { exit: bool },
-}
-
 /// What may stand behind the function's name.
 const ENGINES: [(&str, By); 3] = [
     ("interp", By::Engine(Engine::Interpreter)),
     ("jit", By::Engine(Engine::Jit)),
     ("native", By::Native),
 ];
-const KINDS: [(&str, How); 9] = [
-    ("fentry", How::Kind(Kind::Fentry)),
-    ("fmod_ret", How::Kind(Kind::FmodRet)),
-    ("fexit", How::Kind(Kind::Fexit)),
-    ("fsession", How::Kind(Kind::Fsession)),
+/// How a native hook is called.
+const KINDS: [(&str, How); 8] = [
+    ("fentry", How::Trampoline(Kind::Fentry)),
+    ("fmod_ret", How::Trampoline(Kind::FmodRet)),
+    ("fexit", How::Trampoline(Kind::Fexit)),
+    ("fsession", How::Trampoline(Kind::Fsession)),
     ("kprobe", How::Probe(ProbeKind::Here, ProbeWay::Detour)),
     ("kretprobe", How::Probe(ProbeKind::Return, ProbeWay::Detour)),
-    (
-        "linux-kprobe",
-        How::Probe(ProbeKind::Here, ProbeWay::Breakpoint),
-    ),
     ("kprobe.multi", How::Many { exit: false }),
     ("kretprobe.multi", How::Many { exit: true }),
 ];
@@ -318,105 +300,54 @@ const PROTECTIONS: [Protection; 4] = [
 
 fn attach(_: &mut Shell, command: &'static Command, arguments: &str) -> Outcome {
     let (program, mut name) = first_word(arguments);
-    let (mut by, mut how, mut protection) = (By::Engine(Engine::Jit), None, None);
-    let (mut cookie, mut way) = (0, None);
+    let (mut by, mut kind) = (By::Engine(Engine::Jit), None);
+    let (mut way, mut settings) = (WayIn::Springboard, Settings::default());
+    let ways = || {
+        WAYS.map(WayIn::Linux)
+            .into_iter()
+            .chain([WayIn::LinuxKprobe])
+    };
     // Names of functions may hold spaces: words are taken from the end as long as they say something.
-    while let Some((before, last)) = name.rsplit_once(' ') {
+    while !name.is_empty() {
+        let (before, last) = name.rsplit_once(' ').unwrap_or(("", name));
         if let Some((_, engine)) = ENGINES.iter().find(|(word, _)| *word == last) {
             by = *engine;
         } else if let Some((_, found)) = KINDS.iter().find(|(word, _)| *word == last) {
-            how = Some(*found);
+            kind = Some(*found);
         } else if let Some(found) = PROTECTIONS.iter().find(|p| p.name() == last) {
-            protection = Some(*found);
-        } else if let Some(found) = WAYS.iter().find(|w| w.name() == last) {
-            way = Some(*found);
+            settings.protection = *found;
+        } else if let Some(found) = ways().find(|way| way.name() == last) {
+            way = found;
         } else if let Some(number) = last.strip_prefix("cookie=") {
             let parsed = number.parse().ok();
-            cookie = parsed.ok_or(ShellError::Usage(command))?;
+            settings.cookie = parsed.ok_or(ShellError::Usage(command))?;
         } else {
             break;
         }
         name = before.trim_end();
     }
-    if let By::Engine(engine) = by
-        && way.is_none()
-        && bpf::is_multi(program)?
-        && way.is_none()
-    {
-        if how.is_some() {
-            return Err(ShellError::Usage(command));
+    let hooked = match (by, kind) {
+        (By::Engine(engine), None) if !program.is_empty() => {
+            bpf::attach_at(program, engine, way, settings, |how, own| {
+                how.at(own.filter(|_| name.is_empty()).unwrap_or(name))
+            })?
         }
-        let pattern = Some(name).filter(|name| !name.is_empty());
-        let protection = protection.unwrap_or_default();
-        let hooked = bpf::attach_multi(program, pattern, engine, protection, |_| cookie)?;
-        return hooked_many(program, &hooked);
-    }
-    if let Some(How::Many { exit }) = how {
-        if !matches!(by, By::Native) {
-            return Err(ShellError::Usage(command));
-        }
-        let many = Many {
-            protection: protection.unwrap_or_default(),
-            ..Many::at(exit)
-        };
-        let hooked = hook::attach_multi_native(hook::select(name)?, many, native(program)?)?;
-        return hooked_many(program, &hooked);
-    }
-    if name.is_empty() {
-        return Err(ShellError::Usage(command));
-    }
-    let change = |point: Point| Point {
-        protection: protection.unwrap_or(point.protection),
-        cookie,
-        ..point
-    };
-    let probe = match (by, way) {
-        (By::Engine(_), None) => bpf::probe_kind(&bpf::section(program)?),
-        _ => None,
-    };
-    let (id, name) = match (by, probe, how) {
-        (By::Engine(engine), Some(kind), how) => {
-            let way = match how {
-                None => ProbeWay::Detour,
-                Some(How::Probe(asked, way)) if asked == kind => way,
+        (By::Native, kind) if !name.is_empty() => {
+            let how = match (kind, way) {
+                (None, way) => way.entry(),
+                (Some(how), WayIn::Springboard) => how,
+                (Some(How::Trampoline(kind)), WayIn::Linux(way)) => How::Linux(way, kind),
                 _ => return Err(ShellError::Usage(command)),
             };
-            let place = place(command, name)?;
-            let id = bpf::attach_probe(program, &place, engine, way, change)?;
-            (id, place.name())
+            let program = native(program)?.program(how.shape());
+            hook::hook_in(how.at(name)?, settings, program)?
         }
-        (By::Engine(engine), None, None) => {
-            let function = function(command, name)?;
-            let functions = core::slice::from_ref(&function);
-            let id = match way {
-                Some(way) => bpf::attach_linux(program, functions, engine, way, change)?,
-                None => bpf::attach_at(program, &function, engine, change)?,
-            };
-            (id, function.name.to_owned())
-        }
-        (By::Engine(_), None, Some(_)) => return Err(ShellError::Usage(command)),
-        (By::Native, _, Some(How::Probe(kind, way))) => {
-            let place = place(command, name)?;
-            let point = change(Point::of(Kind::Fentry));
-            let id = hook::attach_native_probe(&place, kind, way, point, native(program)?)?;
-            (id, place.name())
-        }
-        (By::Native, _, how) => {
-            let kind = match how {
-                Some(How::Kind(kind)) => kind,
-                _ => Kind::Fentry,
-            };
-            let function = function(command, name)?;
-            let functions = core::slice::from_ref(&function);
-            let (native, point) = (native(program)?, change(Point::of(kind)));
-            let id = match way {
-                Some(way) => hook::attach_native_linux(functions, native, way, point)?,
-                None => hook::attach_native(&function, native, point)?,
-            };
-            (id, function.name.to_owned())
-        }
+        _ => return Err(ShellError::Usage(command)),
     };
-    println!("hook {id}: {program} on {name}");
+    println!("hook {}: {program} on {}", hooked.id, hooked.on);
+    if hooked.skipped.count() != 0 {
+        println!("left out: {}", hooked.skipped);
+    }
     Ok(())
 }
 
@@ -425,17 +356,6 @@ fn native(name: &str) -> Result<Native, ShellError> {
     let natives = [Native::Empty, Native::Count, Native::Again];
     let native = natives.into_iter().find(|native| native.name() == name);
     native.ok_or_else(|| ShellError::Native(name.to_owned()))
-}
-
-fn hooked_many(program: &str, hooked: &hook::AttachedMany) -> Outcome {
-    println!(
-        "hook {}: {program} on {} functions",
-        hooked.id, hooked.functions
-    );
-    if hooked.skipped.count() != 0 {
-        println!("left out: {}", hooked.skipped);
-    }
-    Ok(())
 }
 
 fn replace(_: &mut Shell, command: &'static Command, arguments: &str) -> Outcome {

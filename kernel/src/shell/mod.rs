@@ -73,7 +73,7 @@ impl fmt::Display for ShellError {
             }
             Self::Native(typed) => write!(
                 f,
-                "no native hook is called {typed:?}; there are empty and count"
+                "no native hook is called {typed:?}; there are empty, count and again"
             ),
             Self::Number(what, typed, most) => {
                 write!(

@@ -4,17 +4,19 @@
 use super::hooks::function;
 use super::{Failure, Outcome, Test};
 use crate::arch::{callee, cpu, irq, pmu, smp, switch, timer};
+use crate::bench::attach as attach_bench;
 use crate::bpf::{self, Engine};
-use crate::hook::Point;
+use crate::hook::linux::Way;
+use crate::hook::{How, ProbeWay, Settings, WayIn};
 use crate::workload::workload_call;
-use crate::{attach_bench, check, hook, initrd, mm, rcu, trace};
+use crate::{check, hook, initrd, mm, rcu, trace};
 use alloc::format;
 use alloc::string::ToString;
 use alloc::vec::Vec;
 use bpf_vm::jit;
 use bpf_vm::suite::Case;
 use core::hint::black_box;
-use trampoline::Kind;
+use trampoline::{Kind, ProbeKind};
 
 pub(super) const TESTS: &[Test] = &[
     Test {
@@ -113,10 +115,15 @@ pub(super) fn hooked_with(
     calls: impl FnOnce() -> Outcome,
 ) -> Outcome {
     let target = function("workload_call")?;
-    let id = bpf::attach_at(program, &target, engine, |point| Point { cookie, ..point })
-        .map_err(|e| failed(&e))?;
+    let settings = Settings {
+        cookie,
+        ..Settings::default()
+    };
+    let on = |how: How, _: Option<&str>| how.on(target);
+    let hooked = bpf::attach_at(program, engine, WayIn::Springboard, settings, on);
+    let hooked = hooked.map_err(|e| failed(&e))?;
     let outcome = calls();
-    hook::detach(id).map_err(|e| failed(&e))?;
+    hook::detach(hooked.id).map_err(|e| failed(&e))?;
     outcome
 }
 
@@ -419,11 +426,21 @@ fn session() -> Outcome {
     }
     // The same program elsewhere would look below a context that has nothing there.
     let target = function("workload_call")?;
-    for kind in [Kind::Fentry, Kind::Fexit] {
-        let point = |point: Point| Point { kind, ..point };
-        match bpf::attach_at("session", &target, Engine::Jit, point) {
-            Ok(_) => check!(false, "a session's program was attached as {kind}"),
-            Err(e) => check!(e.to_string().contains("fsession"), "{kind}: {e}"),
+    let others = [
+        How::Trampoline(Kind::Fentry),
+        How::Trampoline(Kind::Fexit),
+        How::Probe(ProbeKind::Here, ProbeWay::Detour),
+        How::Probe(ProbeKind::Here, ProbeWay::Breakpoint),
+        How::Many { exit: false },
+        How::Linux(Way::Trampoline, Kind::Fexit),
+        How::Linux(Way::Fprobe, Kind::Fentry),
+    ];
+    for how in others {
+        let settings = Settings::default();
+        let on = |_: How, _: Option<&str>| how.on(target);
+        match bpf::attach_at("session", Engine::Jit, WayIn::Springboard, settings, on) {
+            Ok(_) => check!(false, "a session's program was attached by {how:?}"),
+            Err(e) => check!(e.to_string().contains("fsession"), "{how:?}: {e}"),
         }
     }
     Ok(())

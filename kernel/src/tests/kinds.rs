@@ -499,7 +499,7 @@ fn refused() -> Outcome {
         (
             "springboard::workload::call_loop",
             Point::of(Kind::Fexit),
-            "arguments are not known",
+            "leave on the stack is not known",
         ),
     ] {
         let function = function(name)?;

@@ -8,7 +8,7 @@ use crate::arch::callee::{Hit, NativeHook};
 use crate::arch::{code, cpu, smp, unwind};
 use crate::context::{self, Context, Softirq};
 use crate::hook::linux::{WAYS, Way};
-use crate::hook::{self, HookError, HookId, Point, Program, Protection};
+use crate::hook::{self, At, HookError, HookId, How, Point, Program, Protection, Settings, WayIn};
 use crate::workload::{set_gate, workload_blocks, workload_call, workload_six, workload_twelve};
 use crate::{bpf, check, integrity, rcu, sched, symbols};
 use alloc::string::ToString;
@@ -236,8 +236,13 @@ fn compiled() -> Outcome {
             Way::List { all: true },
         ] {
             let on = |spec, way| {
-                let attached = bpf::attach_linux(spec, &target, engine, way, |p| p);
-                attached.map_err(|e| failed(&e))
+                let at = |how: How, _: Option<&str>| match how {
+                    How::Linux(way, kind) => Ok(At::Linux(target.to_vec(), way, kind)),
+                    other => other.at("*"),
+                };
+                let attached =
+                    bpf::attach_at(spec, engine, WayIn::Linux(way), Settings::default(), at);
+                attached.map(|hooked| hooked.id).map_err(|e| failed(&e))
             };
             let entry = on("linux/entry_note", way)?;
             // fprobe finds its op at the callsite.
@@ -761,12 +766,12 @@ fn refused() -> Outcome {
         attach_to(&["springboard_main"], Way::Trampoline, notrace, &probe),
         &["not marked overridable"],
     )?;
-    let wrong = bpf::attach_linux(
+    let wrong = bpf::attach_at(
         "linux/entry_empty",
-        core::slice::from_ref(&function),
         bpf::Engine::Jit,
-        Way::Trampoline,
-        |p| p,
+        WayIn::Linux(Way::Trampoline),
+        Settings::default(),
+        |how, _| how.on(function),
     );
     match wrong {
         Ok(_) => check!(false, "a kprobe.multi program went on a trampoline"),

@@ -4,11 +4,14 @@
 use super::hooks::function;
 use super::tasks::spawn;
 use super::{Failure, Outcome, Test};
-use crate::arch::callee::{Hit, NativeHook};
+use crate::arch::callee::{Hit, NativeHook, Shape};
 use crate::arch::pmu::{self, Counter};
 use crate::arch::{switch, timer};
 use crate::bpf::{self, Engine};
-use crate::hook::{self, AttachedMany, HookId, Many, Native, Point, Protection};
+use crate::hook::linux::Way;
+use crate::hook::{
+    self, At, HookId, HookedIn, How, Many, Native, Point, Protection, Settings, WayIn,
+};
 use crate::workload::{
     TRANSFER_BYTES, Transfer, set_gate, workload_blocks, workload_call, workload_nested,
     workload_six, workload_twelve,
@@ -133,8 +136,14 @@ fn each() -> Outcome {
     for engine in [Engine::Jit, Engine::Interpreter] {
         let how = engine.name();
         let attach = |program| {
-            bpf::attach_multi(program, None, engine, Protection::Program, cookie)
-                .map_err(|e| failed(&e))
+            let at = |how: How, own: Option<&str>| {
+                Ok(match how.at(own.unwrap_or_default())? {
+                    At::Many(selection, exit) => At::Many(selection.with_cookies(cookie), exit),
+                    other => other,
+                })
+            };
+            let (way, settings) = (WayIn::Springboard, Settings::default());
+            bpf::attach_at(program, engine, way, settings, at).map_err(|e| failed(&e))
         };
         let (entries, exits) = (attach("multi/entry_note")?, attach("multi/exit_note")?);
         check!(
@@ -255,10 +264,18 @@ impl Program {
     }
 }
 
-fn put(pattern: &str, many: Many, program: &Arc<Program>) -> Result<AttachedMany, Failure> {
+fn put(pattern: &str, many: Many, program: &Arc<Program>) -> Result<HookedIn, Failure> {
     let selection = hook::select(pattern).map_err(|e| failed(&e))?;
-    hook::attach_multi_hook(selection, many, cookie, "test".into(), program.clone())
-        .map_err(|e| failed(&e))
+    let program = hook::Program::native("test".into(), program.clone(), Shape::Many);
+    hook::attach_multi(selection.with_cookies(cookie), many, 0, program).map_err(|e| failed(&e))
+}
+
+/// At entries or exits, with the guard that programs have if nothing else is said.
+fn many_at(exit: bool) -> Many {
+    Many {
+        exit,
+        protection: Protection::Program,
+    }
 }
 
 /// All ways to protect a program that nothing here makes recurse.
@@ -280,7 +297,7 @@ fn registers() -> Outcome {
             program.trace.store(true, Relaxed);
             let many = Many {
                 protection,
-                ..Many::at(exit)
+                ..many_at(exit)
             };
             let hooked = put(PATTERN, many, &program)?;
             let result = call(4, 9);
@@ -315,9 +332,9 @@ fn registers() -> Outcome {
     let (outer, inner) = (Arc::new(Program::default()), Arc::new(Program::default()));
     inner.calls.store(2, Relaxed);
     let ids = [
-        put("workload_call", Many::at(false), &inner)?.id,
-        put(PATTERN, Many::at(false), &outer)?.id,
-        put(PATTERN, Many::at(true), &outer)?.id,
+        put("workload_call", many_at(false), &inner)?.id,
+        put(PATTERN, many_at(false), &outer)?.id,
+        put(PATTERN, many_at(true), &outer)?.id,
     ];
     call(1, 1);
     let (seen, told) = (outer.function.load(Relaxed), outer.cookie.load(Relaxed));
@@ -368,7 +385,7 @@ fn orders() -> Outcome {
                 let (_, kind, many) = HOOKS[which];
                 let program = &programs[which];
                 ids[which] = Some(if many {
-                    put(PATTERN, Many::at(kind == Kind::Fexit), program)?.id
+                    put(PATTERN, many_at(kind == Kind::Fexit), program)?.id
                 } else {
                     let label = "test".into();
                     hook::attach_hook(&target, Point::of(kind), label, program.clone())
@@ -420,8 +437,8 @@ fn load() -> Outcome {
     let mut times = 0;
     while timer::now_ns() - begin < 300_000_000 {
         let ids = [
-            put(PATTERN, Many::at(false), &programs[0])?.id,
-            put(PATTERN, Many::at(true), &programs[1])?.id,
+            put(PATTERN, many_at(false), &programs[0])?.id,
+            put(PATTERN, many_at(true), &programs[1])?.id,
         ];
         sched::sleep_ns(2_000_000);
         for id in ids {
@@ -450,7 +467,7 @@ fn sleepers() -> Outcome {
     rcu::barrier();
     let free = hook::pool_free();
     let program = Arc::new(Program::default());
-    let hooked = put(PATTERN, Many::at(true), &program)?;
+    let hooked = put(PATTERN, many_at(true), &program)?;
     set_gate(false);
     let tasks: Result<Vec<_>, _> = (0..10)
         .map(|n| spawn("sleeper", move || workload_blocks(n, 5) == n + 10))
@@ -488,7 +505,7 @@ fn misses() -> Outcome {
     for exit in [false, true] {
         let program = Arc::new(Program::default());
         program.calls.store(1, Relaxed);
-        let hooked = put("workload_call", Many::at(exit), &program)?;
+        let hooked = put("workload_call", many_at(exit), &program)?;
         for n in 0..10 {
             check!(call(n, 1) == 3 * n + 1, "a wrong result");
         }
@@ -502,7 +519,7 @@ fn misses() -> Outcome {
     }
     // Deeper than a task has entries for return addresses.
     let program = Arc::new(Program::default());
-    let hooked = put("springboard::tests::multi::deep", Many::at(true), &program)?;
+    let hooked = put("springboard::tests::multi::deep", many_at(true), &program)?;
     let result = black_box(deep as fn(u64) -> u64)(99);
     let missed: u64 = hook::misses(hooked.id).iter().sum();
     detach(hooked.id)?;
@@ -518,10 +535,10 @@ fn misses() -> Outcome {
 
 fn refused() -> Outcome {
     let attach = |pattern| {
-        let why: Result<AttachedMany, String> = hook::select(pattern)
-            .and_then(|s| hook::attach_multi_native(s, Many::at(false), Native::Count))
-            .map_err(|e| e.to_string());
-        why
+        let count = Native::Count.program(Shape::Many);
+        let hooked = hook::select(pattern)
+            .and_then(|selection| hook::attach_multi(selection, many_at(false), 0, count));
+        hooked.map_err(|e| e.to_string())
     };
     for (pattern, part) in [
         ("workload_cal", "the nearest names are workload_call"),
@@ -536,9 +553,11 @@ fn refused() -> Outcome {
             Err(why) => check!(why.contains(part), "{pattern}: {why}"),
         }
     }
+    let (way, settings) = (WayIn::Linux(Way::Fprobe), Settings::default());
+    let at = |how: How, _: Option<&str>| how.at("*");
     check!(
-        bpf::attach_multi("empty", Some("*"), Engine::Jit, Protection::Program, |_| 0).is_err(),
-        "a program of fentry was put on many functions"
+        bpf::attach_at("empty", Engine::Jit, way, settings, at).is_err(),
+        "a program of fentry was put on by fprobe"
     );
     Ok(())
 }
@@ -568,8 +587,8 @@ fn everything() -> Outcome {
     for exit in [false, true] {
         rcu::barrier();
         let selection = hook::select("*").map_err(|e| failed(&e))?;
-        let many = Many::at(exit);
-        let (hooked, took) = measured(|| hook::attach_multi_native(selection, many, Native::Count));
+        let count = Native::Count.program(Shape::Many);
+        let (hooked, took) = measured(|| hook::attach_multi(selection, many_at(exit), 0, count));
         let hooked = hooked.map_err(|e| failed(&e))?;
         let bytes = free - hook::pool_free();
         println!(

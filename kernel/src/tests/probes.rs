@@ -7,7 +7,9 @@ use crate::arch::callee::{Hit, NativeHook, Shape};
 use crate::arch::{code, cpu, smp, timer};
 use crate::bpf::{self, Engine};
 use crate::context::{self, Context, Softirq};
-use crate::hook::{self, HookId, Native, Place, Point, ProbeWay as Way, Program};
+use crate::hook::{
+    self, At, HookId, How, Native, Place, Point, ProbeWay as Way, Program, Settings, WayIn,
+};
 use crate::workload::{set_gate, workload_blocks, workload_call};
 use crate::{check, integrity, rcu, sched};
 use alloc::format;
@@ -95,8 +97,8 @@ fn count(place: &Place, kind: ProbeKind) -> Result<HookId, hook::HookError> {
 }
 
 fn count_by(way: Way, place: &Place, kind: ProbeKind) -> Result<HookId, hook::HookError> {
-    let point = Point::of(Kind::Fentry);
-    hook::attach_native_probe(place, kind, way, point, Native::Count)
+    let count = Native::Count.program(Shape::Registers);
+    hook::attach_probe(place, kind, way, Point::of(Kind::Fentry), count)
 }
 
 fn hits(id: HookId) -> u64 {
@@ -298,7 +300,15 @@ fn samples() -> Outcome {
                 true => (&place, Way::Detour),
                 false => (&here, way),
             };
-            bpf::attach_probe(program, place, engine, way, |point| point).map_err(|e| failed(&e))
+            let at = |how: How, _: Option<&str>| {
+                Ok(match how {
+                    How::Probe(kind, _) => At::Probe(*place, kind, way),
+                    other => other.at("workload_call")?,
+                })
+            };
+            let (own, settings) = (WayIn::Springboard, Settings::default());
+            let hooked = bpf::attach_at(program, engine, own, settings, at);
+            hooked.map(|hooked| hooked.id).map_err(|e| failed(&e))
         };
         let ids = [
             attach("kprobe/look")?,

@@ -6,8 +6,8 @@
 
 use super::{Failure, Outcome, Test};
 use crate::arch::{callee, cpu, stack_use};
+use crate::bench::jit::{self as jit_bench, Memory};
 use crate::check;
-use crate::jit_bench::{self, Memory};
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;

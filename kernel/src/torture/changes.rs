@@ -1,11 +1,17 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Puts hooks on and takes them off at random.
 
-use super::functions::{Function, GROUPS, PATTERNS, SWAPS};
-use super::ledger::{Entry, FROM_HOOK, Ledger, MANY, Place, REPLACED, SINGLE, SKIPPED};
-use crate::arch::callee::{Hit, NativeHook, Shape};
+use super::functions::{Function, GROUPS, PATCH, PATCHED, PATTERNS, SWAPS};
+use super::ledger::{Entry, FROM_HOOK, Ledger, MANY, Place, REPLACED, SINGLE, SKIPPED, cookie};
+use crate::arch::callee::{Hit, NativeHook};
 use crate::arch::lock::SpinLock;
-use crate::hook::{self, HookError, HookId, Many, Point, ProbeWay, Program, Protection};
+use crate::bpf::{self, BpfError, Engine};
+use crate::hook::linux::Way as LinuxWay;
+use crate::hook::livepatch::{self, Phase};
+use crate::hook::{
+    self, At, HookError, HookId, HookedIn, How, ProbeWay, Program, Protection, Settings, WayIn,
+};
+use crate::sched;
 use alloc::format;
 use alloc::string::String;
 use alloc::sync::Arc;
@@ -16,6 +22,8 @@ use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use fastrand::Rng;
 use trampoline::{Kind, ProbeKind};
 
+/// How many milliseconds a live patch may take to get off at the end.
+const PATIENCE: usize = 10_000;
 /// How many messages are kept.
 const KEPT: usize = 8;
 
@@ -24,6 +32,8 @@ struct Hook {
     ledger: &'static Ledger,
     function: usize,
     place: usize,
+    /// It runs when the function has returned, and no argument says who called.
+    returned: bool,
     /// It calls the function that it hooks.
     recursing: bool,
     /// It makes callers see [`SKIPPED`] instead of the function.
@@ -36,6 +46,11 @@ impl NativeHook for Hook {
         let (Some(&who), Some(&value)) = (hit.words().first(), hit.words().get(1)) else {
             return 0;
         };
+        let who = if self.returned {
+            self.ledger.here()
+        } else {
+            who
+        };
         let Some(Entry {
             function, places, ..
         }) = self.ledger.entry(self.function)
@@ -46,12 +61,14 @@ impl NativeHook for Hook {
             place.hit(who);
         }
         if self.recursing {
-            // By a pointer that nothing sees through: what a hook may not do is not on the path of hooks (linker/audit.rules).
-            black_box(Function::call as fn(&Function, u64, u64) -> (u64, u64))(
-                function,
-                who | FROM_HOOK,
-                value,
-            );
+            self.ledger.within_hook(|| {
+                // By a pointer that nothing sees through: what a hook may not do is not on the path of hooks (linker/audit.rules).
+                black_box(Function::call as fn(&Function, u64, u64) -> (u64, u64))(
+                    function,
+                    who | FROM_HOOK,
+                    value,
+                );
+            });
         }
         match self.skipping {
             true => SKIPPED ^ who ^ value,
@@ -61,38 +78,122 @@ impl NativeHook for Hook {
 }
 
 /// What is hooked in on all functions of a group at once.
-struct OnMany(&'static Ledger);
+struct OnMany {
+    ledger: &'static Ledger,
+    /// As of a [`Hook`].
+    returned: bool,
+}
 
 impl NativeHook for OnMany {
     fn hit(&self, hit: &Hit<'_>) -> u64 {
-        let entry = self.0.at(hit.attachment().function);
+        let entry = self.ledger.at(hit.attachment().function);
         let place = entry.and_then(|entry| entry.places.get(MANY));
-        if let (Some(place), Some(&who)) = (place, hit.words().first()) {
+        let who = match self.returned {
+            true => Some(self.ledger.here()),
+            false => hit.words().first().copied(),
+        };
+        if let (Some(place), Some(who)) = (place, who) {
             place.hit(who);
         }
         0
     }
 }
 
-/// How something is hooked in.
+/// How something is hooked in, for the summary.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Way {
-    Trampoline(Kind),
-    Probe,
-    Many,
+    In(How),
+    /// Whichever of Linux's.
+    Linux,
     Replace,
+    LivePatch,
 }
 
-/// All ways, with the words of the summary.
-const WAYS: [(Way, &str); 7] = [
-    (Way::Trampoline(Kind::FmodRet), "fmod_ret"),
-    (Way::Trampoline(Kind::Fentry), "fentry"),
-    (Way::Trampoline(Kind::Fexit), "fexit"),
-    (Way::Trampoline(Kind::Fsession), "fsession"),
-    (Way::Probe, "kprobe"),
-    (Way::Many, "multi"),
-    (Way::Replace, "replace"),
+/// At a function, in its trampoline or by a probe; the first may skip it.
+const SINGLES: [How; 6] = [
+    How::Trampoline(Kind::FmodRet),
+    How::Trampoline(Kind::Fentry),
+    How::Trampoline(Kind::Fexit),
+    How::Trampoline(Kind::Fsession),
+    How::Probe(ProbeKind::Here, ProbeWay::Detour),
+    How::Probe(ProbeKind::Return, ProbeWay::Detour),
 ];
+
+/// The Linux way. A function's tracers must all find their ops the same way, so each function has one of these rows.
+const LINUX: [&[How]; 3] = [
+    &[
+        How::Linux(LinuxWay::Trampoline, Kind::Fentry),
+        How::Linux(LinuxWay::Trampoline, Kind::Fexit),
+        How::Linux(LinuxWay::List { all: false }, Kind::Fentry),
+    ],
+    &[
+        How::Linux(LinuxWay::List { all: false }, Kind::Fentry),
+        How::Linux(LinuxWay::List { all: true }, Kind::Fentry),
+    ],
+    &[
+        How::Linux(LinuxWay::CallOps { all: false }, Kind::Fentry),
+        How::Linux(LinuxWay::CallOps { all: true }, Kind::Fentry),
+        How::Linux(LinuxWay::Fprobe, Kind::Fentry),
+        How::Linux(LinuxWay::FprobeExit, Kind::Fexit),
+    ],
+];
+
+/// All ways, with the words of the summary.
+const WAYS: [(Way, &str); 11] = [
+    (Way::In(SINGLES[0]), "fmod_ret"),
+    (Way::In(SINGLES[1]), "fentry"),
+    (Way::In(SINGLES[2]), "fexit"),
+    (Way::In(SINGLES[3]), "fsession"),
+    (Way::In(SINGLES[4]), "kprobe"),
+    (Way::In(SINGLES[5]), "kretprobe"),
+    (Way::In(How::Many { exit: false }), "multi-entry"),
+    (Way::In(How::Many { exit: true }), "multi-exit"),
+    (Way::Linux, "the Linux way"),
+    (Way::Replace, "replace"),
+    (Way::LivePatch, "live patch"),
+];
+
+impl Way {
+    fn of(how: How) -> Way {
+        match how {
+            How::Linux(..) => Way::Linux,
+            how => Way::In(how),
+        }
+    }
+}
+
+/// Whether a hook may miss calls, which it counts.
+fn may_miss(how: How) -> bool {
+    let returns = How::Probe(ProbeKind::Return, ProbeWay::Detour);
+    matches!(how, How::Linux(..)) || [returns, How::Many { exit: true }].contains(&how)
+}
+
+/// Whether the program runs when the function has returned, with registers as its context.
+fn returned(how: How) -> bool {
+    match how {
+        How::Many { exit } => exit,
+        How::Probe(kind, _) => kind == ProbeKind::Return,
+        How::Linux(way, _) => way == LinuxWay::FprobeExit,
+        How::Trampoline(_) => false,
+    }
+}
+
+/// The program of programs/torture.bpf.c that goes that way.
+fn program(how: How, sleepable: bool) -> Option<&'static str> {
+    Some(match (how, sleepable) {
+        (How::Trampoline(Kind::Fentry), false) => "torture/at_entry",
+        (How::Trampoline(Kind::Fentry), true) => "torture/at_entry_sleepable",
+        (How::Trampoline(Kind::Fexit), false) => "torture/at_exit",
+        (How::Trampoline(Kind::Fexit), true) => "torture/at_exit_sleepable",
+        (How::Trampoline(Kind::Fsession), false) => "torture/at_session",
+        (How::Trampoline(Kind::FmodRet), false) => "torture/at_modify",
+        (How::Probe(ProbeKind::Here, _), _) => "torture/at_probe",
+        (How::Probe(ProbeKind::Return, _), _) => "torture/at_probe_return",
+        (How::Many { exit: false }, _) => "torture/at_many",
+        (How::Many { exit: true }, _) => "torture/at_many_return",
+        _ => return None,
+    })
+}
 
 /// A group that one hook is on, or nobody.
 struct Group {
@@ -100,14 +201,28 @@ struct Group {
     hook: AtomicU64,
 }
 
+impl Group {
+    const fn new() -> Group {
+        Group {
+            taken: AtomicBool::new(false),
+            hook: AtomicU64::new(0),
+        }
+    }
+}
+
 /// What was changed.
 pub(crate) struct Changes {
     /// Attached, by way.
     attached: [AtomicU64; WAYS.len()],
+    /// Of these, BPF programs.
+    programs: AtomicU64,
     detached: AtomicU64,
+    /// Calls that hooks missed and counted.
+    missed: AtomicU64,
     /// Attaches that found the pool full.
     full: AtomicU64,
-    groups: [Group; GROUPS.len()],
+    groups: [Group; PATTERNS.len()],
+    patch: Group,
     messages: SpinLock<Vec<String>>,
 }
 
@@ -116,14 +231,12 @@ impl Changes {
     pub(crate) fn new() -> Changes {
         Changes {
             attached: [const { AtomicU64::new(0) }; WAYS.len()],
+            programs: AtomicU64::new(0),
             detached: AtomicU64::new(0),
+            missed: AtomicU64::new(0),
             full: AtomicU64::new(0),
-            groups: [const {
-                Group {
-                    taken: AtomicBool::new(false),
-                    hook: AtomicU64::new(0),
-                }
-            }; GROUPS.len()],
+            groups: [const { Group::new() }; PATTERNS.len()],
+            patch: Group::new(),
             messages: SpinLock::new(Vec::new()),
         }
     }
@@ -131,8 +244,9 @@ impl Changes {
     /// Hooks in something at a random place of a random function, or takes off what is there; now and then of a whole group.
     pub(crate) fn one(&self, ledger: &'static Ledger, random: &mut Rng) {
         match random.u8(..16) {
-            0 => self.many(ledger, random.usize(..GROUPS.len())),
+            0 => self.many(ledger, random.usize(..PATTERNS.len()), random),
             1 => self.swap(ledger, *random.choice(SWAPS).unwrap_or(&SWAPS[0])),
+            2 => self.live(ledger),
             _ => self.single(ledger, random),
         }
     }
@@ -162,8 +276,12 @@ impl Changes {
     ) {
         let target = entry.function;
         // One program a function may skip it, or the ones behind it would not be asked.
-        let first = if number == 0 { 0 } else { 1 };
-        let Some(&(way, _)) = WAYS.get(random.usize(first..5)) else {
+        let singles = SINGLES.get(usize::from(number != 0)..);
+        let row = match target.is_linux() {
+            true => LINUX.get(function % LINUX.len()).copied(),
+            false => singles,
+        };
+        let Some(&how) = random.choice(row.unwrap_or_default()) else {
             return;
         };
         let protections = [
@@ -174,53 +292,65 @@ impl Changes {
         ];
         let protection = *random.choice(&protections).unwrap_or(&Protection::Program);
         let guarded = matches!(protection, Protection::Program | Protection::Context);
-        let kind = match way {
-            Way::Trampoline(kind) => kind,
+        let traced = matches!(how, How::Trampoline(_));
+        let settings = Settings {
+            sleepable: target.is_sleepy() && traced && random.bool(),
+            protection,
+            cookie: cookie(function, number),
+        };
+        let program = program(how, settings.sleepable).filter(|_| random.u8(..3) == 0);
+        let kind = match how {
+            How::Trampoline(kind) => kind,
             _ => Kind::Fentry,
         };
-        let skipping = kind == Kind::FmodRet && target.is_overridable() && random.bool();
-        let hook = Arc::new(Hook {
-            ledger,
-            function,
-            place: number,
-            // What is not guarded would call itself without end; what is not sleepable may not give its core up.
-            recursing: guarded && !target.is_sleepy() && random.u8(..4) == 0,
-            skipping,
-        });
-        let sleepable = target.is_sleepy() && way != Way::Probe && random.bool();
-        let point = Point {
-            protection,
-            sleepable,
-            ..Point::of(kind)
-        };
+        let skipping =
+            kind == Kind::FmodRet && program.is_none() && target.is_overridable() && random.bool();
+        // What is not guarded would call itself without end; what is not sleepable may not give its core up.
+        let recursing = guarded && !target.is_sleepy() && random.u8(..4) == 0;
         place.skips.store(skipping, Ordering::Relaxed);
+        place.may_miss.store(may_miss(how), Ordering::Relaxed);
         place.attaching(if kind == Kind::Fsession { 2 } else { 1 });
-        let attached = match way {
-            Way::Probe => {
-                let program = Program::native("torture".into(), hook, Shape::Registers);
-                let at = hook::Place::of(entry.hooked.address, 0);
-                at.map(|at| {
-                    hook::attach_probe(&at, ProbeKind::Here, ProbeWay::Detour, point, program)
-                })
-            }
-            _ => Some(hook::attach_hook(
-                &entry.hooked,
-                point,
-                "torture".into(),
-                hook,
-            )),
-        };
-        match attached {
-            Some(attached) => self.attached(place, way, target.name, attached),
+        let at = move |how: How| how.on(entry.hooked);
+        let attached = match program {
+            Some(program) => self.bpf(program, settings, at, random),
             None => {
-                place.attach_returned(false);
-                self.say(format!("{} is no place for a probe", target.name));
+                let hook = Arc::new(Hook {
+                    ledger,
+                    function,
+                    place: number,
+                    returned: returned(how),
+                    recursing,
+                    skipping,
+                });
+                let program = Program::native("torture".into(), hook, how.shape());
+                let attached = at(how).and_then(|at| hook::hook_in(at, settings, program));
+                attached.map_err(BpfError::Hook)
             }
-        }
+        };
+        let attached = attached.map(|hooked| hooked.id);
+        self.attached(place, Way::of(how), target.name, attached);
+    }
+
+    /// Hooks in a BPF program, by any engine.
+    fn bpf(
+        &self,
+        program: &str,
+        settings: Settings,
+        at: impl FnOnce(How) -> Result<At, HookError>,
+        random: &mut Rng,
+    ) -> Result<HookedIn, BpfError> {
+        let engine = match random.bool() {
+            true => Engine::Jit,
+            false => Engine::Interpreter,
+        };
+        let way = WayIn::Springboard;
+        let hooked = bpf::attach_at(program, engine, way, settings, |how, _| at(how))?;
+        self.programs.fetch_add(1, Ordering::Relaxed);
+        Ok(hooked)
     }
 
     /// An attach at a place has returned.
-    fn attached(&self, place: &Place, way: Way, name: &str, attached: Result<HookId, HookError>) {
+    fn attached(&self, place: &Place, way: Way, name: &str, attached: Result<HookId, BpfError>) {
         if let Ok(id) = &attached {
             place.hook.store(id.0, Ordering::Relaxed);
             self.count(way);
@@ -237,10 +367,10 @@ impl Changes {
     }
 
     /// Only a full pool is a reason for an attach to fail.
-    fn check<T>(&self, name: &str, attached: Result<T, HookError>) {
+    fn check<T>(&self, name: &str, attached: Result<T, BpfError>) {
         match attached {
             Ok(_) => {}
-            Err(HookError::Full(_)) => {
+            Err(BpfError::Hook(HookError::Full(_))) => {
                 self.full.fetch_add(1, Ordering::Relaxed);
             }
             Err(error) => self.say(format!("{name}: {error}")),
@@ -248,9 +378,32 @@ impl Changes {
     }
 
     fn detach(&self, place: &Place) {
+        let id = HookId(place.hook.load(Ordering::Relaxed));
+        self.settle([place].into_iter(), id);
         place.detaching();
-        let off = self.off(HookId(place.hook.load(Ordering::Relaxed)));
+        let off = self.off(id);
         place.detach_returned(off);
+    }
+
+    /// Whether the hook on these places has counted as many misses as calls missed it. A miss is counted in the call, and the call
+    /// missed after it: so these are read first.
+    fn settle<'p>(&self, places: impl Iterator<Item = &'p Place>, id: HookId) {
+        let missed = places.map(Place::missed).sum::<u64>();
+        if missed == 0 {
+            return;
+        }
+        let counted = hook::misses(id).iter().sum::<u64>();
+        if counted < missed {
+            let hooks = hook::list();
+            let it = hooks.iter().find(|hook| hook.id == id);
+            let what = it.map_or("?".into(), |it| {
+                format!("{} of {} by {}", it.kind, it.function, it.engine)
+            });
+            self.say(format!(
+                "hook {id} ({what}): calls missed it {missed} times and it counted {counted}"
+            ));
+        }
+        self.missed.fetch_add(missed, Ordering::Relaxed);
     }
 
     /// Takes a hook off; whether it is.
@@ -266,7 +419,7 @@ impl Changes {
     }
 
     /// Puts a hook on all functions of a group, or takes it off.
-    fn many(&self, ledger: &'static Ledger, number: usize) {
+    fn many(&self, ledger: &'static Ledger, number: usize, random: &mut Rng) {
         let (Some(group), Some(pattern)) = (self.groups.get(number), PATTERNS.get(number)) else {
             return;
         };
@@ -281,20 +434,45 @@ impl Changes {
         };
         match places().next().is_some_and(Place::is_attached) {
             true => {
+                let id = HookId(group.hook.load(Ordering::Relaxed));
+                self.settle(places(), id);
                 places().for_each(Place::detaching);
-                let off = self.off(HookId(group.hook.load(Ordering::Relaxed)));
+                let off = self.off(id);
                 places().for_each(|place| place.detach_returned(off));
             }
             false => {
-                places().for_each(|place| place.attaching(1));
-                let hook = Arc::new(OnMany(ledger));
-                let attached = hook::select(pattern).and_then(|selection| {
-                    let many = Many::at(false);
-                    hook::attach_multi_hook(selection, many, |_| 0, "torture".into(), hook)
-                });
+                let exit = random.bool();
+                let how = How::Many { exit };
+                for place in places() {
+                    place.may_miss.store(may_miss(how), Ordering::Relaxed);
+                    place.attaching(1);
+                }
+                let settings = Settings::default();
+                let at = |how: How| {
+                    let cookie_of = |address| {
+                        let number = ledger.number(address);
+                        number.map_or(u64::MAX, |number| cookie(number, MANY))
+                    };
+                    match how.at(pattern)? {
+                        At::Many(all, exit) => Ok(At::Many(all.with_cookies(cookie_of), exit)),
+                        other => Ok(other),
+                    }
+                };
+                let attached = match program(how, false).filter(|_| random.bool()) {
+                    Some(program) => self.bpf(program, settings, at, random),
+                    None => {
+                        let hook = Arc::new(OnMany {
+                            ledger,
+                            returned: exit,
+                        });
+                        let program = Program::native("torture".into(), hook, how.shape());
+                        let attached = at(how).and_then(|at| hook::hook_in(at, settings, program));
+                        attached.map_err(BpfError::Hook)
+                    }
+                };
                 if let Ok(attached) = &attached {
                     group.hook.store(attached.id.0, Ordering::Relaxed);
-                    self.count(Way::Many);
+                    self.count(Way::of(how));
                 }
                 places().for_each(|place| place.attach_returned(attached.is_ok()));
                 self.check(pattern, attached);
@@ -304,7 +482,7 @@ impl Changes {
     }
 
     /// Puts another function in a function's place, or puts that back.
-    fn swap(&self, ledger: &'static Ledger, (number, by): (usize, &str)) {
+    fn swap(&self, ledger: &'static Ledger, (number, _, by): (usize, &str, &str)) {
         let Some(entry) = ledger.entry(number) else {
             return;
         };
@@ -316,6 +494,7 @@ impl Changes {
             (false, Ok(by)) => {
                 place.attaching(1);
                 let replaced = hook::replace(&entry.hooked, &by);
+                let replaced = replaced.map_err(BpfError::Hook);
                 self.attached(place, Way::Replace, by.name, replaced);
             }
             (false, Err(error)) => self.say(format!("{by}: {error}")),
@@ -323,14 +502,66 @@ impl Changes {
         place.give_back();
     }
 
+    /// Goes one step on with a live patch: it is put on, is on when all tasks have changed over, is taken off, and so on.
+    fn live(&self, ledger: &'static Ledger) {
+        let group = &self.patch;
+        if group.taken.swap(true, Ordering::Acquire) {
+            return;
+        }
+        let places = || {
+            let entries = PATCHED.iter().filter_map(|(n, ..)| ledger.entry(*n));
+            entries.filter_map(|entry| entry.places.get(REPLACED))
+        };
+        let id = HookId(group.hook.load(Ordering::Relaxed));
+        let phase = || {
+            let patches = livepatch::list();
+            let it = patches.iter().find(|patch| patch.id == id);
+            it.map(|patch| patch.phase)
+        };
+        match places().next().map_or(0, Place::stage) {
+            0 => {
+                places().for_each(|place| place.attaching(1));
+                match livepatch::apply(&PATCH) {
+                    Ok(id) => group.hook.store(id.0, Ordering::Relaxed),
+                    Err(error) => {
+                        places().for_each(|place| place.attach_returned(false));
+                        self.check(PATCH.name, Err::<(), _>(BpfError::Hook(error)));
+                    }
+                }
+            }
+            1 if phase() == Some(Phase::On) => {
+                places().for_each(|place| place.attach_returned(true));
+                self.count(Way::LivePatch);
+            }
+            2 => {
+                places().for_each(Place::detaching);
+                if !self.off(id) {
+                    places().for_each(|place| place.detach_returned(false));
+                }
+            }
+            3 if phase().is_none() => places().for_each(|place| place.detach_returned(true)),
+            _ => {}
+        }
+        group.taken.store(false, Ordering::Release);
+    }
+
     /// Takes off everything that is still on; nobody else changes anything any more.
-    pub(crate) fn detach_all(&self, ledger: &'static Ledger) {
-        for (number, group) in GROUPS.iter().enumerate() {
+    pub(crate) fn detach_all(&self, ledger: &'static Ledger, random: &mut Rng) {
+        for (number, group) in GROUPS.iter().enumerate().take(PATTERNS.len()) {
             let start = GROUPS.iter().take(number).map(|g| g.len()).sum();
             let place = ledger.entry(start).and_then(|entry| entry.places.get(MANY));
             if !group.is_empty() && place.is_some_and(Place::is_attached) {
-                self.many(ledger, number);
+                self.many(ledger, number, random);
             }
+        }
+        let patched = PATCHED.first().and_then(|(n, ..)| ledger.entry(*n));
+        let patched = patched.and_then(|entry| entry.places.get(REPLACED));
+        for _ in 0..PATIENCE {
+            if patched.is_none_or(|place| place.stage() == 0) {
+                break;
+            }
+            self.live(ledger);
+            sched::sleep_ns(1_000_000);
         }
         let entries = (0..ledger.len()).filter_map(|function| ledger.entry(function));
         for place in entries.flat_map(|e| &e.places).filter(|p| p.is_attached()) {
@@ -359,11 +590,13 @@ impl Changes {
             .map(|((_, name), count)| format!("{count} {name}"))
             .collect();
         format!(
-            "{} attached ({}), {} taken off, {} found no memory",
+            "{} attached ({}; {} of them BPF programs), {} taken off, {} found no memory, {} calls missed a hook and were counted",
             attached.iter().sum::<u64>(),
             ways.join(", "),
+            self.programs.load(Ordering::Relaxed),
             self.detached.load(Ordering::Relaxed),
-            self.full.load(Ordering::Relaxed)
+            self.full.load(Ordering::Relaxed),
+            self.missed.load(Ordering::Relaxed)
         )
     }
 }

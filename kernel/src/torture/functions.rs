@@ -6,6 +6,7 @@
 
 use crate::arch::callee::past_site;
 use crate::sched;
+use crate::workload::NamedPatch;
 use core::hint::black_box;
 
 /// A function with two arguments.
@@ -60,6 +61,11 @@ impl Function {
     /// Whether it may give its core up.
     pub(crate) fn is_sleepy(&self) -> bool {
         matches!(self.shape, Shape::Sleepy(_))
+    }
+
+    /// Whether it is hooked the Linux way, and no other.
+    pub(crate) fn is_linux(&self) -> bool {
+        self.name.starts_with("torture_linux_")
     }
 
     /// Whether a hook may skip it: if what it returns is in x0, and no other function's result depends on it.
@@ -204,8 +210,18 @@ functions! {SLEEPY, Sleepy, (who: u64, value: u64) -> u64, NUMBER => {
     torture_sleepy_12 513, torture_sleepy_13 514, torture_sleepy_14 515, torture_sleepy_15 516,
 }}
 
+// Hooked the Linux way only, for a site goes one way at a time.
+functions! {LINUX, Pair, (who: u64, value: u64) -> u64, NUMBER => mix(NUMBER, &[who, value]), {
+    torture_linux_00 601, torture_linux_01 602, torture_linux_02 603, torture_linux_03 604,
+    torture_linux_04 605, torture_linux_05 606, torture_linux_06 607, torture_linux_07 608,
+    torture_linux_08 609, torture_linux_09 610, torture_linux_10 611, torture_linux_11 612,
+    torture_linux_12 613, torture_linux_13 614, torture_linux_14 615, torture_linux_15 616,
+    torture_linux_16 617, torture_linux_17 618, torture_linux_18 619, torture_linux_19 620,
+    torture_linux_20 621, torture_linux_21 622, torture_linux_22 623, torture_linux_23 624,
+}}
+
 macro_rules! swaps {
-    ($($name:ident $original:ident $number:literal,)*) => {
+    ($table:ident: $($name:ident $original:ident $number:literal,)*) => {
         $(
             #[expect(unsafe_code, reason = "a name that it can be found by, and arguments as declared")]
             #[unsafe(no_mangle)]
@@ -215,15 +231,17 @@ macro_rules! swaps {
                 past_site($original as Pair)(who, value)
             }
         )*
-        /// What can take the place of a function: the function's number among all, the name of the other. It calls the original.
-        pub(crate) const SWAPS: &[(usize, &str)] = &[$(($number, stringify!($name)),)*];
-        /// Nobody calls these by name; they are part of the image all the same.
-        #[used]
-        static BY_NAME: &[Pair] = &[$($name,)*];
+        /// What can take the place of a function: the function's number among all, its name, the name of the other, which calls it.
+        pub(crate) const $table: &[(usize, &str, &str)] = &[$(($number, stringify!($original), stringify!($name)),)*];
+        const _: () = {
+            /// Nobody calls these by name; they are part of the image all the same.
+            #[used]
+            static BY_NAME: &[Pair] = &[$($name,)*];
+        };
     };
 }
 
-swaps! {
+swaps! {SWAPS:
     torture_swap_08 torture_pair_08 8,
     torture_swap_09 torture_pair_09 9,
     torture_swap_10 torture_pair_10 10,
@@ -242,10 +260,25 @@ swaps! {
     torture_swap_23 torture_pair_23 23,
 }
 
-/// All of them, group by group.
-pub(crate) const GROUPS: [&[Function]; 6] = [PAIR, SIX, ELEVEN, WIDE, NESTED, SLEEPY];
+swaps! {PATCHED:
+    torture_swap_24 torture_pair_24 24,
+    torture_swap_25 torture_pair_25 25,
+}
 
-/// What the names of a group's functions begin with, in the order of [`GROUPS`].
+/// What a live patch puts in the place of two functions.
+pub(crate) const PATCH: NamedPatch = NamedPatch {
+    name: "torture",
+    pairs: &[
+        ("torture_pair_24", "torture_swap_24"),
+        ("torture_pair_25", "torture_swap_25"),
+    ],
+    whole: &[],
+};
+
+/// All of them, group by group.
+pub(crate) const GROUPS: [&[Function]; 7] = [PAIR, SIX, ELEVEN, WIDE, NESTED, SLEEPY, LINUX];
+
+/// What the names of a group's functions begin with, in the order of [`GROUPS`]; of those that are hooked as a group.
 pub(crate) const PATTERNS: [&str; 6] = [
     "torture_pair_*",
     "torture_six_*",

@@ -14,10 +14,15 @@
 //! A call that finds the same phase before and after it lay wholly inside an attachment, or wholly outside. The loads are ordered with
 //! the call by DMB: `attach` returns when every core has had a context synchronisation event after the site was changed, so a
 //! core that sees the phase stored after that fetches the new site.
+//!
+//! Some hooks may miss a call and have to say so: those that keep return addresses on the shadow stack, which may be full, and those of
+//! the Linux way, whose guards turn away what another context of the same core is in. A call that such a hook did not see is
+//! counted, and when the hook is taken off it must have counted as many misses at least.
 
 use super::functions::{self, Function};
 use crate::arch::lock::Swap;
-use crate::arch::timer;
+use crate::arch::{cpu, irq, switch, timer};
+use crate::context::{self, Context};
 use crate::hook::{self, ResolveError};
 use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
@@ -28,7 +33,7 @@ use fastrand::Rng;
 /// Tasks that call functions.
 pub(crate) const TASKS: usize = 12;
 /// Callers: the tasks, and softirq, hardirq and NMI of each core.
-pub(crate) const CALLERS: usize = TASKS + 3 * crate::arch::cpu::MAX_CPUS;
+pub(crate) const CALLERS: usize = TASKS + 3 * cpu::MAX_CPUS;
 /// How many functions are hot at a time.
 const HOT: usize = 8;
 /// For how long, in nanoseconds.
@@ -55,6 +60,10 @@ pub(crate) struct Place {
     per_call: AtomicU64,
     /// Whether it skips the function.
     pub(crate) skips: AtomicBool,
+    /// Whether it may miss a call, which it then counts.
+    pub(crate) may_miss: AtomicBool,
+    /// Hits that whole calls missed.
+    missed: AtomicU64,
     /// The hook's number while one is attached.
     pub(crate) hook: AtomicU64,
     hits: [AtomicU64; CALLERS],
@@ -67,18 +76,32 @@ impl Place {
             taken: AtomicBool::new(false),
             per_call: AtomicU64::new(1),
             skips: AtomicBool::new(false),
+            may_miss: AtomicBool::new(false),
+            missed: AtomicU64::new(0),
             hook: AtomicU64::new(0),
             hits: [const { AtomicU64::new(0) }; CALLERS],
         }
     }
 
-    /// One hit by a caller; calls that hooks make are not counted.
+    /// One hit by a caller; calls that hooks make are not counted. Whether it was.
     #[inline(always)]
-    pub(crate) fn hit(&self, who: u64) {
-        if let Some(hits) = self.hits.get(who as usize) {
+    pub(crate) fn hit(&self, who: u64) -> bool {
+        let hits = self.hits.get(who as usize);
+        if let Some(hits) = hits {
             // Only this caller's context writes it.
             hits.store(hits.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
         }
+        hits.is_some()
+    }
+
+    /// Where it is in its life, of a place that was taken: 0 free, 1 attaching, 2 attached, 3 detaching.
+    pub(crate) fn stage(&self) -> u64 {
+        self.phase.load(Ordering::Relaxed) % 4
+    }
+
+    /// Hits that calls missed since the hook was attached.
+    pub(crate) fn missed(&self) -> u64 {
+        self.missed.load(Ordering::Acquire)
     }
 
     /// Takes the place for a change; false if someone else has it.
@@ -93,12 +116,13 @@ impl Place {
 
     /// Whether something is attached. Of a place that was taken.
     pub(crate) fn is_attached(&self) -> bool {
-        self.phase.load(Ordering::Relaxed) % 4 == 2
+        self.stage() == 2
     }
 
     /// An attach of something that hits so often a call begins.
     pub(crate) fn attaching(&self, per_call: u64) {
         self.per_call.store(per_call, Ordering::Relaxed);
+        self.missed.store(0, Ordering::Relaxed);
         self.step(1);
     }
 
@@ -138,6 +162,26 @@ pub(crate) fn replaced(number: usize, who: u64) {
     if let Some(place) = entry.and_then(|entry| entry.places.get(REPLACED)) {
         place.hit(who);
     }
+}
+
+/// By which number a BPF program knows a place.
+pub(crate) fn cookie(function: usize, place: usize) -> u64 {
+    (function * PLACES + place) as u64
+}
+
+/// A BPF program was hit at the place of that number, by `who`, or whoever runs here. Whether that counts.
+pub(crate) fn program_hit(cookie: u64, who: u64) -> bool {
+    let Some(ledger) = LEDGER.get() else {
+        return false;
+    };
+    let who = match who {
+        u64::MAX => ledger.here(),
+        who => who,
+    };
+    let (function, place) = (cookie as usize / PLACES, cookie as usize % PLACES);
+    let entry = ledger.entry(function);
+    let place = entry.and_then(|entry| entry.places.get(place));
+    place.is_some_and(|place| place.hit(who))
 }
 
 /// What was wrong.
@@ -181,6 +225,10 @@ pub(crate) struct Ledger {
     /// Calls that were checked, and of these, places that were looked at while attached or free all the time.
     calls: [AtomicU64; CALLERS],
     certain: [AtomicU64; CALLERS],
+    /// The tasks that call, by their numbers in the kernel.
+    tasks: [AtomicU64; TASKS],
+    /// How many calls a caller is in that a hook makes in his context.
+    within_hooks: [AtomicU64; CALLERS],
 }
 
 impl Ledger {
@@ -211,7 +259,55 @@ impl Ledger {
             found: AtomicU64::new(0),
             calls: [const { AtomicU64::new(0) }; CALLERS],
             certain: [const { AtomicU64::new(0) }; CALLERS],
+            tasks: [const { AtomicU64::new(0) }; TASKS],
+            within_hooks: [const { AtomicU64::new(0) }; CALLERS],
         }))
+    }
+
+    /// The task that runs is this caller from now on.
+    pub(crate) fn is_caller(&self, who: usize) {
+        if let Some(task) = self.tasks.get(who) {
+            task.store(switch::current().id(), Ordering::Relaxed);
+        }
+    }
+
+    /// The caller whose context this is. Any context.
+    pub(crate) fn caller(&self) -> Option<u64> {
+        // A hook without a guard may be moved to another core, where another context may be.
+        let state = irq::disable();
+        let (context, core) = (context::current(), cpu::index());
+        irq::restore(state);
+        if context != Context::Task {
+            return Some(caller_in(core, context));
+        }
+        let id = switch::current().id();
+        let is_it = |task: &AtomicU64| task.load(Ordering::Relaxed) == id;
+        let found = self.tasks.iter().position(is_it);
+        found.map(|who| who as u64)
+    }
+
+    /// Who calls here, for hooks that cannot see it by an argument; [`FROM_HOOK`]: a hook does, or nobody. Any context.
+    pub(crate) fn here(&self) -> u64 {
+        let who = self.caller().unwrap_or(FROM_HOOK);
+        let within = self.within_hooks.get(who as usize);
+        let by_itself = within.is_some_and(|within| within.load(Ordering::Relaxed) == 0);
+        if by_itself { who } else { FROM_HOOK }
+    }
+
+    /// A hook makes calls of its own in `work`.
+    pub(crate) fn within_hook(&self, work: impl FnOnce()) {
+        let caller = self.caller();
+        let within = caller.and_then(|who| self.within_hooks.get(who as usize));
+        // Only this caller's context writes it; what interrupts it counts for itself.
+        let add = |by: i64| {
+            if let Some(within) = within {
+                let now = within.load(Ordering::Relaxed).wrapping_add_signed(by);
+                within.store(now, Ordering::Relaxed);
+            }
+        };
+        add(1);
+        work();
+        add(-1);
     }
 
     /// How many functions there are.
@@ -236,9 +332,14 @@ impl Ledger {
         self.functions.get(index)
     }
 
+    /// The number of the function at an address. Any context.
+    pub(crate) fn number(&self, address: u64) -> Option<usize> {
+        self.addresses.get(&address).copied()
+    }
+
     /// The function at an address. Any context.
     pub(crate) fn at(&self, address: u64) -> Option<&Entry> {
-        self.entry(*self.addresses.get(&address)?)
+        self.entry(self.number(address)?)
     }
 
     /// Calls a function and checks what comes of it. Any context, as long as `who` is this context's own: no lock, no
@@ -269,6 +370,10 @@ impl Ledger {
             let wrong = match (phase == phase_after, phase % 4) {
                 // What takes the place of a function that is skipped is skipped with it.
                 (true, 2) if number == REPLACED && may_skip && skipped => None,
+                (true, 2) if hit < whole && place.may_miss.load(Ordering::Relaxed) => {
+                    place.missed.fetch_add(whole - hit, Ordering::Release);
+                    None
+                }
                 (true, 2) if hit < whole => Some(Wrong::Lost),
                 (true, 2) if hit > whole => Some(Wrong::Double),
                 (true, 0) if hit > 0 => Some(Wrong::Stray),
@@ -355,6 +460,6 @@ impl core::fmt::Display for Caller {
 }
 
 /// The number of a core's softirq (1), hardirq (2) or NMI (3) as a caller.
-pub(crate) fn caller_in(core: usize, context: crate::context::Context) -> u64 {
+pub(crate) fn caller_in(core: usize, context: Context) -> u64 {
     (TASKS + 3 * core + (context as usize).saturating_sub(1)) as u64
 }

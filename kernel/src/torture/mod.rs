@@ -22,12 +22,13 @@ use alloc::vec::Vec;
 use changes::Changes;
 use core::sync::atomic::{AtomicBool, Ordering};
 use fastrand::Rng;
+pub(crate) use ledger::program_hit;
 use ledger::{LEDGER, Ledger, TASKS};
 
 /// Tasks that attach and detach.
 const CHANGERS: usize = 4;
 /// How long the first round takes, in seconds: what is allocated once for good is allocated then.
-const WARM_UP: u64 = 2;
+const WARM_UP: u64 = 5;
 /// How often the run says how far it is, in seconds.
 const PROGRESS: u64 = 10;
 
@@ -83,6 +84,7 @@ fn round(
     for who in 0..TASKS as u64 {
         let (stop, mut random) = (stop.clone(), random.fork());
         let calling = move || {
+            ledger.is_caller(who as usize);
             while !stop.load(Ordering::Relaxed) {
                 for _ in 0..64 {
                     ledger.call(ledger.choose(&mut random), who, random.u64(..));
@@ -103,8 +105,8 @@ fn round(
         };
         tasks.push(sched::spawn("changer", changing).ok_or("no memory for a task")?);
     }
-    let (storm_stop, random) = (stop.clone(), random.fork());
-    let storming = move || storm::run(&storm_stop, random);
+    let (storm_stop, of_storm) = (stop.clone(), random.fork());
+    let storming = move || storm::run(&storm_stop, of_storm);
     let storm = sched::spawn("storm", storming).ok_or("no memory for a task")?;
     for second in 1..=seconds {
         sched::sleep_ns(1_000_000_000);
@@ -122,7 +124,7 @@ fn round(
     stop.store(true, Ordering::Relaxed);
     tasks.into_iter().for_each(|task| task.join());
     let calls = storm.join();
-    changes.detach_all(ledger);
+    changes.detach_all(ledger, random);
     Ok(calls)
 }
 

@@ -6,34 +6,32 @@
 //! attaches here waits for a grace period before a site's second word is changed, and whoever detaches for one behind it, as
 //! Linux's callers do.
 
+mod tracer;
+mod trampoline;
+
+pub(crate) use tracer::attach;
+
 use super::platform::Kernel;
-use super::{
-    Change, CodeLine, Function, HookError, HookId, HookInfo, Mechanism, Point, Program, Protection,
-    Running, attach_other, check_target,
-};
+use super::{Change, CodeLine, HookError, Protection};
 use crate::arch::callee::Shape;
-use crate::arch::linux::{self as hit, Called, Op, Prog, Users};
-use crate::arch::{code, cpu};
-use crate::mm::stack;
+use crate::arch::code;
+use crate::arch::linux::{self as hit, Op};
 use crate::sched::{self, Mutex};
-use crate::{rcu, symbols, types};
+use crate::{rcu, symbols};
+use ::trampoline::linux::caller::{self, Caller, Find};
+use ::trampoline::linux::filter::Filter;
+use ::trampoline::linux::{Listing, fprobe, site};
+use ::trampoline::pool::{Label, Owner, Pool};
+use ::trampoline::{Engine, Kind, Reason};
 use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
-use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec;
 use alloc::vec::Vec;
-use bpf_vm::attachment::Attachment;
-use trampoline::linux::caller::{self, Caller, Find};
-use trampoline::linux::filter::Filter;
-use trampoline::linux::image::{self, Attached, Description};
-use trampoline::linux::{Listing, fprobe, site};
-use trampoline::pool::{Label, Owner, Pool};
-use trampoline::program::CONTEXTS;
-use trampoline::{ArgSpec, Engine, Guard, Kind, Platform, Reason};
+use trampoline::Trampoline;
 
 /// Executable memory with code or a descriptor.
-type Code = trampoline::pool::Code<Kernel>;
+type Code = ::trampoline::pool::Code<Kernel>;
 
 /// How a program is entered, of those ways that Linux has.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -192,7 +190,7 @@ static LINUX: Mutex<Linux> = Mutex::empty();
 fn behind_site(address: usize) -> u64 {
     let nop = |at| code::read(at) == Some(NOP);
     match nop(address) && nop(address + 4) {
-        true => address as u64 + trampoline::Site::BYTES,
+        true => address as u64 + ::trampoline::Site::BYTES,
         false => address as u64,
     }
 }
@@ -390,7 +388,8 @@ impl Linux {
         self.publish();
         for &function in &functions {
             if let Err(reason) = self.lead(function) {
-                self.unregister(&op);
+                // Where it cannot be taken off it stays in the list, and lives.
+                let _ = self.unregister(&op);
                 return Err((function, reason));
             }
         }
@@ -398,14 +397,29 @@ impl Linux {
     }
 
     /// Takes an op out, off its sites and out of the list, and waits until nobody can be in it.
-    fn unregister(&mut self, op: &Arc<Op>) {
-        self.ops.retain(|r| !Arc::ptr_eq(&r.op, op));
+    ///
+    /// # Errors
+    /// A site could not be changed; the op is as it was.
+    fn unregister(&mut self, op: &Arc<Op>) -> Result<(), (u64, Reason)> {
+        let place = self.ops.iter().position(|r| Arc::ptr_eq(&r.op, op));
+        let Some(place) = place else {
+            return Ok(());
+        };
+        let gone = self.ops.remove(place);
+        self.ops.shrink_to_fit();
         for function in op.filter.functions() {
-            // On an error the site leads where it did: to code that stays, and to an op that is not in the list any more.
-            let _ = self.lead(function);
+            if let Err(reason) = self.lead(function) {
+                self.ops.insert(place, gone);
+                // Those that have been led past it already lead there again; one that does not is hooked by nothing that is freed.
+                for function in op.filter.functions() {
+                    let _ = self.lead(function);
+                }
+                return Err((function, reason));
+            }
         }
         self.publish();
         rcu::synchronize(rcu::Flavour::Tasks);
+        Ok(())
     }
 
     /// Why two tracers cannot share a function.
@@ -447,183 +461,6 @@ fn stack_of(function: usize) -> u32 {
     symbols::stack_of(function as u64).unwrap_or(UNKNOWN_STACK)
 }
 
-/// A hook by an op.
-struct OpHook {
-    functions: Vec<u64>,
-    way: Way,
-    program: String,
-    op: Arc<Op>,
-    running: Arc<Running>,
-    bytes: u64,
-    stack_bytes: u32,
-    /// Kept as long as the op.
-    keep: Option<(trampoline::Callee, Arc<Code>)>,
-}
-
-/// Hooks a program onto functions, by an op of its own.
-pub(crate) fn attach(
-    functions: &[Function],
-    way: Way,
-    point: Point,
-    program: Program,
-) -> Result<HookId, HookError> {
-    let Some(first) = functions.first() else {
-        return Err(HookError::Code(
-            "no function to hook; name one at least".into(),
-        ));
-    };
-    for function in functions {
-        check_target(function, point)?;
-    }
-    if way == Way::Trampoline {
-        return attach_trampoline(first, point, program);
-    }
-    let unsuited = |why: &str| HookError::Target {
-        function: first.name.into(),
-        why: why.into(),
-    };
-    if point.sleepable {
-        return Err(unsuited(
-            "an op's program must not block; attach it by the function's trampoline (linux)",
-        ));
-    }
-    if point.kind != Kind::Fentry && way != Way::FprobeExit {
-        return Err(unsuited(
-            "an op is called at a function's entry; attach the program by the function's trampoline (linux)",
-        ));
-    }
-    let arguments = match way.shape(point.kind) {
-        Shape::Registers => 0,
-        _ => types::arguments(first.name).registers(),
-    };
-    let attachment = Attachment {
-        function: first.address as u64,
-        cookie: point.cookie,
-        arguments: arguments.into(),
-        has_result: false.into(),
-    };
-    let (callee, running) = program.at(attachment, point.protection, false);
-    let mut frames = stack_of(hit::walk as *const () as usize)
-        .saturating_add(stack_of(way.function() as *const () as usize))
-        .saturating_add(callee.stack_bytes);
-    let addresses: Vec<_> = functions.iter().map(|f| f.address as u64).collect();
-    attach_other(|engine, _| {
-        let mut linux = LINUX.lock();
-        let all = way.shape(point.kind) == Shape::Registers
-            && matches!(way, Way::List { .. } | Way::CallOps { .. });
-        let finds = way.finds().unwrap_or(Finds::List);
-        let own = linux
-            .caller(finds, all)
-            .map_or(0, |c| c.listing.frame_bytes);
-        frames = frames.saturating_add(own.max(linux.landing.listing.frame_bytes));
-        check_stack(first, frames)?;
-        if let Some(function) = linux.conflict(&addresses, finds) {
-            let by = match finds {
-                Finds::List => "tracers with per-callsite ops",
-                Finds::CallOps => "tracers of the list without per-callsite ops",
-            };
-            return Err(refused((function, Reason::Claimed { by })));
-        }
-        let nodes = match way {
-            // As many as can be under way if nobody blocks in a function: twice a core for each.
-            Way::FprobeExit => (2 * cpu::online().count() * functions.len()) as u32,
-            _ => 0,
-        };
-        let called = Called {
-            address: callee.address,
-            data: callee.data.unwrap_or(0),
-            running: running.clone(),
-        };
-        let function = behind_site(way.function() as *const () as usize);
-        let op = Op::new(function, Filter::new(&addresses), Some(called), nodes);
-        let op = Arc::new(op);
-        let descriptor = descriptor(engine.pool(), &op).map_err(|r| refused((0, r)))?;
-        let new = Registered {
-            op: op.clone(),
-            finds: Some(finds),
-            all,
-            descriptor: descriptor.clone(),
-        };
-        linux.prepare(engine, &addresses).map_err(refused)?;
-        if let Err(e) = linux.register(new) {
-            linux.abandon(engine, &addresses);
-            return Err(refused(e));
-        }
-        let hook = OpHook {
-            functions: addresses.clone(),
-            way,
-            program: callee.name.clone(),
-            op,
-            running,
-            bytes: descriptor.bytes(),
-            stack_bytes: frames,
-            keep: Some((callee, descriptor)),
-        };
-        Ok((hook, addresses))
-    })
-}
-
-fn check_stack(function: &Function, needed: u32) -> Result<(), HookError> {
-    let limit = (stack::HOOK_RESERVE / CONTEXTS) as u32;
-    match needed > limit {
-        true => Err(HookError::refused(
-            function.name,
-            Reason::Stack { needed, limit },
-        )),
-        false => Ok(()),
-    }
-}
-
-impl Mechanism for OpHook {
-    fn info(&self) -> HookInfo {
-        let first = self.functions.first().copied().unwrap_or(0);
-        let mut function = symbols::Name(first as usize).function();
-        if self.functions.len() > 1 {
-            function = alloc::format!("{function} and {} more", self.functions.len() - 1);
-        }
-        HookInfo {
-            id: HookId(0),
-            function,
-            kind: self.way.name(),
-            program: self.program.clone(),
-            engine: self.running.engine,
-            sleepable: false,
-            misses: self.running.state.misses(),
-            bytes: self.bytes as usize,
-            stack_bytes: self.stack_bytes as usize,
-        }
-    }
-
-    fn covers(&self, function: u64) -> bool {
-        self.functions.contains(&function)
-    }
-
-    fn changes(&self) -> Vec<Change> {
-        let linux = LINUX.lock();
-        let functions = self.functions.iter();
-        functions.flat_map(|f| linux.changes(*f)).collect()
-    }
-
-    fn hits(&self) -> Option<u64> {
-        self.running.hits()
-    }
-
-    fn detach(&mut self, engine: &mut Engine<Kernel>) -> Result<(), HookError> {
-        let mut linux = LINUX.lock();
-        self.op.stop();
-        linux.unregister(&self.op);
-        linux.abandon(engine, &self.functions);
-        drop(linux);
-        if let Some((callee, descriptor)) = self.keep.take() {
-            // No function may return to its program any more.
-            when_idle((self.op.clone(), callee, descriptor), |(op, ..)| {
-                op.at_rest()
-            });
-        }
-        Ok(())
-    }
-}
-
 /// How long to wait before it is looked again whether someone is still inside, in nanoseconds.
 const LOOK_AGAIN_NS: u64 = 2_000_000;
 
@@ -637,274 +474,6 @@ fn when_idle<T: Send + 'static>(what: T, idle: impl Fn(&T) -> bool + Send + 'sta
             when_idle(what, idle);
         }
     });
-}
-
-/// A BPF trampoline's code.
-struct Image {
-    code: Code,
-    listing: Listing,
-    /// Addresses of the NOP behind the call of the function, and of the end.
-    bypass: Option<(u64, u64)>,
-    stack_bytes: u32,
-    users: Box<Users>,
-    /// What the code names.
-    _programs: Vec<Attached>,
-}
-
-/// A function's BPF trampoline.
-struct Trampoline {
-    image: Arc<Image>,
-    programs: Vec<(HookId, Attached)>,
-    op: Registered,
-}
-
-impl Image {
-    fn new(
-        pool: &Arc<Pool<Kernel>>,
-        function: u64,
-        args: ArgSpec,
-        programs: &[(HookId, Attached)],
-    ) -> Result<Image, Reason> {
-        let programs: Vec<_> = programs.iter().map(|(_, p)| p.clone()).collect();
-        let calls = programs.iter().any(|(kind, ..)| kind.calls_function());
-        if calls && args.stack().is_none() {
-            return Err(Reason::Arguments);
-        }
-        let users = Box::new(Users::new());
-        let description = Description {
-            args,
-            programs: &programs,
-            users: image::Users {
-                enter: behind_site(hit::came as *const () as usize),
-                exit: behind_site(hit::left as *const () as usize),
-                of: core::ptr::from_ref(&*users).expose_provenance() as u64,
-            },
-        };
-        let name = alloc::format!("the trampoline of {function:#x}");
-        let reserved = pool
-            .reserve(description.words_at_most(), &name)
-            .map_err(Reason::Pool)?;
-        let base = reserved.address();
-        let mut words = vec![0; reserved.capacity()];
-        let built = description
-            .generate(&mut words, base)
-            .map_err(Reason::Code)?;
-        words.truncate(built.words);
-        let (needed, limit) = (built.stack_bytes, Kernel.stack_limit());
-        if needed > limit {
-            return Err(Reason::Stack { needed, limit });
-        }
-        let label = Label {
-            owner: Owner::Linux { function },
-            record: Some(built.listing.record.clone()),
-        };
-        let code = reserved.publish(label, &words).map_err(Reason::Platform)?;
-        let at = |index: usize| base + 4 * index as u64;
-        Ok(Image {
-            code,
-            listing: built.listing,
-            bypass: built.bypass.map(|(nop, end)| (at(nop), at(end))),
-            stack_bytes: built.stack_bytes,
-            users,
-            _programs: programs,
-        })
-    }
-
-    /// Frees it when nobody can be in it, nor return into it. Nothing leads to it any more.
-    fn retire(self: Arc<Image>) {
-        let Some((nop, end)) = self.bypass else {
-            // Sleepable programs first, then whoever is in the code.
-            rcu::defer_all(move || drop(self));
-            return;
-        };
-        // Who is in the function runs nothing of the exit: B may replace NOP while cores execute it.
-        let over = a64::ops::b().with_offset(end.wrapping_sub(nop) as i64);
-        if let Ok(over) = over {
-            // On an error those calls run the exit once more, and the image lives until then all the same.
-            if Kernel.patch(nop, NOP, over.encode()).is_ok() {
-                Kernel.sync_cores();
-            }
-        }
-        when_idle(self, |image| !image.users.any());
-    }
-}
-
-/// The functions that go around a program, and the stack that they use.
-fn guard_of(protection: Protection, sleepable: bool) -> (Guard, u32) {
-    type Enter = extern "C" fn(*const Prog, *const hit::Run) -> u64;
-    type Exit = extern "C" fn(*const Prog, u64, *const hit::Run);
-    let recursion = matches!(protection, Protection::Program | Protection::Context);
-    let (enter, exit): (Enter, Exit) = match (sleepable, recursion) {
-        (false, true) => (hit::enter_recur, hit::exit_recur),
-        (false, false) => (hit::enter, hit::exit),
-        (true, true) => (hit::enter_sleepable_recur, hit::exit_sleepable_recur),
-        (true, false) => (hit::enter_sleepable, hit::exit_sleepable),
-    };
-    let (enter, exit) = (enter as *const () as usize, exit as *const () as usize);
-    let guard = Guard::Call {
-        enter: behind_site(enter),
-        exit: behind_site(exit),
-    };
-    (guard, stack_of(enter).max(stack_of(exit)))
-}
-
-/// A program of a BPF trampoline.
-struct TrampolineHook {
-    id: HookId,
-    function: u64,
-    kind: Kind,
-    program: String,
-    prog: Arc<Prog>,
-    args: ArgSpec,
-}
-
-fn attach_trampoline(
-    function: &Function,
-    point: Point,
-    program: Program,
-) -> Result<HookId, HookError> {
-    if matches!(point.kind, Kind::Fsession | Kind::Freplace) {
-        return Err(HookError::Target {
-            function: function.name.into(),
-            why: "the Linux way has neither sessions nor replacing here; attach it without linux"
-                .into(),
-        });
-    }
-    let args = types::arguments(function.name);
-    let attachment = Attachment {
-        function: function.address as u64,
-        cookie: point.cookie,
-        arguments: args.words().into(),
-        has_result: point.kind.calls_function().into(),
-    };
-    let (mut callee, running) = program.at(attachment, point.protection, point.sleepable);
-    let prog = Arc::new(Prog::new(running));
-    let (guard, around) = guard_of(point.protection, point.sleepable);
-    callee.guard = guard;
-    callee.stack_bytes = callee.stack_bytes.max(around);
-    callee.state = Arc::as_ptr(&prog).expose_provenance() as u64;
-    callee.keep = Some(prog.clone());
-    let address = function.address as u64;
-    attach_other(|engine, id| {
-        let name = callee.name.clone();
-        let mut linux = LINUX.lock();
-        let before = linux.trampolines.get(&address);
-        let mut programs = before.map_or(Vec::new(), |t| t.programs.clone());
-        programs.push((id, (point.kind, callee, point.cookie)));
-        linux
-            .set_programs(engine, address, args, programs)
-            .map_err(|reason| refused((address, reason)))?;
-        let hook = TrampolineHook {
-            id,
-            function: address,
-            kind: point.kind,
-            program: name,
-            prog,
-            args,
-        };
-        Ok((hook, vec![address]))
-    })
-}
-
-impl Linux {
-    /// Gives a function's trampoline these programs, or none. On an error it is as it was.
-    fn set_programs(
-        &mut self,
-        engine: &mut Engine<Kernel>,
-        function: u64,
-        args: ArgSpec,
-        programs: Vec<(HookId, Attached)>,
-    ) -> Result<(), Reason> {
-        let pool = engine.pool().clone();
-        if programs.is_empty() {
-            if let Some(gone) = self.trampolines.remove(&function) {
-                self.unregister(&gone.op.op);
-                self.abandon(engine, &[function]);
-                gone.image.retire();
-            }
-            return Ok(());
-        }
-        let image = Arc::new(Image::new(&pool, function, args, &programs)?);
-        if let Some(there) = self.trampolines.get_mut(&function) {
-            let old = core::mem::replace(&mut there.image, image.clone());
-            let direct = &there.op.op.direct;
-            direct.store(image.code.address(), core::sync::atomic::Ordering::Release);
-            there.programs = programs;
-            self.lead(function)?;
-            old.retire();
-            return Ok(());
-        }
-        let target = behind_site(hit::direct as *const () as usize);
-        let op = Arc::new(Op::new(target, Filter::new(&[function]), None, 0));
-        op.direct
-            .store(image.code.address(), core::sync::atomic::Ordering::Release);
-        let new = Registered {
-            descriptor: descriptor(&pool, &op)?,
-            op,
-            finds: None,
-            all: false,
-        };
-        self.prepare(engine, &[function]).map_err(|(_, r)| r)?;
-        let trampoline = Trampoline {
-            image,
-            programs,
-            op: new.clone(),
-        };
-        self.trampolines.insert(function, trampoline);
-        if let Err((_, reason)) = self.register(new) {
-            self.trampolines.remove(&function);
-            self.abandon(engine, &[function]);
-            return Err(reason);
-        }
-        Ok(())
-    }
-}
-
-impl Mechanism for TrampolineHook {
-    fn info(&self) -> HookInfo {
-        let linux = LINUX.lock();
-        let image = linux.trampolines.get(&self.function).map(|t| &t.image);
-        let running = &self.prog.running;
-        HookInfo {
-            id: self.id,
-            function: symbols::Name(self.function as usize).function(),
-            kind: match self.kind {
-                Kind::Fentry => "linux-fentry",
-                Kind::FmodRet => "linux-fmod_ret",
-                Kind::Fexit | Kind::Fsession | Kind::Freplace => "linux-fexit",
-            },
-            program: self.program.clone(),
-            engine: running.engine,
-            sleepable: running.sleepable,
-            misses: running.state.misses(),
-            bytes: image.map_or(0, |i| i.code.bytes() as usize),
-            stack_bytes: image.map_or(0, |i| i.stack_bytes as usize),
-        }
-    }
-
-    fn covers(&self, function: u64) -> bool {
-        self.function == function
-    }
-
-    fn changes(&self) -> Vec<Change> {
-        LINUX.lock().changes(self.function)
-    }
-
-    fn hits(&self) -> Option<u64> {
-        self.prog.running.hits()
-    }
-
-    fn detach(&mut self, engine: &mut Engine<Kernel>) -> Result<(), HookError> {
-        let mut linux = LINUX.lock();
-        let Some(there) = linux.trampolines.get(&self.function) else {
-            return Err(HookError::NoSuchHook(self.id));
-        };
-        let others = there.programs.iter().filter(|(id, _)| *id != self.id);
-        let rest: Vec<_> = others.cloned().collect();
-        linux
-            .set_programs(engine, self.function, self.args, rest)
-            .map_err(|reason| refused((self.function, reason)))
-    }
 }
 
 /// The live code that a function's site leads to; nothing if it does not go this way.

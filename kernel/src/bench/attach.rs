@@ -7,10 +7,10 @@
 //! no rows then.
 #![forbid(unsafe_code)]
 
+use super::{BenchError, Row, failed};
 use crate::arch::pmu::{self, Counter};
-use crate::bench::{BenchError, Row};
 use crate::bpf::{self, Engine};
-use crate::hook::{self, HookId, Protection};
+use crate::hook::{self, At, HookId, How, Protection, Settings, WayIn};
 use crate::{rcu, sched};
 use alloc::format;
 use alloc::vec::Vec;
@@ -34,6 +34,18 @@ const STEPS: [&str; 5] = [
     "detach-freed",  // the same, until all memory is back
 ];
 
+/// What is put on many functions at once.
+const MULTI: [(&str, &str); 2] = [
+    ("multi-entry", "multi/entry_empty"),
+    ("multi-exit", "multi/exit_empty"),
+];
+
+/// So many.
+const MANY: usize = 1000;
+
+/// What is counted of that.
+const MULTI_STEPS: [&str; 2] = ["attach-1000", "detach-1000"];
+
 /// Instructions of all cores while `work` runs, read from one core: each began to count at another time.
 fn whole<T>(work: impl FnOnce() -> Result<T, BenchError>) -> Result<(u64, T), BenchError> {
     sched::migrate_disable();
@@ -46,12 +58,11 @@ fn whole<T>(work: impl FnOnce() -> Result<T, BenchError>) -> Result<(u64, T), Be
 
 /// One repetition: the figures of [`STEPS`].
 pub(crate) fn once(program: &str) -> Result<[u64; STEPS.len()], BenchError> {
-    let hooks = |e: &dyn core::fmt::Display| BenchError::Hook(format!("{e}"));
-    let function = hook::resolve(TARGET).map_err(|e| hooks(&e))?;
-    let attach = || bpf::attach(program, &function, Engine::Jit).map_err(|e| hooks(&e));
-    let detach = |id: HookId| hook::detach(id).map_err(|e| hooks(&e));
+    let function = hook::resolve(TARGET).map_err(|e| failed(&e))?;
+    let attach = || bpf::attach(program, &function, Engine::Jit).map_err(|e| failed(&e));
+    let detach = |id: HookId| hook::detach(id).map_err(|e| failed(&e));
     // The object is loaded, and nothing is left over from before.
-    bpf::section(program).map_err(|e| hooks(&e))?;
+    bpf::section(program).map_err(|e| failed(&e))?;
     rcu::barrier();
     let (first, id) = whole(attach)?;
     let (second, other) = whole(attach)?;
@@ -65,25 +76,62 @@ pub(crate) fn once(program: &str) -> Result<[u64; STEPS.len()], BenchError> {
     Ok([first, second, second_off, off, freed])
 }
 
+/// One repetition for a program on [`MANY`] functions at once: on, and off again.
+fn once_many(program: &str) -> Result<[u64; 2], BenchError> {
+    let at = |how: How, _: Option<&str>| {
+        let mut selection = hook::select("*")?;
+        selection.functions.truncate(MANY);
+        match how {
+            How::Many { exit } => Ok(At::Many(selection, exit)),
+            other => other.at("*"),
+        }
+    };
+    let (way, settings) = (WayIn::Springboard, Settings::default());
+    bpf::section(program).map_err(|e| failed(&e))?;
+    let (on, hooked) = whole(|| {
+        let hooked = bpf::attach_at(program, Engine::Jit, way, settings, at);
+        hooked.map_err(|e| failed(&e))
+    })?;
+    if hooked.functions != MANY {
+        let found = hooked.functions;
+        return Err(BenchError::Hook(format!(
+            "{found} functions were hooked, not {MANY}"
+        )));
+    }
+    let (off, ()) = whole(|| hook::detach(hooked.id).map_err(|e| failed(&e)))?;
+    rcu::barrier();
+    Ok([on, off])
+}
+
+/// The largest of [`REPETITIONS`]; one more comes first, which finds code and data where they will be.
+fn largest<const N: usize>(
+    once: impl Fn() -> Result<[u64; N], BenchError>,
+) -> Result<[u64; N], BenchError> {
+    once()?;
+    let mut largest = [0; N];
+    for _ in 0..REPETITIONS {
+        for (largest, figure) in largest.iter_mut().zip(once()?) {
+            *largest = figure.max(*largest);
+        }
+    }
+    Ok(largest)
+}
+
 /// All rows; none if the counter is not the whole system's.
 pub(crate) fn rows() -> Result<Vec<Row>, BenchError> {
     let mut rows = Vec::new();
     if pmu::counter() != Counter::Instructions {
         return Ok(rows);
     }
+    let guard = Protection::Program.name();
     for (kind, program) in KINDS {
-        // The first one finds code and data where they will be.
-        let mut largest = once(program)?;
-        largest.fill(0);
-        for _ in 0..REPETITIONS {
-            let figures = once(program)?;
-            for (largest, figure) in largest.iter_mut().zip(figures) {
-                *largest = figure.max(*largest);
-            }
-        }
-        for (step, figure) in STEPS.into_iter().zip(largest) {
-            let guard = Protection::Program.name();
+        for (step, figure) in STEPS.into_iter().zip(largest(|| once(program))?) {
             rows.push(Row::of_operation(step, kind, TARGET, guard, figure));
+        }
+    }
+    for (kind, program) in MULTI {
+        for (step, figure) in MULTI_STEPS.into_iter().zip(largest(|| once_many(program))?) {
+            rows.push(Row::of_operation(step, kind, "*", guard, figure));
         }
     }
     Ok(rows)
