@@ -38,7 +38,14 @@ const OWN: [&str; 6] = [
     "maps",
 ];
 /// The samples that only load where the kernel is Springboard, and one whose programs take numbers in place of a context.
-const OF_ONE_KERNEL: [&str; 5] = ["offered", "page_in", "replace", "replace_rule", "session"];
+const OF_ONE_KERNEL: [&str; 6] = [
+    "offered",
+    "page_in",
+    "replace",
+    "replace_rule",
+    "session",
+    "torture",
+];
 /// Programs whose result is a number that a compiler chose.
 const CHOSEN: [&str; 1] = ["local_id"];
 /// Optimisations and processors to try.

@@ -6,7 +6,7 @@ use crate::runtime::Runtime;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::ops::Range;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// One call of the platform.
@@ -30,8 +30,8 @@ struct State {
     calls: Vec<Call>,
     deferred: Vec<Retired>,
     failing: Option<PlatformError>,
-    /// Patches that still succeed before one fails.
-    failing_patch: Option<(usize, PlatformError)>,
+    /// Patches that still succeed before one fails, then those before the next.
+    failing_patches: VecDeque<(usize, PlatformError)>,
 }
 
 /// A platform whose code is a map from address to word. Clones share it.
@@ -66,9 +66,9 @@ impl FakePlatform {
         if let Some(error) = state.failing.take() {
             return Err(error);
         }
-        if let Some((after, error)) = state.failing_patch.take() {
+        if let Some((after, error)) = state.failing_patches.pop_front() {
             match after.checked_sub(1) {
-                Some(after) => state.failing_patch = Some((after, error)),
+                Some(after) => state.failing_patches.push_front((after, error)),
                 None => return Err(error),
             }
         }
@@ -101,9 +101,10 @@ impl FakePlatform {
         self.state().failing = Some(error);
     }
 
-    /// The next write succeeds; of the patches behind it, the one that comes after so many others fails with this.
+    /// The next write succeeds; of the patches behind it, and behind the last one that was to fail, the one that comes after so many others
+    /// fails with this.
     pub fn fail_patch(&self, after: usize, error: PlatformError) {
-        self.state().failing_patch = Some((after, error));
+        self.state().failing_patches.push_back((after, error));
     }
 
     /// Ends the grace period: drops what was deferred, and says how many that were.

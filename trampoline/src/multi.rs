@@ -341,7 +341,8 @@ impl<P: Platform> Engine<P> {
     /// A call that has begun may still run a program of its entry once; a program of its exit is not run any more.
     ///
     /// # Errors
-    /// It is still on all of them.
+    /// It is still on all of them; or, if the host could not undo what it had done, on those that it could not be taken off. It can be
+    /// detached again in either case.
     pub fn detach_multi(&mut self, id: AttachId) -> Result<(), DetachError> {
         let multi = self.multis.get(&id).ok_or(DetachError::Unknown { id })?;
         let mut found = Vec::with_capacity(multi.functions.len());
@@ -354,20 +355,24 @@ impl<P: Platform> Engine<P> {
             }
         }
         let patches: Vec<_> = found.iter().map(|(_, _, patch)| *patch).collect();
-        patch_all(self.platform(), &patches).map_err(|failed| DetachError::Stuck {
-            function: found
-                .get(failed.index)
-                .map_or(0, |(function, ..)| *function),
-            reason: Reason::Platform(failed.error),
-        })?;
-        for (function, place, _) in found {
-            if let Some(chain) = self.chains.get_mut(&function) {
-                chain.stubs.remove(place);
+        let done = patch_all(self.platform(), &patches);
+        let stuck = matches!(&done, Err(failed) if !failed.undone);
+        for (function, place, patch) in &found {
+            let stays = || stuck && self.platform().read(patch.at) == Some(patch.new);
+            if !(done.is_ok() || stays()) {
+                continue;
+            }
+            if let Some(chain) = self.chains.get_mut(function) {
+                chain.stubs.remove(*place);
                 if chain.is_empty() {
-                    self.chains.remove(&function);
+                    self.chains.remove(function);
                 }
             }
         }
+        done.map_err(|failed| DetachError::Stuck {
+            function: found.get(failed.index).map_or(0, |(f, ..)| *f),
+            reason: Reason::Platform(failed.error),
+        })?;
         if let Some(multi) = self.multis.remove(&id) {
             if multi.block.exit {
                 multi.block.silence();

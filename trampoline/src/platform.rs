@@ -178,8 +178,9 @@ pub trait Platform: Send + Sync + 'static {
         let one = |patch: &Patch| self.patch(patch.at, patch.old, patch.new);
         for (index, patch) in patches.iter().enumerate() {
             if let Err(error) = one(patch) {
-                let mut done = patches.iter().take(index);
-                let undone = done.all(|done| one(&done.reversed()).is_ok());
+                let done = patches.iter().take(index);
+                // Also behind one that cannot be undone.
+                let undone = done.fold(true, |all, done| one(&done.reversed()).is_ok() && all);
                 return Err(PatchError {
                     index,
                     error,

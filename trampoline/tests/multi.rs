@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! One program on many functions: all of them or none, what each costs, and what its chain, its listing and its addresses say.
 
+use trampoline::attach::DetachError;
 use trampoline::fakes::{Call, FakePlatform};
 use trampoline::multi::{BYTES_PER_FUNCTION, Program, Target};
 use trampoline::registers::Words;
@@ -165,6 +166,36 @@ fn an_error_leaves_every_function_as_it_was() {
             .attach_multi(&targets(&all), program(false), |_| false)
             .is_err()
     );
+    assert_eq!(engine.pool().free_bytes(), free);
+}
+
+#[test]
+fn a_detach_that_cannot_be_undone_can_be_gone_on_with() {
+    let (platform, mut engine, all) = engine(50);
+    let free = engine.pool().free_bytes();
+    let id = engine.attach_multi(&targets(&all), program(false), |_| false);
+    let id = id.unwrap().unwrap();
+    // The 31st patch fails, and of the 30 that are then undone the 4th.
+    platform.fail_patch(30, PlatformError::NotCode { at: 1 });
+    platform.fail_patch(3, PlatformError::NotCode { at: 2 });
+    match engine.detach_multi(id) {
+        Err(DetachError::Stuck { function, reason }) => {
+            assert_eq!(function, all[30]);
+            assert_eq!(reason, Reason::Platform(PlatformError::NotCode { at: 1 }));
+        }
+        other => panic!("{other:?}"),
+    }
+    let off: Vec<_> = all
+        .iter()
+        .filter(|f| platform.read(**f) == Some(NOP))
+        .collect();
+    assert_eq!(off, [&all[3]]);
+    assert_eq!(engine.changed_sites().count(), 49);
+    assert!(all.iter().all(|f| engine.check(*f).is_ok()));
+    assert_eq!(platform.end_grace_period(), 0);
+    engine.detach_multi(id).unwrap();
+    assert!(all.iter().all(|f| platform.read(*f) == Some(NOP)));
+    platform.end_grace_period();
     assert_eq!(engine.pool().free_bytes(), free);
 }
 

@@ -137,9 +137,10 @@ pub(crate) fn patch_all(patches: &[Patch]) -> Result<(), (usize, CodeError, bool
             let back = patches.iter().take(done).map(|patch| patch.reversed());
             let mut back = back.collect::<Vec<_>>();
             back.reverse();
+            // Also behind a page that cannot be undone.
             let undone = back
                 .chunk_by(|a, b| page(a) == page(b))
-                .all(|group| patch_page(group).is_ok());
+                .fold(true, |all, group| patch_page(group).is_ok() && all);
             return Err((done + index, error, undone));
         }
         done += group.len();
