@@ -6,7 +6,7 @@
 
 char LICENSE[] SEC("license") = "Dual MIT/GPL";
 
-__u64 jumped, arrived;
+__u64 jumped, arrived, cookie;
 
 int arrive(void *ctx);
 
@@ -19,10 +19,11 @@ struct {
 	.values = { [1] = (void *)&arrive },
 };
 
-SEC("fentry/workload_call")
+SEC("fentry/workload_six")
 int arrive(void *ctx)
 {
 	arrived++;
+	cookie = bpf_get_attach_cookie(ctx); /* of the program that came here */
 	return 0;
 }
 

@@ -6,6 +6,7 @@
 
 mod attach;
 mod freplace;
+mod tail;
 
 pub(crate) use attach::{attach, attach_at};
 pub(crate) use freplace::{forget, freplace};
@@ -31,7 +32,7 @@ use bpf_vm::host::Symbol;
 use bpf_vm::interp::{Interpreter, Region};
 use bpf_vm::jit;
 use bpf_vm::map::{Map, MapMemory, MapRegion, TailTarget};
-use bpf_vm::object::Object;
+use bpf_vm::object::{AttachPoint, Object};
 use bpf_vm::program::{UncheckedProgram, ValidatedProgram};
 use core::cell::Cell;
 use core::fmt;
@@ -252,6 +253,7 @@ pub(crate) fn init() {
     let _ = bpf_vm::host::register(&Host);
     OBJECTS.put(Box::new(Vec::new()));
     freplace::init();
+    tail::init();
     offered::init();
 }
 
@@ -306,8 +308,16 @@ fn load(name: &str, bytes: &[u8]) -> Result<Loaded, BpfError> {
             };
             map.set_program(slot.slot, Some(Arc::new(target)))
                 .map_err(|e| refused(&e))?;
+            let target = tail::Target {
+                program: program.clone(),
+                stack_bytes: compiled.stack_bytes + called_stack(program),
+            };
+            tail::note(map, slot.slot, Some(target));
             loaded.filled.push((map.clone(), slot.slot));
         }
+    }
+    for program in &loaded.programs {
+        tail::check(program).map_err(|e| refused(&e))?;
     }
     Ok(loaded)
 }
@@ -323,6 +333,7 @@ impl Drop for Loaded {
     fn drop(&mut self) {
         // A program holds its program arrays, and these hold programs. No object that has hooks is ever dropped.
         for (map, slot) in self.filled.drain(..) {
+            tail::note(&map, slot, None);
             // The slot was there when it was filled.
             let _ = map.set_program(slot, None);
         }
@@ -408,6 +419,13 @@ pub(crate) fn section(spec: &str) -> Result<String, BpfError> {
     Ok(program.section().into())
 }
 
+/// The function or pattern that a program's section names, if it names one.
+pub(crate) fn named_target(spec: &str) -> Result<Option<String>, BpfError> {
+    let section = section(spec)?;
+    let point = AttachPoint::parse(&section).ok();
+    Ok(point.and_then(|point| point.target.map(String::from)))
+}
+
 /// A program run by the interpreter.
 struct Interpreted {
     interpreter: Interpreter,
@@ -455,7 +473,15 @@ fn runnable(
         }
         Engine::Jit => {
             let (code, made) = compile(spec, &program)?;
-            let reads = program.context_words().map_or(Words::ALL, Words::of);
+            let targets = tail::targets(&program);
+            let reads = targets
+                .iter()
+                .map(|target| &target.program)
+                .chain([&program]);
+            let reads = context_words(reads).map_or(Words::ALL, Words::of);
+            let stacks = targets.iter().map(|target| target.stack_bytes);
+            let own = made.stack_bytes + called_stack(&program);
+            let stack_bytes = stacks.fold(own, u32::max);
             let make = move |attachment: Attachment| {
                 let compiled = Arc::new(Compiled {
                     attachment,
@@ -466,7 +492,7 @@ fn runnable(
                 callee::Callee {
                     address: compiled.code.address(),
                     data: asks.then(|| compiled.attachment.address()),
-                    stack_bytes: made.stack_bytes + called_stack(&compiled.program),
+                    stack_bytes,
                     keep: compiled,
                 }
             };
@@ -511,6 +537,13 @@ pub(crate) fn target(base: u64, arguments: usize) -> jit::Target<'static> {
 fn called_stack(program: &ValidatedProgram) -> u32 {
     let of = |helper: &Helper| helper.function.address().and_then(symbols::stack_of);
     program.callable().filter_map(of).max().unwrap_or(0)
+}
+
+/// The words of the context that any of these programs may read; `None`: any word.
+fn context_words<'p>(programs: impl Iterator<Item = &'p Arc<ValidatedProgram>>) -> Option<u64> {
+    programs
+        .map(|program| program.context_words())
+        .try_fold(0, |all, words| Some(all | words?))
 }
 
 /// A compiled program: its code, what the code is told of its place, and the program that holds the maps that the code names.

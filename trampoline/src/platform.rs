@@ -180,7 +180,8 @@ pub trait Platform: Send + Sync + 'static {
             if let Err(error) = one(patch) {
                 let done = patches.iter().take(index);
                 // Also behind one that cannot be undone.
-                let undone = done.fold(true, |all, done| one(&done.reversed()).is_ok() && all);
+                let stuck = done.filter(|done| one(&done.reversed()).is_err()).count();
+                let undone = stuck == 0;
                 return Err(PatchError {
                     index,
                     error,

@@ -138,10 +138,11 @@ pub(crate) fn patch_all(patches: &[Patch]) -> Result<(), (usize, CodeError, bool
             let mut back = back.collect::<Vec<_>>();
             back.reverse();
             // Also behind a page that cannot be undone.
-            let undone = back
+            let stuck = back
                 .chunk_by(|a, b| page(a) == page(b))
-                .fold(true, |all, group| patch_page(group).is_ok() && all);
-            return Err((done + index, error, undone));
+                .filter(|group| patch_page(group).is_err())
+                .count();
+            return Err((done + index, error, stuck == 0));
         }
         done += group.len();
     }

@@ -40,6 +40,13 @@ const MULTI: [(&str, &str); 2] = [
     ("multi-exit", "multi/exit_empty"),
 ];
 
+/// With the guard on, though they need none.
+const GUARDED: Settings = Settings {
+    sleepable: false,
+    protection: Some(Protection::Program),
+    cookie: 0,
+};
+
 /// So many.
 const MANY: usize = 1000;
 
@@ -59,7 +66,11 @@ fn whole<T>(work: impl FnOnce() -> Result<T, BenchError>) -> Result<(u64, T), Be
 /// One repetition: the figures of [`STEPS`].
 pub(crate) fn once(program: &str) -> Result<[u64; STEPS.len()], BenchError> {
     let function = hook::resolve(TARGET).map_err(|e| failed(&e))?;
-    let attach = || bpf::attach(program, &function, Engine::Jit).map_err(|e| failed(&e));
+    let attach = || {
+        let on = |how: How, _: Option<&str>| how.on(function);
+        let hooked = bpf::attach_at(program, Engine::Jit, WayIn::Springboard, GUARDED, on);
+        hooked.map(|hooked| hooked.id).map_err(|e| failed(&e))
+    };
     let detach = |id: HookId| hook::detach(id).map_err(|e| failed(&e));
     // The object is loaded, and nothing is left over from before.
     bpf::section(program).map_err(|e| failed(&e))?;
@@ -86,20 +97,20 @@ fn once_many(program: &str) -> Result<[u64; 2], BenchError> {
             other => other.at("*"),
         }
     };
-    let (way, settings) = (WayIn::Springboard, Settings::default());
+    let (way, settings) = (WayIn::Springboard, GUARDED);
     bpf::section(program).map_err(|e| failed(&e))?;
     let (on, hooked) = whole(|| {
         let hooked = bpf::attach_at(program, Engine::Jit, way, settings, at);
         hooked.map_err(|e| failed(&e))
     })?;
+    let (off, ()) = whole(|| hook::detach(hooked.id).map_err(|e| failed(&e)))?;
+    rcu::barrier();
     if hooked.functions != MANY {
         let found = hooked.functions;
         return Err(BenchError::Hook(format!(
             "{found} functions were hooked, not {MANY}"
         )));
     }
-    let (off, ()) = whole(|| hook::detach(hooked.id).map_err(|e| failed(&e)))?;
-    rcu::barrier();
     Ok([on, off])
 }
 

@@ -48,7 +48,7 @@ impl Attach<'_> {
     /// Hooks all of it in, on a function.
     pub(super) fn attach(&self, function: &hook::Function) -> Result<Vec<HookId>, BenchError> {
         let settings = Settings {
-            protection: self.protection,
+            protection: Some(self.protection),
             ..Settings::default()
         };
         let attached = self.programs.iter().enumerate().map(|(index, program)| {

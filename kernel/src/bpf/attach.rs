@@ -2,13 +2,16 @@
 //! Hooks BPF programs in: the section says by which mechanism, and one place checks what a program may call there.
 
 use super::freplace::{self, Placed};
-use super::{BpfError, Engine, program, runnable};
+use super::{BpfError, Engine, program, runnable, tail};
+use crate::arch::callee::Shape;
 use crate::hook::linux::Way;
 use crate::hook::{
-    self, At, Function, HookError, HookId, HookedIn, How, Point, ProbeWay, Settings, WayIn,
+    self, At, Function, HookError, HookId, HookedIn, How, Point, ProbeWay, Protection, Settings,
+    WayIn,
 };
 use crate::offered;
 use crate::targets::{self, Target};
+use crate::types;
 use alloc::format;
 use bpf_vm::object::{AttachKind, AttachPoint};
 use bpf_vm::program::ValidatedProgram;
@@ -75,8 +78,8 @@ pub(crate) fn attach_at(
         way,
     };
     let point = AttachPoint::parse(program.section()).map_err(|_| wrong())?;
-    let how = how(point.kind, way).ok_or_else(wrong)?;
-    let at = at(how, point.target).map_err(BpfError::Hook)?;
+    let section = how(point.kind, way).ok_or_else(wrong)?;
+    let at = at(section, point.target).map_err(BpfError::Hook)?;
     let settings = Settings {
         sleepable: point.sleepable,
         ..settings
@@ -93,6 +96,21 @@ pub(crate) fn attach_at(
         placed.as_ref().map(|(f, _)| f),
         settings.sleepable,
     )?;
+    // What has the last word must not make another context of it.
+    if at.how().shape() != section.shape() {
+        return Err(wrong());
+    }
+    fits(spec, &program, &at)?;
+    let protection = match way {
+        WayIn::Springboard => needed(settings.protection, &program),
+        // Linux's guards are part of its ways.
+        WayIn::LinuxKprobe | WayIn::Linux(_) => settings.protection.unwrap_or_default(),
+    };
+    let asked = settings.protection;
+    let settings = Settings {
+        protection: Some(protection),
+        ..settings
+    };
     let name = program.name().into();
     let program = runnable(spec, program, engine, how.shape())?;
     let hooked = hook::hook_in(at, settings, program).map_err(BpfError::Hook)?;
@@ -106,9 +124,10 @@ pub(crate) fn attach_at(
             point: Point {
                 kind,
                 sleepable: settings.sleepable,
-                protection: settings.protection,
+                protection,
                 cookie: settings.cookie,
             },
+            asked,
             function,
             replaced: alloc::vec::Vec::new(),
         });
@@ -116,8 +135,83 @@ pub(crate) fn attach_at(
     Ok(hooked)
 }
 
-/// Whether a program may call what it calls, hooked in so: what a session or a replacement calls looks at a context that only those have.
+/// What keeps a program from running inside itself, if nothing else is asked for. One that calls nothing reaches no site, so it needs
+/// nothing: neither can it recurse, nor is it moved in the middle of anything that belongs to a core.
+pub(super) fn needed(asked: Option<Protection>, program: &ValidatedProgram) -> Protection {
+    let calls = |program: &ValidatedProgram| program.callable().next().is_some();
+    let targets = tail::targets(program);
+    let mut all = targets
+        .iter()
+        .map(|target| &*target.program)
+        .chain([program]);
+    asked.unwrap_or_else(|| match all.any(calls) {
+        true => Protection::default(),
+        false => Protection::None,
+    })
+}
+
+/// Whether a program, and what it may become, reads no more of its context than there is at this place.
+fn fits(spec: &str, program: &ValidatedProgram, at: &At) -> Result<(), BpfError> {
+    let (function, kind) = match at {
+        At::Trampoline(function, kind) => (function, *kind),
+        At::Linux(functions, way, kind) if way.shape(*kind) != Shape::Registers => {
+            match functions.first() {
+                Some(function) => (function, *kind),
+                None => return Ok(()),
+            }
+        }
+        // All registers are there, for whoever reads on to find nothing of the function's.
+        _ => return Ok(()),
+    };
+    let arguments = types::arguments(function.name);
+    let there = match at {
+        At::Linux(_, Way::List { .. } | Way::CallOps { .. }, _) => arguments.registers(),
+        _ => arguments.words(),
+    };
+    let results = match kind {
+        Kind::Fexit | Kind::FmodRet | Kind::Fsession => arguments.results().max(1),
+        Kind::Fentry | Kind::Freplace => 0,
+    };
+    let words = u32::from(there) + u32::from(results);
+    let targets = tail::targets(program);
+    let all = targets.iter().map(|target| &*target.program);
+    for program in all.chain([program]) {
+        // Of one that reads by an index nothing is known here: it reads what it likes, as it always did.
+        let reads = program
+            .context_words()
+            .map_or(0, |read| 64 - read.leading_zeros());
+        if reads > words {
+            let why = format!(
+                "program {spec} reads word {} of its context, and there are {words} (0 to {}): {there} of arguments and {results} of \
+                 the result; read what the function has, or attach it to a function that has more",
+                reads - 1,
+                i64::from(words) - 1,
+            );
+            let function = function.name.into();
+            return Err(BpfError::Hook(HookError::Target { function, why }));
+        }
+    }
+    Ok(())
+}
+
+/// Whether a program, and what it may become, may call what it calls, hooked in so.
 pub(super) fn allowed(
+    spec: &str,
+    program: &ValidatedProgram,
+    how: How,
+    function: Option<&Function>,
+    sleepable: bool,
+) -> Result<(), BpfError> {
+    let targets = tail::targets(program);
+    let mut all = targets
+        .iter()
+        .map(|target| &*target.program)
+        .chain([program]);
+    all.try_for_each(|program| may_call(spec, program, how, function, sleepable))
+}
+
+/// As [`allowed`], of one program: what a session or a replacement calls looks at a context that only those have.
+fn may_call(
     spec: &str,
     program: &ValidatedProgram,
     how: How,

@@ -10,10 +10,10 @@
 //!
 //! Locks: the hooks' one, then [`PLACED`].
 
-use super::attach::allowed;
+use super::attach::{allowed, needed};
 use super::{BpfError, Engine, Loaded, runnable};
 use crate::hook::{
-    self, Change, Function, HookError, HookId, HookInfo, How, Kernel, Mechanism, Point, WayIn,
+    self, Change, Function, HookError, HookId, HookInfo, How, Kernel, Mechanism, Point, Protection,
 };
 use crate::sched::Mutex;
 use alloc::boxed::Box;
@@ -41,6 +41,8 @@ pub(super) struct Placed {
     pub engine: Engine,
     /// How it is attached.
     pub point: Point,
+    /// The protection that was asked for, if one was.
+    pub asked: Option<Protection>,
     /// What it is attached to.
     pub function: Function,
     /// What takes the place of functions of it.
@@ -98,10 +100,14 @@ impl Placed {
         let how = How::Trampoline(self.point.kind);
         let sleepable = self.point.sleepable;
         let allowed = allowed(&self.spec, &program, how, Some(&self.function), sleepable);
+        let point = Point {
+            protection: needed(self.asked, &program),
+            ..self.point
+        };
         let made = allowed
             .and_then(|()| runnable(&self.spec, Arc::new(program), self.engine, how.shape()));
         let made = made.map_err(|e| unfit(e.to_string()))?;
-        hook::exchange(engine, self.id, &self.function, self.point, made)
+        hook::exchange(engine, self.id, &self.function, point, made)
     }
 }
 
@@ -113,9 +119,12 @@ impl Placed {
 /// refused as one program would be. What is attached stays as it was.
 pub(crate) fn freplace(spec: &str, target: HookId) -> Result<HookId, BpfError> {
     let (by_object, by) = super::program(spec)?;
-    let wrong = || BpfError::WrongWay {
-        section: by.section().into(),
-        way: WayIn::Springboard,
+    let wrong = || BpfError::Refused {
+        object: spec.into(),
+        why: format!(
+            "its section is {:?}, and only a program in freplace/FUNCTION takes the place of a function of another program",
+            by.section()
+        ),
     };
     let point = AttachPoint::parse(by.section()).map_err(|_| wrong())?;
     let (AttachKind::Freplace, Some(function)) = (point.kind, point.target) else {

@@ -136,8 +136,8 @@ impl At {
 pub(crate) struct Settings {
     /// Whether the program may block.
     pub sleepable: bool,
-    /// What keeps it from running inside itself.
-    pub protection: Protection,
+    /// What keeps it from running inside itself; `None`: what it needs.
+    pub protection: Option<Protection>,
     /// What it is told when it asks for its cookie.
     pub cookie: u64,
 }
@@ -165,6 +165,7 @@ pub(crate) fn hook_in(
         protection,
         cookie,
     } = settings;
+    let protection = protection.unwrap_or_default();
     let point = |kind| Point {
         kind,
         sleepable,

@@ -40,6 +40,8 @@ pub(crate) enum HookError {
         /// Its hook.
         id: HookId,
     },
+    /// Neither the program's section nor anyone else names a function.
+    Unnamed,
     /// The name is no function's.
     Name(ResolveError),
     /// There is no such hook.
@@ -58,6 +60,9 @@ impl fmt::Display for HookError {
         match self {
             HookError::Full(e) => write!(f, "{e}"),
             HookError::Refused(name, e) => write!(f, "{name} cannot be hooked: {e}"),
+            HookError::Unnamed => f.write_str(
+                "no function is named, and the program's section names none either: say which",
+            ),
             HookError::Code(why) => write!(f, "the program's code: {why}"),
             HookError::Target { function, why } => {
                 write!(f, "{function} cannot be hooked so: {why}")

@@ -51,7 +51,8 @@ impl fmt::Display for ResolveError {
             ResolveError::Unknown { asked, nearest } => {
                 write!(
                     f,
-                    "no function is called {asked:?}; the nearest names are {}",
+                    "no function is called {asked:?}: it is misspelt, or no copy of it is left in the image, for the compiler put it into its \
+                     callers; hook one of these, or mark it #[inline(never)]; the nearest names are {}",
                     nearest.join(", ")
                 )
             }

@@ -307,15 +307,20 @@ fn attach(_: &mut Shell, command: &'static Command, arguments: &str) -> Outcome 
             .into_iter()
             .chain([WayIn::LinuxKprobe])
     };
-    // Names of functions may hold spaces: words are taken from the end as long as they say something.
+    // Names of functions may hold spaces: words are taken from the end as long as they say something. The last one that is left is a
+    // function if nothing else says which.
+    let own = bpf::named_target(program).ok().flatten();
     while !name.is_empty() {
         let (before, last) = name.rsplit_once(' ').unwrap_or(("", name));
+        if before.is_empty() && own.is_none() {
+            break;
+        }
         if let Some((_, engine)) = ENGINES.iter().find(|(word, _)| *word == last) {
             by = *engine;
         } else if let Some((_, found)) = KINDS.iter().find(|(word, _)| *word == last) {
             kind = Some(*found);
         } else if let Some(found) = PROTECTIONS.iter().find(|p| p.name() == last) {
-            settings.protection = *found;
+            settings.protection = Some(*found);
         } else if let Some(found) = ways().find(|way| way.name() == last) {
             way = found;
         } else if let Some(number) = last.strip_prefix("cookie=") {
@@ -327,9 +332,17 @@ fn attach(_: &mut Shell, command: &'static Command, arguments: &str) -> Outcome 
         name = before.trim_end();
     }
     let hooked = match (by, kind) {
-        (By::Engine(engine), None) if !program.is_empty() => {
+        (By::Engine(engine), kind) if !program.is_empty() => {
             bpf::attach_at(program, engine, way, settings, |how, own| {
-                how.at(own.filter(|_| name.is_empty()).unwrap_or(name))
+                let name = own.filter(|_| name.is_empty()).unwrap_or(name);
+                match kind.filter(|kind| *kind != how) {
+                    None if name.is_empty() => Err(hook::HookError::Unnamed),
+                    None => how.at(name),
+                    Some(_) => Err(hook::HookError::Target {
+                        function: name.into(),
+                        why: "the program's section says how, and it is another way than that; KIND is for native hooks".into(),
+                    }),
+                }
             })?
         }
         (By::Native, kind) if !name.is_empty() => {
@@ -337,6 +350,7 @@ fn attach(_: &mut Shell, command: &'static Command, arguments: &str) -> Outcome 
                 (None, way) => way.entry(),
                 (Some(how), WayIn::Springboard) => how,
                 (Some(How::Trampoline(kind)), WayIn::Linux(way)) => How::Linux(way, kind),
+                (Some(How::Probe(ProbeKind::Here, _)), WayIn::LinuxKprobe) => way.entry(),
                 _ => return Err(ShellError::Usage(command)),
             };
             let program = native(program)?.program(how.shape());

@@ -7,8 +7,8 @@ use crate::arch::{callee, cpu, irq, pmu, smp, switch, timer};
 use crate::bench::attach as attach_bench;
 use crate::bpf::{self, Engine};
 use crate::hook::linux::Way;
-use crate::hook::{How, ProbeWay, Settings, WayIn};
-use crate::workload::workload_call;
+use crate::hook::{How, ProbeWay, Protection, Settings, WayIn};
+use crate::workload::{workload_call, workload_six};
 use crate::{check, hook, initrd, mm, rcu, trace};
 use alloc::format;
 use alloc::string::ToString;
@@ -78,6 +78,16 @@ pub(super) const TESTS: &[Test] = &[
         name: "bpf.helpers_in_place_answer_as_calls_do",
         seconds: 20,
         run: in_place,
+    },
+    Test {
+        name: "bpf.a_context_is_no_shorter_than_what_is_read",
+        seconds: 20,
+        run: no_more_than_there_is,
+    },
+    Test {
+        name: "bpf.what_calls_nothing_has_no_guard",
+        seconds: 20,
+        run: no_needless_guard,
     },
     Test {
         name: "bpf.bad_objects_are_refused_with_a_reason",
@@ -449,7 +459,7 @@ fn session() -> Outcome {
 fn jump() -> Outcome {
     for engine in ENGINES {
         let before = (variable("jump", "jumped")?, variable("jump", "arrived")?);
-        hooked("jump/jump", engine, || {
+        hooked_with("jump/jump", engine, 77, || {
             call(1, 2);
             call(1, 2);
             Ok(())
@@ -458,6 +468,114 @@ fn jump() -> Outcome {
         check!(
             (after.0 - before.0, after.1 - before.1) == (2, 2),
             "{engine:?}: {after:?} after {before:?}, which is not two of each"
+        );
+        let cookie = variable("jump", "cookie")?;
+        check!(
+            cookie == 77,
+            "{engine:?}: the program that was jumped to found {cookie} for its cookie"
+        );
+    }
+    // The one that is jumped to as one of another kind, which would read registers where there are arguments.
+    let mut other = object("jump.bpf.o")?;
+    let section = b"fentry/workload_six";
+    let at = other.windows(section.len()).position(|w| w == section);
+    let Some(at) = at else {
+        check!(
+            false,
+            "jump.bpf.o has no section of the name that the test knows"
+        );
+        return Ok(());
+    };
+    other[at..at + 6].copy_from_slice(b"kprobe");
+    refused("jump", &other, "by a tail call")
+}
+
+/// A program is guarded if it calls anything, also by what it may become, or if its guard is asked for.
+fn no_needless_guard() -> Outcome {
+    let target = function("workload_call")?;
+    for (program, asked, guarded) in [
+        ("empty", None, false),
+        ("empty", Some(Protection::Program), true),
+        ("count", None, true),
+        ("count", Some(Protection::None), false),
+        ("jump/jump", None, true),
+        ("hooks/fexit_empty", None, false),
+        ("multi/entry_empty", None, false),
+        ("kprobe/kprobe_empty", None, false),
+    ] {
+        for engine in ENGINES {
+            let settings = Settings {
+                protection: asked,
+                ..Settings::default()
+            };
+            let on = |how: How, _: Option<&str>| how.on(target);
+            let hooked = bpf::attach_at(program, engine, WayIn::Springboard, settings, on);
+            let hooked = hooked.map_err(|e| failed(&e))?;
+            let lines = hook::describe(target.address);
+            let found = lines.iter().any(|line| line.ingredient == "guard");
+            let programs = lines.iter().filter(|line| line.ingredient == "program");
+            let programs = programs.count();
+            let result = call(5, 6);
+            hook::detach(hooked.id).map_err(|e| failed(&e))?;
+            check!(
+                result == 21 && programs > 0 && found == guarded,
+                "{program} with {asked:?} by {engine:?}: {programs} calls of it, guarded: {found}"
+            );
+        }
+    }
+    Ok(())
+}
+
+/// What a program reads of its context must be there.
+fn no_more_than_there_is() -> Outcome {
+    let six = function("workload_six")?;
+    for engine in ENGINES {
+        let id = bpf::attach("six", &six, engine).map_err(|e| failed(&e))?;
+        let result = black_box(workload_six as extern "C" fn(u64, u64, u64, u64, u64, u64) -> u64)(
+            1, 2, 3, 4, 5, 6,
+        );
+        hook::detach(id).map_err(|e| failed(&e))?;
+        let seen = [
+            variable("six", "first")?,
+            variable("six", "last")?,
+            variable("six", "result")?,
+        ];
+        check!(seen == [1, 6, result], "{engine:?}: it saw {seen:?}");
+        // Two arguments and a result are three words; the program reads the seventh.
+        let two = function("workload_call")?;
+        for way in [WayIn::Springboard, WayIn::Linux(Way::Trampoline)] {
+            let on = |how: How, _: Option<&str>| how.on(two);
+            match bpf::attach_at("six", engine, way, Settings::default(), on) {
+                Ok(_) => check!(
+                    false,
+                    "{engine:?} {way:?}: it was attached to workload_call"
+                ),
+                Err(e) => {
+                    let text = e.to_string();
+                    for part in ["workload_call", "word 6", "there are 3"] {
+                        check!(text.contains(part), "{way:?}: no {part:?} in: {text}");
+                    }
+                }
+            }
+        }
+    }
+    // Nor does a program get another context than its section says, whatever is asked for.
+    let target = function("workload_call")?;
+    for how in [
+        How::Probe(ProbeKind::Here, ProbeWay::Detour),
+        How::Many { exit: false },
+    ] {
+        let on = |_: How, _: Option<&str>| how.on(target);
+        let hooked = bpf::attach_at(
+            "empty",
+            Engine::Jit,
+            WayIn::Springboard,
+            Settings::default(),
+            on,
+        );
+        check!(
+            hooked.is_err(),
+            "a program of fentry was hooked in by {how:?}"
         );
     }
     Ok(())

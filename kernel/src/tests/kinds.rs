@@ -7,7 +7,7 @@ use super::{Failure, Outcome, Test};
 use crate::arch::callee::{Hit, NativeHook};
 use crate::arch::{code, cpu, smp};
 use crate::context::{self, Context, Softirq};
-use crate::hook::{self, HookId, Point, Protection};
+use crate::hook::{self, HookId, How, Point, ProbeWay, Protection, Settings};
 use crate::workload::{set_gate, workload_blocks, workload_call, workload_twelve};
 use crate::{check, rcu, sched};
 use alloc::string::ToString;
@@ -15,7 +15,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::hint::black_box;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use trampoline::Kind;
+use trampoline::{Kind, ProbeKind};
 
 pub(super) const TESTS: &[Test] = &[
     Test {
@@ -67,6 +67,11 @@ pub(super) const TESTS: &[Test] = &[
         name: "kinds.detached_under_ten_sleepers",
         seconds: 60,
         run: sleepers,
+    },
+    Test {
+        name: "kinds.a_hit_that_takes_too_much_stack_is_refused",
+        seconds: 20,
+        run: too_much_stack,
     },
     Test {
         name: "kinds.what_a_function_does_not_allow_is_refused",
@@ -512,5 +517,72 @@ fn refused() -> Outcome {
             }
         }
     }
+    Ok(())
+}
+
+/// It does nothing, on more stack than a hit may take.
+struct Deep;
+
+impl NativeHook for Deep {
+    const STACK: u32 = 30_000;
+
+    fn hit(&self, _: &Hit<'_>) -> u64 {
+        0
+    }
+}
+
+/// Wherever it would be hooked in, the numbers are said, and nothing is changed.
+fn too_much_stack() -> Outcome {
+    let function = function("workload_call")?;
+    let before = (hook::pool_free(), hook::list().len());
+    let ways = [
+        How::Trampoline(Kind::Fentry),
+        How::Trampoline(Kind::Fexit),
+        How::Trampoline(Kind::FmodRet),
+        How::Trampoline(Kind::Fsession),
+        How::Probe(ProbeKind::Here, ProbeWay::Detour),
+        How::Probe(ProbeKind::Return, ProbeWay::Detour),
+        How::Probe(ProbeKind::Here, ProbeWay::Breakpoint),
+        How::Many { exit: false },
+        How::Many { exit: true },
+    ];
+    let linux = hook::linux::WAYS.map(|way| match way {
+        hook::linux::Way::FprobeExit => How::Linux(way, Kind::Fexit),
+        way => How::Linux(way, Kind::Fentry),
+    });
+    for how in ways.into_iter().chain(linux) {
+        let program = hook::Program::native("deep".into(), Arc::new(Deep), how.shape());
+        let hooked = how
+            .on(function)
+            .and_then(|at| hook::hook_in(at, Settings::default(), program));
+        match hooked {
+            Ok(hooked) => {
+                hook::detach(hooked.id).map_err(|e| failed(&e))?;
+                check!(false, "{how:?}: 30000 bytes of stack were let in");
+            }
+            Err(e) => {
+                let text = e.to_string();
+                let numbers = text.split(|c: char| !c.is_ascii_digit());
+                let most = numbers.filter_map(|n| n.parse::<u32>().ok()).max();
+                check!(
+                    text.contains("workload_call")
+                        && text.contains("24576 are set aside")
+                        && most.is_some_and(|needed| needed >= Deep::STACK),
+                    "{how:?}: {text}"
+                );
+            }
+        }
+    }
+    crate::rcu::barrier();
+    crate::rcu::barrier();
+    check!(
+        (hook::pool_free(), hook::list().len()) == before,
+        "the pool and the hooks are not as before"
+    );
+    let report = crate::integrity::check().map_err(Failure::Failed)?;
+    check!(
+        report.unaccounted == 0,
+        "code was changed and no hook owns it"
+    );
     Ok(())
 }

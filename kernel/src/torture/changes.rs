@@ -2,8 +2,10 @@
 //! Puts hooks on and takes them off at random.
 
 use super::functions::{Function, GROUPS, PATCH, PATCHED, PATTERNS, SWAPS};
-use super::ledger::{Entry, FROM_HOOK, Ledger, MANY, Place, REPLACED, SINGLE, SKIPPED, cookie};
-use crate::arch::callee::{Hit, NativeHook};
+use super::ledger::{
+    Entry, FROM_HOOK, Ledger, MANY, Place, REPLACED, SINGLE, SKIPPED, Traits, cookie,
+};
+use crate::arch::callee::{Hit, NativeHook, Shape};
 use crate::arch::lock::SpinLock;
 use crate::bpf::{self, BpfError, Engine};
 use crate::hook::linux::Way as LinuxWay;
@@ -120,7 +122,7 @@ const SINGLES: [How; 6] = [
 ];
 
 /// The Linux way. A function's tracers must all find their ops the same way, so each function has one of these rows.
-const LINUX: [&[How]; 3] = [
+const LINUX: [&[How]; 4] = [
     &[
         How::Linux(LinuxWay::Trampoline, Kind::Fentry),
         How::Linux(LinuxWay::Trampoline, Kind::Fexit),
@@ -136,6 +138,7 @@ const LINUX: [&[How]; 3] = [
         How::Linux(LinuxWay::Fprobe, Kind::Fentry),
         How::Linux(LinuxWay::FprobeExit, Kind::Fexit),
     ],
+    &[How::Probe(ProbeKind::Here, ProbeWay::Breakpoint)],
 ];
 
 /// All ways, with the words of the summary.
@@ -156,7 +159,7 @@ const WAYS: [(Way, &str); 11] = [
 impl Way {
     fn of(how: How) -> Way {
         match how {
-            How::Linux(..) => Way::Linux,
+            How::Linux(..) | How::Probe(_, ProbeWay::Breakpoint) => Way::Linux,
             how => Way::In(how),
         }
     }
@@ -165,7 +168,7 @@ impl Way {
 /// Whether a hook may miss calls, which it counts.
 fn may_miss(how: How) -> bool {
     let returns = How::Probe(ProbeKind::Return, ProbeWay::Detour);
-    matches!(how, How::Linux(..)) || [returns, How::Many { exit: true }].contains(&how)
+    Way::of(how) == Way::Linux || [returns, How::Many { exit: true }].contains(&how)
 }
 
 /// Whether the program runs when the function has returned, with registers as its context.
@@ -191,8 +194,23 @@ fn program(how: How, sleepable: bool) -> Option<&'static str> {
         (How::Probe(ProbeKind::Return, _), _) => "torture/at_probe_return",
         (How::Many { exit: false }, _) => "torture/at_many",
         (How::Many { exit: true }, _) => "torture/at_many_return",
+        (How::Linux(LinuxWay::Trampoline, Kind::Fexit), _) => "torture/at_exit",
+        (How::Linux(LinuxWay::FprobeExit, _), _) => "torture/at_probe_return",
+        (How::Linux(way, kind), _) => match way.shape(kind) {
+            Shape::Registers => "torture/at_probe",
+            _ => "torture/at_entry",
+        },
         _ => return None,
     })
+}
+
+/// The way of such a program's section that leads there.
+fn way_in(how: How) -> WayIn {
+    match how {
+        How::Linux(way, _) => WayIn::Linux(way),
+        How::Probe(_, ProbeWay::Breakpoint) => WayIn::LinuxKprobe,
+        _ => WayIn::Springboard,
+    }
 }
 
 /// A group that one hook is on, or nobody.
@@ -295,7 +313,7 @@ impl Changes {
         let traced = matches!(how, How::Trampoline(_));
         let settings = Settings {
             sleepable: target.is_sleepy() && traced && random.bool(),
-            protection,
+            protection: Some(protection),
             cookie: cookie(function, number),
         };
         let program = program(how, settings.sleepable).filter(|_| random.u8(..3) == 0);
@@ -306,13 +324,16 @@ impl Changes {
         let skipping =
             kind == Kind::FmodRet && program.is_none() && target.is_overridable() && random.bool();
         // What is not guarded would call itself without end; what is not sleepable may not give its core up.
-        let recursing = guarded && !target.is_sleepy() && random.u8(..4) == 0;
-        place.skips.store(skipping, Ordering::Relaxed);
-        place.may_miss.store(may_miss(how), Ordering::Relaxed);
-        place.attaching(if kind == Kind::Fsession { 2 } else { 1 });
+        // What counts its misses would count those too, and hide others among them.
+        let recursing = guarded && !may_miss(how) && !target.is_sleepy() && random.u8(..4) == 0;
+        place.attaching(Traits {
+            twice: kind == Kind::Fsession,
+            skips: skipping,
+            may_miss: may_miss(how),
+        });
         let at = move |how: How| how.on(entry.hooked);
         let attached = match program {
-            Some(program) => self.bpf(program, settings, at, random),
+            Some(program) => self.bpf(program, way_in(how), settings, at, random),
             None => {
                 let hook = Arc::new(Hook {
                     ledger,
@@ -335,6 +356,7 @@ impl Changes {
     fn bpf(
         &self,
         program: &str,
+        way: WayIn,
         settings: Settings,
         at: impl FnOnce(How) -> Result<At, HookError>,
         random: &mut Rng,
@@ -343,7 +365,6 @@ impl Changes {
             true => Engine::Jit,
             false => Engine::Interpreter,
         };
-        let way = WayIn::Springboard;
         let hooked = bpf::attach_at(program, engine, way, settings, |how, _| at(how))?;
         self.programs.fetch_add(1, Ordering::Relaxed);
         Ok(hooked)
@@ -443,10 +464,11 @@ impl Changes {
             false => {
                 let exit = random.bool();
                 let how = How::Many { exit };
-                for place in places() {
-                    place.may_miss.store(may_miss(how), Ordering::Relaxed);
-                    place.attaching(1);
-                }
+                let traits = Traits {
+                    may_miss: may_miss(how),
+                    ..Traits::default()
+                };
+                places().for_each(|place| place.attaching(traits));
                 let settings = Settings::default();
                 let at = |how: How| {
                     let cookie_of = |address| {
@@ -459,7 +481,7 @@ impl Changes {
                     }
                 };
                 let attached = match program(how, false).filter(|_| random.bool()) {
-                    Some(program) => self.bpf(program, settings, at, random),
+                    Some(program) => self.bpf(program, way_in(how), settings, at, random),
                     None => {
                         let hook = Arc::new(OnMany {
                             ledger,
@@ -492,7 +514,7 @@ impl Changes {
         match (place.is_attached(), hook::resolve(by)) {
             (true, _) => self.detach(place),
             (false, Ok(by)) => {
-                place.attaching(1);
+                place.attaching(Traits::default());
                 let replaced = hook::replace(&entry.hooked, &by);
                 let replaced = replaced.map_err(BpfError::Hook);
                 self.attached(place, Way::Replace, by.name, replaced);
@@ -520,7 +542,7 @@ impl Changes {
         };
         match places().next().map_or(0, Place::stage) {
             0 => {
-                places().for_each(|place| place.attaching(1));
+                places().for_each(|place| place.attaching(Traits::default()));
                 match livepatch::apply(&PATCH) {
                     Ok(id) => group.hook.store(id.0, Ordering::Relaxed),
                     Err(error) => {
@@ -564,7 +586,15 @@ impl Changes {
             sched::sleep_ns(1_000_000);
         }
         let entries = (0..ledger.len()).filter_map(|function| ledger.entry(function));
-        for place in entries.flat_map(|e| &e.places).filter(|p| p.is_attached()) {
+        // Those of groups and of the live patch have no hook of their own: what went wrong with these has been said.
+        let patched = |number: usize| PATCHED.iter().any(|(patched, ..)| *patched == number);
+        let entries = entries.enumerate().flat_map(|(number, entry)| {
+            let places = entry.places.iter().enumerate();
+            places.filter(move |(place, _)| {
+                *place != MANY && !(*place == REPLACED && patched(number))
+            })
+        });
+        for (_, place) in entries.filter(|(_, place)| place.is_attached()) {
             self.detach(place);
         }
     }

@@ -51,18 +51,50 @@ pub(crate) const PLACES: usize = REPLACED + 1;
 /// What a hook that skips functions makes them return, beside `who` and the value.
 pub(crate) const SKIPPED: u64 = 0x5349_5050_4544_0000;
 
+/// What is to be expected of a hook.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Traits {
+    /// It is hit twice by a whole call, not once.
+    pub twice: bool,
+    /// It skips the function.
+    pub skips: bool,
+    /// It may miss a call, which it then counts.
+    pub may_miss: bool,
+}
+
+impl Traits {
+    fn bits(self) -> u64 {
+        u64::from(self.twice) | u64::from(self.skips) << 1 | u64::from(self.may_miss) << 2
+    }
+
+    fn of(bits: u64) -> Traits {
+        Traits {
+            twice: bits & 1 != 0,
+            skips: bits & 2 != 0,
+            may_miss: bits & 4 != 0,
+        }
+    }
+}
+
+/// The low bits of a place's missed hits are their count, those above it which attachment missed them, modulo what fits.
+const MISSED_BITS: u32 = 40;
+
+/// What a caller sees of a place.
+#[derive(Clone, Copy)]
+struct Look {
+    phase: u64,
+    hits: u64,
+    traits: Traits,
+}
+
 /// A place for a hook.
 pub(crate) struct Place {
     phase: AtomicU64,
     /// Whoever attaches or detaches here.
     taken: AtomicBool,
-    /// Hits of one whole call: 2 for sessions.
-    per_call: AtomicU64,
-    /// Whether it skips the function.
-    pub(crate) skips: AtomicBool,
-    /// Whether it may miss a call, which it then counts.
-    pub(crate) may_miss: AtomicBool,
-    /// Hits that whole calls missed.
+    /// What is attached: [`Traits`] as bits.
+    traits: AtomicU64,
+    /// Hits that whole calls missed, below the number of the attachment that they missed ([`MISSED_BITS`]).
     missed: AtomicU64,
     /// The hook's number while one is attached.
     pub(crate) hook: AtomicU64,
@@ -74,9 +106,7 @@ impl Place {
         Place {
             phase: AtomicU64::new(0),
             taken: AtomicBool::new(false),
-            per_call: AtomicU64::new(1),
-            skips: AtomicBool::new(false),
-            may_miss: AtomicBool::new(false),
+            traits: AtomicU64::new(0),
             missed: AtomicU64::new(0),
             hook: AtomicU64::new(0),
             hits: [const { AtomicU64::new(0) }; CALLERS],
@@ -101,7 +131,16 @@ impl Place {
 
     /// Hits that calls missed since the hook was attached.
     pub(crate) fn missed(&self) -> u64 {
-        self.missed.load(Ordering::Acquire)
+        self.missed.load(Ordering::Acquire) & ((1 << MISSED_BITS) - 1)
+    }
+
+    /// A call that lay wholly inside the attachment of this phase missed it so often. Of one that is over by now nobody asks.
+    fn miss(&self, phase: u64, hits: u64) {
+        let which = attachment(phase);
+        let same = |missed: u64| (missed >> MISSED_BITS == which).then_some(missed + hits);
+        let _ = self
+            .missed
+            .fetch_update(Ordering::Release, Ordering::Relaxed, same);
     }
 
     /// Takes the place for a change; false if someone else has it.
@@ -119,10 +158,11 @@ impl Place {
         self.stage() == 2
     }
 
-    /// An attach of something that hits so often a call begins.
-    pub(crate) fn attaching(&self, per_call: u64) {
-        self.per_call.store(per_call, Ordering::Relaxed);
-        self.missed.store(0, Ordering::Relaxed);
+    /// An attach of something of these traits begins.
+    pub(crate) fn attaching(&self, traits: Traits) {
+        let which = attachment(self.phase.load(Ordering::Relaxed));
+        self.missed.store(which << MISSED_BITS, Ordering::Relaxed);
+        self.traits.store(traits.bits(), Ordering::Relaxed);
         self.step(1);
     }
 
@@ -145,12 +185,35 @@ impl Place {
         self.phase.fetch_add(by, Ordering::SeqCst);
     }
 
-    /// The phase, and the hits of a caller.
-    fn look(&self, who: u64) -> (u64, u64) {
-        let phase = self.phase.load(Ordering::Relaxed);
-        let hits = self.hits.get(who as usize);
-        (phase, hits.map_or(0, |hits| hits.load(Ordering::Relaxed)))
+    /// What a caller sees before a call: the phase first, so that what belongs to it is not older.
+    fn before(&self, who: u64) -> Look {
+        let phase = self.phase.load(Ordering::Acquire);
+        self.look(who, phase)
     }
+
+    /// What a caller sees after a call: the phase last, so that what belongs to it is not younger.
+    fn after(&self, who: u64) -> Look {
+        let look = self.look(who, 0);
+        fence(Ordering::Acquire);
+        Look {
+            phase: self.phase.load(Ordering::Relaxed),
+            ..look
+        }
+    }
+
+    fn look(&self, who: u64, phase: u64) -> Look {
+        let hits = self.hits.get(who as usize);
+        Look {
+            phase,
+            hits: hits.map_or(0, |hits| hits.load(Ordering::Relaxed)),
+            traits: Traits::of(self.traits.load(Ordering::Relaxed)),
+        }
+    }
+}
+
+/// The number of the attachment that a phase belongs to, as far as it fits beside a count.
+fn attachment(phase: u64) -> u64 {
+    (phase / 4) & ((1 << (u64::BITS - MISSED_BITS)) - 1)
 }
 
 /// The account of the run, for those who are called without being told of one.
@@ -351,27 +414,28 @@ impl Ledger {
         else {
             return;
         };
-        let before = places.each_ref().map(|place| place.look(who));
+        let before = places.each_ref().map(|place| place.before(who));
         fence(Ordering::SeqCst);
         let (result, expected) = function.call(who, value);
         fence(Ordering::SeqCst);
         let (mut may_skip, mut must_skip) = (false, false);
         let skipped = result == SKIPPED ^ who ^ value;
         let mut certain = 0;
-        for (number, (place, (phase, hits))) in places.iter().zip(before).enumerate() {
-            let (phase_after, hits_after) = place.look(who);
-            let (hit, whole) = (
-                hits_after.wrapping_sub(hits),
-                place.per_call.load(Ordering::Relaxed),
-            );
-            if place.skips.load(Ordering::Relaxed) && hit != 0 {
-                (may_skip, must_skip) = (true, must_skip || phase == phase_after);
+        for (number, (place, before)) in places.iter().zip(before).enumerate() {
+            let after = place.after(who);
+            let hit = after.hits.wrapping_sub(before.hits);
+            // The same phase before and after: then so were the traits.
+            let (phase, traits) = (before.phase, before.traits);
+            let same = phase == after.phase;
+            let whole = if traits.twice { 2 } else { 1 };
+            if (traits.skips || after.traits.skips) && hit != 0 {
+                (may_skip, must_skip) = (true, must_skip || same && traits.skips);
             }
-            let wrong = match (phase == phase_after, phase % 4) {
+            let wrong = match (same, phase % 4) {
                 // What takes the place of a function that is skipped is skipped with it.
                 (true, 2) if number == REPLACED && may_skip && skipped => None,
-                (true, 2) if hit < whole && place.may_miss.load(Ordering::Relaxed) => {
-                    place.missed.fetch_add(whole - hit, Ordering::Release);
+                (true, 2) if hit < whole && traits.may_miss => {
+                    place.miss(phase, whole - hit);
                     None
                 }
                 (true, 2) if hit < whole => Some(Wrong::Lost),
@@ -381,7 +445,7 @@ impl Ledger {
                 (false, _) if hit > 2 => Some(Wrong::Double),
                 _ => None,
             };
-            certain += u64::from(phase == phase_after && phase.is_multiple_of(2));
+            certain += u64::from(same && phase.is_multiple_of(2));
             if let Some(wrong) = wrong {
                 self.note(wrong, index, who, hit, number as u64);
             }

@@ -152,11 +152,14 @@ fn faults(ledger: &Ledger, changes: &Changes, before: Free) -> Vec<String> {
         ));
     }
     match integrity::check() {
-        Ok(report) if report.unaccounted == 0 && report.unfilled.is_empty() => {}
+        Ok(report)
+            if report.unaccounted == 0 && report.unfilled.is_empty() && report.foreign == 0 => {}
         Ok(report) => faults.push(format!(
-            "integrity: {} words of code that no hook owns, {} words of free memory that are not BRK",
+            "integrity: {} words of code that no hook owns, {} words of free memory that are not BRK, {} words of hooks that are not \
+             what was written",
             report.unaccounted,
-            report.unfilled.len()
+            report.unfilled.len(),
+            report.foreign
         )),
         Err(why) => faults.push(format!("integrity: {why}")),
     }

@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What a program may become by tail calls: the programs in the program arrays that it refers to, and in theirs.
+//!
+//! A tail call hands over the context, so all of them must be hooked in the same way; and what is asked of a program when it is attached (what it
+//! reads, calls and needs of the stack) is asked of all of them.
+
+use crate::sched::Mutex;
+use alloc::boxed::Box;
+use alloc::format;
+use alloc::string::String;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use bpf_vm::map::Map;
+use bpf_vm::object::AttachPoint;
+use bpf_vm::program::ValidatedProgram;
+
+/// A slot of a program array, and what is in it.
+struct Slot {
+    array: u64,
+    index: u32,
+    target: Target,
+}
+
+/// What a program may become.
+#[derive(Clone)]
+pub(super) struct Target {
+    /// The program.
+    pub program: Arc<ValidatedProgram>,
+    /// The deepest stack of its compiled code, with what it calls, in bytes.
+    pub stack_bytes: u32,
+}
+
+/// All slots that are filled.
+static SLOTS: Mutex<Vec<Slot>> = Mutex::empty();
+
+/// Once, before any object is loaded.
+pub(super) fn init() {
+    SLOTS.put(Box::new(Vec::new()));
+}
+
+/// A slot holds this program from now on, or none.
+pub(super) fn note(array: &Arc<Map>, index: u32, target: Option<Target>) {
+    let array = array.handle();
+    let mut slots = SLOTS.lock();
+    slots.retain(|slot| (slot.array, slot.index) != (array, index));
+    slots.extend(target.map(|target| Slot {
+        array,
+        index,
+        target,
+    }));
+}
+
+/// All that a program may become, itself not counted if it cannot become itself.
+pub(super) fn targets(program: &ValidatedProgram) -> Vec<Target> {
+    let slots = SLOTS.lock();
+    let mut all: Vec<Target> = Vec::new();
+    let add = |from: &ValidatedProgram, all: &mut Vec<Target>| {
+        let refers = |slot: &&Slot| from.maps().iter().any(|map| map.handle() == slot.array);
+        for Slot { target, .. } in slots.iter().filter(refers) {
+            let known = |other: &Target| Arc::ptr_eq(&other.program, &target.program);
+            if !all.iter().any(known) {
+                all.push(target.clone());
+            }
+        }
+    };
+    add(program, &mut all);
+    let mut next = 0;
+    while let Some(from) = all.get(next).map(|target| target.program.clone()) {
+        next += 1;
+        add(&from, &mut all);
+    }
+    all
+}
+
+/// Whether all that a program may become gets the same context, and may block where it may.
+///
+/// # Errors
+/// Which one does not.
+pub(super) fn check(program: &ValidatedProgram) -> Result<(), String> {
+    let way = |program: &ValidatedProgram| {
+        let point = AttachPoint::parse(program.section()).ok();
+        point.map(|point| (point.kind, point.sleepable))
+    };
+    let own = way(program);
+    let targets = targets(program);
+    let mut others = targets.iter().map(|target| &target.program);
+    match others.find(|other| way(other) != own) {
+        None => Ok(()),
+        Some(other) => Err(format!(
+            "{} (section {:?}) may become {} (section {:?}) by a tail call, which would find another context than it expects; put \
+             both in sections of the same kind",
+            program.name(),
+            program.section(),
+            other.name(),
+            other.section()
+        )),
+    }
+}
