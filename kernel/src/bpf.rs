@@ -17,7 +17,7 @@ use crate::hook;
 use crate::initrd::{self, InitrdError};
 use crate::mm::near::NearMemory;
 use crate::offered::{self, Offered};
-use crate::sched::Mutex;
+use crate::sched::{self, Mutex};
 use crate::task::Task;
 use crate::{slow, symbols, trace};
 use a64::inst::SysReg;
@@ -31,7 +31,7 @@ use bpf_vm::helpers::Helper;
 use bpf_vm::host::Symbol;
 use bpf_vm::interp::{Interpreter, Region};
 use bpf_vm::jit;
-use bpf_vm::map::{Map, MapMemory, MapRegion, TailTarget};
+use bpf_vm::map::{Map, MapError, MapKind, MapMemory, MapRegion, TailTarget};
 use bpf_vm::object::{AttachPoint, Object};
 use bpf_vm::program::{UncheckedProgram, ValidatedProgram};
 use core::cell::Cell;
@@ -247,11 +247,34 @@ struct Loaded {
 
 static OBJECTS: Mutex<Vec<Arc<Loaded>>> = Mutex::empty();
 
+/// Maps that have a value a task.
+static OF_TASKS: Mutex<Vec<Arc<Map>>> = Mutex::empty();
+
+/// How often a map is asked to give up a task's value while someone else changes it.
+const PATIENCE: usize = 1000;
+
+/// The current task is about to end: what maps keep of it is given up.
+fn task_ends() {
+    let task = switch::current();
+    let (address, id) = (core::ptr::from_ref(task).addr() as u64, task.id());
+    for map in OF_TASKS.lock().iter() {
+        // It has a value or none, and someone may be changing the map.
+        for _ in 0..PATIENCE {
+            match map.task_ended(address, id) {
+                Err(MapError::Busy) => sched::yield_now(),
+                _ => break,
+            }
+        }
+    }
+}
+
 /// Tells bpf-vm what its host is. Once, before any program runs.
 pub(crate) fn init() {
     // A second call would change nothing.
     let _ = bpf_vm::host::register(&Host);
     OBJECTS.put(Box::new(Vec::new()));
+    OF_TASKS.put(Box::new(Vec::new()));
+    sched::at_end(&(task_ends as fn()));
     freplace::init();
     tail::init();
     offered::init();
@@ -288,6 +311,10 @@ fn load(name: &str, bytes: &[u8]) -> Result<Loaded, BpfError> {
             .check_calls(licence.as_deref())
             .map_err(|e| refused(&e))?;
     }
+    let of_tasks = |map: &&Arc<Map>| map.definition().kind == MapKind::TASK_STORAGE;
+    OF_TASKS
+        .lock()
+        .extend(object.maps.iter().filter(of_tasks).cloned());
     let mut loaded = Loaded {
         name: name.into(),
         unchecked,
@@ -337,6 +364,8 @@ impl Drop for Loaded {
             // The slot was there when it was filled.
             let _ = map.set_program(slot, None);
         }
+        let own = |map: &Arc<Map>| self.maps.iter().any(|own| Arc::ptr_eq(own, map));
+        OF_TASKS.lock().retain(|map| !own(map));
     }
 }
 

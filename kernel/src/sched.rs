@@ -7,7 +7,7 @@
 //! `preempt_disable` and `migrate_disable` are counters of the task, reached by SP_EL0: no lock, right on every core.
 
 use crate::arch::cpu::{self, MAX_CPUS, per_cpu, this_cpu};
-use crate::arch::lock::SpinLock;
+use crate::arch::lock::{Late, SpinLock};
 use crate::arch::smp::{self, Ipi};
 use crate::arch::switch::{self, HandoffLock, current};
 use crate::arch::{barrier, irq, timer};
@@ -206,6 +206,14 @@ pub(crate) fn spawn_on<T: Send + 'static>(
     Some(JoinHandle { cell })
 }
 
+/// What each task does at its end, unless it dies.
+static AT_END: Late<fn()> = Late::new();
+
+/// Has each task call this at its end, unless it dies.
+pub(crate) fn at_end(call: &'static fn()) {
+    AT_END.set(call);
+}
+
 /// Where a new task begins (vectors.s, task_start).
 #[expect(unsafe_code, reason = "the name is how vectors.s finds it")]
 #[unsafe(no_mangle)]
@@ -215,6 +223,9 @@ extern "C" fn task_main() -> ! {
     let job = current().job.lock().take();
     if let Some(job) = job {
         job();
+    }
+    if let Some(at_end) = AT_END.get() {
+        at_end();
     }
     let end = current().end.lock().take();
     drop(end);

@@ -2,6 +2,7 @@
 //! BPF programs as hooks: the samples by both engines, and objects that are no good.
 
 use super::hooks::function;
+use super::tasks::spawn;
 use super::{Failure, Outcome, Test};
 use crate::arch::{callee, cpu, irq, pmu, smp, switch, timer};
 use crate::bench::attach as attach_bench;
@@ -83,6 +84,11 @@ pub(super) const TESTS: &[Test] = &[
         name: "bpf.a_context_is_no_shorter_than_what_is_read",
         seconds: 20,
         run: no_more_than_there_is,
+    },
+    Test {
+        name: "bpf.what_a_task_kept_is_gone_with_it",
+        seconds: 60,
+        run: task_storage,
     },
     Test {
         name: "bpf.what_calls_nothing_has_no_guard",
@@ -488,6 +494,36 @@ fn jump() -> Outcome {
     };
     other[at..at + 6].copy_from_slice(b"kprobe");
     refused("jump", &other, "by a tail call")
+}
+
+/// More tasks than the map has room for, one after the other, each with a word of its own.
+fn task_storage() -> Outcome {
+    const TASKS: u64 = 400;
+    let counts = || -> Result<[u64; 3], Failure> {
+        Ok([
+            variable("storage", "calls")?,
+            variable("storage", "again")?,
+            variable("storage", "no_room")?,
+        ])
+    };
+    for engine in ENGINES {
+        let before = counts()?;
+        hooked("storage", engine, || {
+            for n in 0..TASKS {
+                let twice = move || call(n, 1) + call(n, 2);
+                let result = spawn("storage", twice)?.join();
+                check!(result == 6 * n + 3, "a wrong result");
+            }
+            Ok(())
+        })?;
+        let after = counts()?;
+        let added: Vec<_> = after.iter().zip(before).map(|(a, b)| a - b).collect();
+        check!(
+            added == [2 * TASKS, TASKS, 0],
+            "{engine:?}: calls, those that found a word, those without one: {added:?} of {TASKS} tasks"
+        );
+    }
+    Ok(())
 }
 
 /// A program is guarded if it calls anything, also by what it may become, or if its guard is asked for.
