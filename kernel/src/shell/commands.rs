@@ -96,7 +96,8 @@ pub(super) static COMMANDS: &[Command] = commands![
     "hooks", "", [], inspect::hooks, "what is hooked";
     "show", "FUNCTION", [Argument::Function], inspect::show, "live code of a function's entry and of its trampoline";
     "maps", "", [], inspect::maps, "maps of the objects that are loaded";
-    "map", "dump MAP", [Argument::Word("dump"), Argument::Map], inspect::map, "keys and values of a map, OBJECT.MAP";
+    "map", "dump MAP", [Argument::Word("dump"), Argument::Map], inspect::map, "keys and values of a map, OBJECT.MAP
+    of a ring buffer: its records, which are then gone";
     "trace", "", [], inspect::trace, "what programs printed since the last time";
     "call", "[N] [FUNCTION]", [Argument::None, Argument::Target], call, "calls a function N times
     FUNCTION is workload_call, workload_nested, workload_struct, workload_six or workload_exchange, the first if not said; N is 1000 if not said";

@@ -194,6 +194,15 @@ pub(super) fn map(shell: &mut Shell, command: &'static Command, arguments: &str)
         let there = bpf::maps().into_iter().map(|(name, _)| name).collect();
         return Err(ShellError::NoMap(name.to_owned(), there));
     };
+    if let Some(ring) = map.ring_buffer() {
+        let records = ring.drain(|record| {
+            let mut value = vec![0; record.len()];
+            record.copy_to(&mut value);
+            print_value("record  ".into(), &value);
+        });
+        println!("records since the last time: {records}");
+        return Ok(());
+    }
     let all = map.definition().max_entries <= SHORT;
     let (mut key, mut next, mut value) = (
         None,
@@ -223,10 +232,14 @@ pub(super) fn map(shell: &mut Shell, command: &'static Command, arguments: &str)
     Ok(())
 }
 
-/// A key and its value; the lines of a long value stand below each other.
+/// A key and its value.
 fn print_entry(key: &[u8], value: &[u8]) {
     let key: Vec<_> = key.chunks(16).map(bytes).collect();
-    let mut before = format!("key {}  value ", key.join(" "));
+    print_value(format!("key {}  value ", key.join(" ")), value);
+}
+
+/// Bytes behind a text; the lines of many stand below each other.
+fn print_value(mut before: String, value: &[u8]) {
     for row in value.chunks(16) {
         println!("{before}{}", bytes(row));
         before = " ".repeat(before.len());

@@ -91,6 +91,11 @@ pub(super) const TESTS: &[Test] = &[
         run: task_storage,
     },
     Test {
+        name: "bpf.records_come_out_of_a_ring_buffer",
+        seconds: 20,
+        run: ring,
+    },
+    Test {
         name: "bpf.what_calls_nothing_has_no_guard",
         seconds: 20,
         run: no_needless_guard,
@@ -521,6 +526,50 @@ fn task_storage() -> Outcome {
         check!(
             added == [2 * TASKS, TASKS, 0],
             "{engine:?}: calls, those that found a word, those without one: {added:?} of {TASKS} tasks"
+        );
+    }
+    Ok(())
+}
+
+/// As many records as fit, in order; then none until they are read.
+fn ring() -> Outcome {
+    /// A record is its header and three words, and the last byte is never used, as in Linux.
+    const FIT: u64 = 4096 / 32 - 1;
+    let me = switch::current().id();
+    for engine in ENGINES {
+        let lost = variable("ring", "lost")?;
+        hooked("ring", engine, || {
+            for n in 0..FIT + 5 {
+                call(n, 2 * n);
+            }
+            Ok(())
+        })?;
+        check!(
+            variable("ring", "lost")? - lost == 5,
+            "{engine:?}: not 5 calls found no room"
+        );
+        let Some(map) = bpf::map("ring.events") else {
+            check!(false, "there is no map ring.events");
+            return Ok(());
+        };
+        let mut records = Vec::new();
+        let read = map.ring_buffer().map_or(0, |ring| {
+            ring.drain(|record| {
+                let mut words = [0_u8; 24];
+                record.copy_to(&mut words);
+                let words = words.as_chunks::<8>().0;
+                records.push((
+                    record.len(),
+                    words.iter().map(|w| u64::from_le_bytes(*w)).collect(),
+                ));
+            })
+        });
+        let expected: Vec<(usize, Vec<u64>)> =
+            (0..FIT).map(|n| (24, Vec::from([me, n, 2 * n]))).collect();
+        check!(
+            read as u64 == FIT && records == expected,
+            "{engine:?}: {read} records, the first of them {:?}",
+            records.first()
         );
     }
     Ok(())
