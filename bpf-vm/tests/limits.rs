@@ -114,7 +114,7 @@ fn a_constant_region_is_not_written() {
 /// Branches over more code than TBZ (32 KiB) and than CBZ and B.cond (1 MiB) reach, forwards and backwards.
 #[test]
 fn far_branches() {
-    // Ten words without LSE.
+    // Nine words without LSE.
     let line = "r0 = cmpxchg_64(r10 - 16, r0, r10)\n";
     for fill in [3_000, 30_000] {
         let filler = line.repeat(fill);

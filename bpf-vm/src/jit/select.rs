@@ -365,10 +365,10 @@ impl Selector<'_, '_> {
                 src,
                 compared,
             } => {
-                let src = self.read(src, X17);
                 let at = self.address(addr);
                 let compared = compared.map(|name| self.home(name));
                 if self.lse {
+                    let src = self.read(src, X17);
                     self.atomic_lse(op, size, at, src, compared, dst);
                 } else {
                     self.atomic_exclusive(op, size, at, src, compared, dst);
