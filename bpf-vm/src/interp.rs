@@ -769,9 +769,10 @@ impl<'p> Machine<'p, '_> {
                 call::call(helper, values, self.attachment)?
             }
             (Function::Engine, TAIL_CALL) => {
-                let index = u32::try_from(c).ok();
+                // 32 bits count, as in Linux.
+                let index = c as u32;
                 let map = call::map(&self.memory, b).filter(|_| self.tail_calls < MAX_TAIL_CALLS);
-                match map.and_then(|map| map.tail_target(index?)) {
+                match map.and_then(|map| map.tail_target(index)) {
                     Some(target) => {
                         self.tail_calls += 1;
                         self.memory.turn_into(&target.program);
