@@ -183,10 +183,13 @@ impl ValidatedProgram {
         named.chain(any.filter(move |helper| by_register && !helper.may_sleep))
     }
 
-    /// Whether anything that it calls asks for the [`Attachment`](crate::attachment::Attachment) that it runs for.
+    /// Whether anything that it calls asks for the [`Attachment`](crate::attachment::Attachment) that it runs for, or may do so:
+    /// what a register names, and the program that a tail call leads to.
     pub fn needs_attachment(&self) -> bool {
         let asks = |i: &Instruction| {
-            i.op.is_callx() || self.called(i.op).is_some_and(Helper::needs_attachment)
+            let called = self.called(i.op);
+            let tail = called.is_some_and(|called| matches!(called.function, Function::Engine));
+            i.op.is_callx() || tail || called.is_some_and(Helper::needs_attachment)
         };
         self.instructions.iter().any(asks)
     }
