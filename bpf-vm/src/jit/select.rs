@@ -37,6 +37,7 @@ use super::{
     moves,
 };
 use crate::{
+    helpers::NUMBERS,
     interp::MAX_TAIL_CALLS,
     isa::{AtomicOp, Cond, Reg, Size, Swap, Width},
     map::Map,
