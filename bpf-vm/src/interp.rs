@@ -8,7 +8,7 @@ use core::fmt;
 
 use crate::{
     attachment::Attachment,
-    helpers::{self, Function, Helper},
+    helpers::{self, Function, Helper, NUMBERS},
     isa::{AluOp, AtomicOp, Cond, Op, Size, Width},
     map::{Cursor, Map},
     program::ValidatedProgram,
@@ -87,7 +87,7 @@ pub enum FaultKind {
     /// The program ends without giving the lock at this address back, takes a second one, or gives back one that it does not
     /// hold.
     Lock(u64),
-    /// `callx` by a register that holds the number of no helper that may be called so, and names no function.
+    /// `callx` by a register that names no function, and holds more than a helper's number can be.
     NoFunction(u64),
     /// Control went where there is no instruction, or to a helper that does not exist: a fault of the validator.
     Structure,
@@ -121,7 +121,7 @@ impl fmt::Display for Fault {
             ),
             FaultKind::NoFunction(value) => write!(
                 f,
-                "the register holds {value:#x}, which is no helper's number and no function of the program"
+                "the register holds {value:#x}, which is no function of the program and too large for a helper's number"
             ),
             FaultKind::Structure => f.write_str("there is no such instruction or helper"),
         }
@@ -733,15 +733,17 @@ impl<'p> Machine<'p, '_> {
     /// Calls what a register names: a helper by its number, or a function of the program.
     #[inline(never)]
     fn call_reg(&mut self, value: u64, pc: usize) -> Result<Next, FaultKind> {
-        let number = u32::try_from(value).ok();
-        let helpers = self.memory.program.helpers();
-        let helper = number.and_then(|number| helpers::find(helpers, number));
-        if let Some(helper) = helper.filter(|helper| !helper.may_sleep) {
-            return self.call(helper, pc);
+        if value >= NUMBERS {
+            let target = call::function(&self.memory, value);
+            let target = target.ok_or(FaultKind::NoFunction(value))?;
+            return self.enter(target as usize, pc);
         }
-        match call::function(&self.memory, value) {
-            Some(target) => self.enter(target as usize, pc),
-            None => Err(FaultKind::NoFunction(value)),
+        match helpers::find(self.memory.program.helpers(), value as u32) {
+            Some(helper) if helper.is_called_by_register() => self.call(helper, pc),
+            _ => {
+                self.regs.set(Place::R0, EINVAL);
+                Ok(Next::Here)
+            }
         }
     }
 
@@ -769,9 +771,10 @@ impl<'p> Machine<'p, '_> {
                 call::call(helper, values, self.attachment)?
             }
             (Function::Engine, TAIL_CALL) => {
-                let index = u32::try_from(c).ok();
+                // 32 bits count, as in Linux.
+                let index = c as u32;
                 let map = call::map(&self.memory, b).filter(|_| self.tail_calls < MAX_TAIL_CALLS);
-                match map.and_then(|map| map.tail_target(index?)) {
+                match map.and_then(|map| map.tail_target(index)) {
                     Some(target) => {
                         self.tail_calls += 1;
                         self.memory.turn_into(&target.program);

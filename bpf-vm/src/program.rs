@@ -174,19 +174,22 @@ impl ValidatedProgram {
         }
     }
 
-    /// What it may call: the helpers and kernel functions that its instructions name, and all helpers that do not sleep if one
-    /// of them calls by register.
+    /// What it may call: the helpers and kernel functions that its instructions name, and all helpers that can be [called by
+    /// register](Helper::is_called_by_register) if one of them does that.
     pub fn callable(&self) -> impl Iterator<Item = &'static Helper> {
         let by_register = self.instructions.iter().any(|i| i.op.is_callx());
         let named = self.instructions.iter().filter_map(|i| self.called(i.op));
         let any = self.helpers.iter();
-        named.chain(any.filter(move |helper| by_register && !helper.may_sleep))
+        named.chain(any.filter(move |helper| by_register && helper.is_called_by_register()))
     }
 
-    /// Whether anything that it calls asks for the [`Attachment`](crate::attachment::Attachment) that it runs for.
+    /// Whether anything that it calls asks for the [`Attachment`](crate::attachment::Attachment) that it runs for, or may do so:
+    /// what a register names, and the program that a tail call leads to.
     pub fn needs_attachment(&self) -> bool {
         let asks = |i: &Instruction| {
-            i.op.is_callx() || self.called(i.op).is_some_and(Helper::needs_attachment)
+            let called = self.called(i.op);
+            let tail = called.is_some_and(|called| matches!(called.function, Function::Engine));
+            i.op.is_callx() || tail || called.is_some_and(Helper::needs_attachment)
         };
         self.instructions.iter().any(asks)
     }

@@ -114,7 +114,7 @@ fn a_constant_region_is_not_written() {
 /// Branches over more code than TBZ (32 KiB) and than CBZ and B.cond (1 MiB) reach, forwards and backwards.
 #[test]
 fn far_branches() {
-    // Ten words without LSE.
+    // Nine words without LSE.
     let line = "r0 = cmpxchg_64(r10 - 16, r0, r10)\n";
     for fill in [3_000, 30_000] {
         let filler = line.repeat(fill);
@@ -174,6 +174,34 @@ fn the_longest_programs_compile() {
         println!("{}: {words} words in {:?}", line.trim(), start.elapsed());
         assert!(words < 8 * MAX_SLOTS, "{words} words");
     }
+}
+
+/// A loop of many blocks that each lead to the one before, with two ways in, and then another like it, compile in time that
+/// grows with their length, too, although their whole shape is looked at.
+#[test]
+#[cfg_attr(
+    target_arch = "aarch64",
+    ignore = "it runs no compiled code; the host is faster"
+)]
+fn ladders_with_two_ways_in_compile() {
+    let (ladder, chain) = (8000, 4000);
+    let mut to = vec![ladder, 2];
+    to.extend(1..ladder);
+    to.extend((0..chain).map(|n| ladder + 1 + chain + n));
+    to.push(ladder + 1 + chain + 1);
+    to.extend((1..chain).map(|n| ladder + chain + n));
+    let mut text = String::from("r0 = 0\n");
+    for (line, to) in to.into_iter().enumerate() {
+        text += &format!("l{line}: if r1 == 0 goto l{to}\n");
+    }
+    text += "exit\n";
+    let ladder = program(&text, &[]);
+    assert!((16_000..1 << 14).contains(&ladder.instructions().len()));
+    let start = std::time::Instant::now();
+    let code = jit::compile(&ladder, &Target::new(0x1000)).unwrap();
+    println!("{} words in {:?}", code.words.len(), start.elapsed());
+    // A second or so on a slow machine, and hours where it is cubic.
+    assert!(start.elapsed().as_secs() < 20);
 }
 
 /// Where calls by register may lead counts for compiled code, whose stack has to have a bound.

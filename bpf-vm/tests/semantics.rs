@@ -507,3 +507,34 @@ fn atomics() {
     }
     table.check("acquire and release");
 }
+
+/// An exclusive store that fails is tried again with the same source, r10 too: what cores add and take away is gone.
+#[test]
+#[cfg(target_arch = "aarch64")]
+fn atomics_with_r10_under_contention() {
+    let text = "r3 = 20000
+        again: lock *(u64 *)(r1 + 0) += r10
+        r4 = r10
+        r4 = -r4
+        lock *(u64 *)(r1 + 0) += r4
+        r3 += -1
+        if r3 != 0 goto again
+        r0 = 0
+        exit";
+    let program = support::program(text, &[]);
+    for variant in support::VARIANTS {
+        let memory = support::Buffer::new(&[0; 8]);
+        let run = || {
+            let pages = support::native::Pages::new(1 << 16);
+            pages.load(&support::compile(&program, pages.address(), variant));
+            // SAFETY: the program only touches its stack and the memory's one word.
+            unsafe { pages.run(&bpf_vm::attachment::Attachment::NONE, memory.arguments()) }
+        };
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(run);
+            }
+        });
+        assert_eq!(memory.bytes(), [0; 8], "{variant:?}");
+    }
+}

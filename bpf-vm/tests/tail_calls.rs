@@ -125,6 +125,18 @@ fn there_are_33_at_most() {
     assert_eq!(run(&ping, &[&ping, &pong]), (1034, 34));
 }
 
+/// What is called may ask for the attachment, which the caller hands on: so it is needed by a program that itself asks for
+/// nothing.
+#[test]
+fn the_attachment_is_handed_on() {
+    let cookie = "call 174\nr0 += 5\nexit";
+    assert_eq!(run(&step(0, 1), &[cookie]), (12, 1));
+    let needs = |text: &str| program(text, &[programs()]).needs_attachment();
+    assert!(needs(&step(0, 1)) && needs(cookie));
+    assert!(needs("r1 = 8\ncallx r1\nexit"));
+    assert!(!needs("call 8\nexit"));
+}
+
 /// The count is one for the whole run, also where a function of the program makes the calls.
 #[test]
 fn functions_make_them_too() {

@@ -5,8 +5,8 @@ use super::{
     errno::{EINVAL, error},
 };
 
-/// Calls this crate's helper of that number, for `callx` in compiled code; `-EINVAL` if there is none, if an engine does
-/// it by itself, or if it may sleep: nothing says that the program may.
+/// Calls this crate's helper of that number, for `callx` in compiled code; `-EINVAL` if there is none that
+/// [may be called so](super::Helper::is_called_by_register).
 ///
 /// # Safety
 /// What the helper's type in [`Function`] asks for.
@@ -20,7 +20,7 @@ pub unsafe extern "C" fn dispatch(
     number: u64,
 ) -> u64 {
     let helper = u32::try_from(number).ok().and_then(by_number);
-    let helper = helper.filter(|helper| !helper.may_sleep);
+    let helper = helper.filter(|helper| helper.is_called_by_register());
     match helper.map(|helper| helper.function) {
         // SAFETY: the caller keeps the helper's contract.
         Some(Function::Plain(function)) => unsafe { function(a, b, c, d, e) },

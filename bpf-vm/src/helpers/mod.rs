@@ -222,11 +222,20 @@ impl Helper {
         }
     }
 
+    /// Whether `callx` calls it: not if an engine does it by itself, nor if it may sleep, as nothing says that the program
+    /// may.
+    pub const fn is_called_by_register(&self) -> bool {
+        !self.may_sleep && !matches!(self.function, Function::Engine)
+    }
+
     /// Whether it is given the run's attachment, itself or for the function that it calls back.
     pub const fn needs_attachment(&self) -> bool {
         matches!(self.function, Function::Attached(_) | Function::Callback(_))
     }
 }
+
+/// Helpers' numbers are smaller, and what names a function to `callx` is larger.
+pub(crate) const NUMBERS: u64 = 4096;
 
 /// This crate's helper of a number, if there is one.
 pub fn by_number(number: u32) -> Option<&'static Helper> {

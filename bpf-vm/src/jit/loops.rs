@@ -7,6 +7,7 @@ use alloc::{
 };
 
 use super::{
+    dominators::Dominators,
     flow::{Arguments, Flow},
     ir::{Block, End, Name, NameSet, Node, Rhs, Step},
     select::{compares, encodes},
@@ -29,22 +30,11 @@ impl Loop {
 pub(super) fn loops(flow: &Flow<'_>, predecessors: &[Vec<usize>]) -> Vec<Loop> {
     /// How many blocks all loops together may have for each block of the function.
     const NESTING: usize = 16;
-    let (dominators, ranks) = dominators(flow, predecessors);
-    let rank = |number: usize| ranks.get(number).copied().unwrap_or(0);
-    let dominates = |a: usize, mut b: usize| {
-        while b != a && b != 0 {
-            match dominators.get(b).copied().flatten() {
-                Some(up) if up != b => b = up,
-                _ => return false,
-            }
-        }
-        b == a
-    };
+    let dominators = Dominators::of(flow, predecessors);
     let mut ends: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
     for (number, block) in flow.reachable() {
         for next in block.end.successors().filter(|next| *next != 0) {
-            let back = rank(next) >= rank(number);
-            if back && dominates(next, number) {
+            if dominators.dominates(next, number) {
                 ends.entry(next).or_default().push(number);
             }
         }
@@ -70,71 +60,6 @@ pub(super) fn loops(flow: &Flow<'_>, predecessors: &[Vec<usize>]) -> Vec<Loop> {
     }
     loops.sort_by_key(|one| core::cmp::Reverse(one.inside.len()));
     loops
-}
-
-/// For each block the last one that control passes before it (Cooper, Harvey, Kennedy: A Simple, Fast Dominance
-/// Algorithm, 2001), and its place in postorder.
-fn dominators(flow: &Flow<'_>, predecessors: &[Vec<usize>]) -> (Vec<Option<usize>>, Vec<usize>) {
-    // Reverse postorder, without recursion.
-    let mut postorder = Vec::new();
-    let mut seen = vec![false; flow.blocks.len()];
-    let mut work = vec![(0, false)];
-    while let Some((number, done)) = work.pop() {
-        if done {
-            postorder.push(number);
-            continue;
-        }
-        match seen.get_mut(number) {
-            Some(seen) if !*seen => *seen = true,
-            _ => continue,
-        }
-        work.push((number, true));
-        if let Some(block) = flow.blocks.get(number) {
-            work.extend(block.end.successors().map(|next| (next, false)));
-        }
-    }
-    let mut ranks = vec![0; flow.blocks.len()];
-    for (n, number) in postorder.iter().enumerate() {
-        if let Some(rank) = ranks.get_mut(*number) {
-            *rank = n;
-        }
-    }
-    let rank = |number: usize| ranks.get(number).copied().unwrap_or(0);
-    let mut dominators = vec![None; flow.blocks.len()];
-    if let Some(entry) = dominators.first_mut() {
-        *entry = Some(0);
-    }
-    let mut changed = true;
-    while core::mem::take(&mut changed) {
-        for &number in postorder.iter().rev().filter(|n| **n != 0) {
-            let mut common: Option<usize> = None;
-            for &before in predecessors.get(number).into_iter().flatten() {
-                if dominators.get(before).copied().flatten().is_none() {
-                    continue;
-                }
-                common = Some(match common {
-                    None => before,
-                    Some(mut a) => {
-                        let mut b = before;
-                        while a != b {
-                            let lower = if rank(a) < rank(b) { &mut a } else { &mut b };
-                            match dominators.get(*lower).copied().flatten() {
-                                Some(up) => *lower = up,
-                                None => break,
-                            }
-                        }
-                        a
-                    }
-                });
-            }
-            if let Some(slot) = dominators.get_mut(number)
-                && *slot != common
-            {
-                (*slot, changed) = (common, true);
-            }
-        }
-    }
-    (dominators, ranks)
 }
 
 /// Visits the immediates of a step that take a register, with room for what takes their place.

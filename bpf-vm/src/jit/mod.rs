@@ -19,6 +19,7 @@ use a64::{
 
 mod accesses;
 mod alloc;
+mod dominators;
 mod facts;
 mod flow;
 mod frame;

@@ -37,6 +37,7 @@ use super::{
     moves,
 };
 use crate::{
+    helpers::NUMBERS,
     interp::MAX_TAIL_CALLS,
     isa::{AtomicOp, Cond, Reg, Size, Swap, Width},
     map::Map,
@@ -365,10 +366,10 @@ impl Selector<'_, '_> {
                 src,
                 compared,
             } => {
-                let src = self.read(src, X17);
                 let at = self.address(addr);
                 let compared = compared.map(|name| self.home(name));
                 if self.lse {
+                    let src = self.read(src, X17);
                     self.atomic_lse(op, size, at, src, compared, dst);
                 } else {
                     self.atomic_exclusive(op, size, at, src, compared, dst);

@@ -383,6 +383,112 @@ impl Generator<'_> {
         [AluOp::Or, AluOp::Add, AluOp::Xor][self.random.state as usize >> 9 & 1]
     }
 
+    /// r10 as the source of an operation. Its value differs from engine to engine, so it is taken out again before
+    /// anybody looks: no jump leads here, and no copy stays.
+    fn frame_pointer(&mut self) {
+        let (a, b) = (self.destination(), self.destination());
+        if a == b {
+            return self.pairs();
+        }
+        let (reg, imm, fp) = (Operand::Reg, Operand::Imm, Operand::Reg(Reg::FP));
+        let (w64, value, choice) = (Width::W64, self.random.imm(), self.random.below(12));
+        let (base, off) = self.place(Size::Dw, true);
+        let alu = |op, dst, src| self.alu(w64, op, dst, src);
+        let store = |src| Op::Store {
+            size: Size::Dw,
+            base,
+            off,
+            src,
+        };
+        let load = |dst| Op::Load {
+            size: Size::Dw,
+            signed: false,
+            dst,
+            base,
+            off,
+        };
+        let atomic = |op, base, off| Op::Atomic {
+            size: Size::Dw,
+            op,
+            base,
+            off,
+            src: Reg::FP,
+        };
+        let exchanged = |op| atomic(op, base, off);
+        let release = Op::StoreRelease {
+            size: Size::Dw,
+            base,
+            off,
+            src: Reg::FP,
+        };
+        // Where r10 is in the end: `b`, from which r10 is taken.
+        let steps = match choice {
+            0 => vec![store(fp), load(b)],
+            1 => vec![release, load(b)],
+            2 => vec![store(imm(value)), exchanged(AtomicOp::Add), load(b)],
+            3 => vec![
+                store(imm(value)),
+                exchanged(AtomicOp::Xor),
+                load(b),
+                alu(AluOp::Xor, b, imm(value)),
+            ],
+            4 => vec![store(imm(0)), exchanged(AtomicOp::Or), load(b)],
+            5 => vec![store(imm(-1)), exchanged(AtomicOp::And), load(b)],
+            6 => vec![
+                alu(AluOp::Mov, b, imm(value)),
+                alu(AluOp::Add, b, fp),
+                alu(AluOp::Add, b, reg(a)),
+            ],
+            7 => vec![
+                alu(AluOp::Mov, b, fp),
+                Op::Neg { width: w64, dst: b },
+                alu(AluOp::Add, b, fp),
+                alu(AluOp::Add, b, fp),
+            ],
+            8 => vec![
+                alu(AluOp::Mov, b, fp),
+                alu(AluOp::Mul, b, imm(value)),
+                alu(AluOp::Mov, a, fp),
+                alu(AluOp::Mul, a, imm(value)),
+                alu(AluOp::Sub, b, reg(a)),
+                alu(AluOp::Mov, a, imm(value)),
+                alu(AluOp::Add, b, fp),
+            ],
+            // The old value is the one compared with, or the address.
+            9 if !self.kept.contains(&Reg::R0) && b != Reg::R0 => vec![
+                alu(AluOp::Mov, Reg::R0, imm(value)),
+                store(reg(Reg::R0)),
+                exchanged(AtomicOp::Cmpxchg),
+                load(b),
+            ],
+            10 if !self.kept.contains(&Reg::R0) && b != Reg::R0 => vec![
+                alu(AluOp::Mov, Reg::R0, reg(base)),
+                alu(AluOp::Add, Reg::R0, imm(off.into())),
+                store(reg(Reg::R0)),
+                atomic(AtomicOp::Cmpxchg, Reg::R0, 0),
+                alu(AluOp::Sub, Reg::R0, reg(base)),
+                load(b),
+            ],
+            _ => vec![
+                alu(AluOp::Mov, b, fp),
+                Op::Swap {
+                    kind: Swap::Bswap,
+                    size: Size::Dw,
+                    dst: b,
+                },
+                store(reg(b)),
+                load(b),
+                Op::Swap {
+                    kind: Swap::Be,
+                    size: Size::Dw,
+                    dst: b,
+                },
+            ],
+        };
+        let end = [alu(AluOp::Sub, b, fp), store(imm(value))];
+        steps.into_iter().chain(end).for_each(|op| self.push(op));
+    }
+
     /// An element of the memory by its number. Addresses stay in no register, so no jump leads here.
     fn addresses(&mut self) {
         let (index, base) = (self.destination(), self.destination());
@@ -706,7 +812,8 @@ impl Generator<'_> {
                 self.push(op);
                 continue;
             }
-            match self.random.below(28) {
+            match self.random.below(29) {
+                28 => self.frame_pointer(),
                 20..26 => self.pattern(),
                 26 if self.memory => self.addresses(),
                 27 if self.memory => self.grows(),

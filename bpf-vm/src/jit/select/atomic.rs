@@ -21,9 +21,13 @@ impl Selector<'_, '_> {
             AtomicOp::Xor | AtomicOp::FetchXor => Lse::Ldeor,
             AtomicOp::Xchg => Lse::Swp,
             AtomicOp::Cmpxchg => {
-                // CAS has the comparand and the old value in one register.
-                let in_place = dst != src && rn != dst;
-                let old = if in_place { dst } else { X17 };
+                // CAS has the comparand and the old value in one register. r10 as the source is in x17, so that only the
+                // base can be in `dst`, and x16 is free.
+                let old = match () {
+                    () if dst != src && rn != dst => dst,
+                    () if src == X17 => X16,
+                    () => X17,
+                };
                 self.copy(Sf::X, old, compared.unwrap_or(old));
                 self.asm.emit(Inst::Cas {
                     size,
@@ -61,18 +65,14 @@ impl Selector<'_, '_> {
         op: AtomicOp,
         size: Size,
         rn: RegOrSp,
-        src: A64,
+        src: Name,
         compared: Option<A64>,
         dst: A64,
     ) {
         let (sf, size) = (size_sf(size), mem_size(size));
-        // r10 as the source would be in x17.
-        let src = if src == X17 {
-            self.copy(Sf::X, X14, X17);
-            X14
-        } else {
-            src
-        };
+        let again = self.asm.pc();
+        // r10 is in x14, which what is computed from it goes to as well: each try makes it anew.
+        let src = self.read(src, X14);
         let (new, compute) = match op {
             AtomicOp::Add | AtomicOp::FetchAdd => (X14, Some(ops::add(sf, X14, X17, src))),
             AtomicOp::Or | AtomicOp::FetchOr => (X14, Some(ops::orr(sf, X14, X17, src))),
@@ -80,7 +80,6 @@ impl Selector<'_, '_> {
             AtomicOp::Xor | AtomicOp::FetchXor => (X14, Some(ops::eor(sf, X14, X17, src))),
             AtomicOp::Xchg | AtomicOp::Cmpxchg => (src, None),
         };
-        let again = self.asm.pc();
         self.asm.emit(Inst::Ordered {
             op: OrderedOp::Ldxr,
             size,

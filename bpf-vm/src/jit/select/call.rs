@@ -308,8 +308,6 @@ pub(in crate::jit) const ATTACHMENT: A64 = X5;
 const TAIL_CALLS: A64 = X6;
 /// Where the dispatcher takes a helper's number.
 const NUMBER: A64 = X6;
-/// Helpers' numbers are smaller, and addresses of code larger.
-const NUMBERS: u64 = 4096;
 /// Linux's `-ENOENT`.
 const ENOENT: u64 = -2_i64 as u64;
 /// Stack that a [`stub`] takes: a record, the count, and 8 bytes to the next multiple of 16.
