@@ -51,11 +51,11 @@ command raspi3b.txt 'cargo xtask run --board raspi3b'
 shell site.txt 'functions workload_' 'show workload_call' 'attach count springboard::trace::write' 'attach count worklod_call'
 shell patching.txt 'show workload_call' 'attach count workload_call' 'show workload_call' 'call 1000' 'map dump count.calls' \
     'detach workload_call' 'call 1000' 'map dump count.calls' 'show workload_call'
-shell trampoline.txt 'attach empty workload_call' 'show workload_call'
-shell several.txt 'attach empty workload_call' 'attach count workload_call' 'show workload_call' 'hooks' 'detach 1' 'show workload_call'
+shell trampoline.txt 'attach empty workload_call word' 'show workload_call'
+shell several.txt 'attach empty workload_call word' 'attach count workload_call' 'show workload_call' 'hooks' 'detach 1' 'show workload_call'
 shell exit.txt 'attach hooks/fexit_count workload_call' 'show workload_call' 'call 1000' 'map dump hooks.calls' 'hooks'
-shell exit-modify.txt 'attach hooks/fentry_empty workload_call' 'attach hooks/fmod_ret_empty workload_call' \
-    'attach hooks/fexit_empty workload_call' 'show workload_call' 'hooks' 'detach 3' \
+shell exit-modify.txt 'attach hooks/fentry_empty workload_call word' 'attach hooks/fmod_ret_empty workload_call word' \
+    'attach hooks/fexit_empty workload_call word' 'show workload_call' 'hooks' 'detach 3' \
     'detach workload_call' 'integrity'
 shell recursion.txt 'attach again workload_call native' 'attach count workload_call' 'call 100' 'hooks' 'map dump count.calls'
 command recursion-trap.txt '! cargo xtask run crash=hook-allocates'
