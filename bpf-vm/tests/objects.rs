@@ -599,6 +599,17 @@ fn symbol(file: &[u8], name: &str) -> u32 {
     elf.symbol_by_name(name).unwrap().index().0 as u32
 }
 
+#[test]
+fn a_maps_struct_is_limited() {
+    let Some(object) = own("many_fields") else {
+        return;
+    };
+    let message = Object::parse(&object).unwrap_err().to_string();
+    for wanted in ["map `wide`", "65 members", "limit is 64"] {
+        assert!(message.contains(wanted), "`{wanted}` is not in: {message}");
+    }
+}
+
 /// A million instructions, and no more.
 #[test]
 fn length_is_limited() {

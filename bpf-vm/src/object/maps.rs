@@ -359,12 +359,26 @@ fn definition(btf: &Btf<'_>, variable: &BtfVariable<'_>) -> Result<MapTemplate, 
     fields(btf, variable.name, found, false)
 }
 
+/// Members of a map's struct: more than there are fields, and so few that maps of the same struct do not take time for
+/// each member of it.
+const MAX_FIELDS: u32 = 64;
+
 /// Reads a map's fields: members that are pointers.
 ///
 /// `__uint(name, N)` of bpf_helpers.h is a pointer to an array of N elements, `__type(name, T)` one to T,
 /// `__array(name, T)` an array of pointers to T.
 fn fields(btf: &Btf<'_>, name: &str, found: Type, inner: bool) -> Result<MapTemplate, ObjectError> {
     let error = |field: &str, problem| field_error(name, field, problem);
+    if found.entries() > MAX_FIELDS {
+        return Err(field_error(
+            name,
+            "type",
+            format!(
+                "the struct has {} members and the limit is {MAX_FIELDS}; give each field of a map once",
+                found.entries()
+            ),
+        ));
+    }
     let mut kind = None;
     let mut template = MapTemplate {
         section: 0,
