@@ -348,6 +348,105 @@ fn an_update_leaves_a_lock_as_it_is() {
     assert_eq!(missed_spin_locks(), before);
 }
 
+/// `bpf_for_each_map_elem` visits each element of arrays and hashes once, in a per-CPU map the running core's values.
+#[test]
+fn walks_over_every_kind_that_has_them() {
+    host::register();
+    let create = |kind, key_size, value_size, max_entries, flags| {
+        let definition = MapDefinition {
+            name: "walked".into(),
+            kind,
+            key_size,
+            value_size,
+            max_entries,
+            flags,
+        };
+        Map::create(definition, &HeapMemory::with_limit(1 << 16)).unwrap()
+    };
+    // Keys to the callback's context, and thousands of values; each value grows by one.
+    let text = "*(u64 *)(r10 - 8) = 0
+        r1 = map[0]
+        r2 = func each
+        r3 = r10
+        r3 += -8
+        r4 = 0
+        call 164
+        r1 = *(u64 *)(r10 - 8)
+        r1 <<= 8
+        r0 += r1
+        exit
+        each: r0 = *(u64 *)(r3 + 0)
+        r0 += 1
+        *(u64 *)(r3 + 0) = r0
+        r0 *= 0
+        r5 = *(u32 *)(r2 + 0)
+        r1 = *(u64 *)(r3 + 0)
+        r1 *= 1000
+        r1 += r5
+        r5 = *(u64 *)(r4 + 0)
+        r5 += r1
+        *(u64 *)(r4 + 0) = r5
+        exit";
+    for kind in [
+        MapKind::ARRAY,
+        MapKind::HASH,
+        MapKind::LRU_HASH,
+        MapKind::PERCPU_ARRAY,
+        MapKind::PERCPU_HASH,
+        MapKind::LRU_PERCPU_HASH,
+    ] {
+        let map = create(kind, 4, 8, 3, 0);
+        let words = map.host_value_size() / 8;
+        // Key n has the value 10 n + 1 on the first core, 100 more on each one after it.
+        let start = |key: u32, word: usize| u64::from(10 * key + 1) + 100 * word as u64;
+        let reset = || {
+            for key in 0..3 {
+                let value: Vec<u8> = (0..words)
+                    .flat_map(|word| start(key, word).to_ne_bytes())
+                    .collect();
+                map.update(&key.to_ne_bytes(), &value, UpdateFlags::Any)
+                    .unwrap();
+            }
+        };
+        let state = || {
+            let mut all = vec![0; 3 * 8 * words];
+            for (key, value) in (0..3_u32).zip(all.chunks_mut(8 * words)) {
+                map.lookup(&key.to_ne_bytes(), value).unwrap();
+            }
+            all
+        };
+        let program = program(text, std::slice::from_ref(&map));
+        let (outcome, _) = run_all(&program, &[], reset, state).unwrap();
+        // The host's running core.
+        let own = 0;
+        let sum: u64 = (0..3)
+            .map(|key| 1000 * (start(key, own) + 1) + u64::from(key))
+            .sum();
+        assert_eq!(outcome.r0, 3 + (sum << 8), "{kind}");
+        let want = (0..3).flat_map(|key| (0..words).map(move |word| (key, word)));
+        let want: Vec<u8> = want
+            .flat_map(|(key, word)| (start(key, word) + u64::from(word == own)).to_ne_bytes())
+            .collect();
+        assert_eq!(state(), want, "{kind}");
+    }
+    for (kind, sizes) in [
+        (MapKind::QUEUE, (0, 8, 1, 0)),
+        (MapKind::STACK, (0, 8, 1, 0)),
+        (MapKind::LPM_TRIE, (8, 8, 1, MapDefinition::NO_PREALLOC)),
+        (MapKind::STACK_TRACE, (4, 8, 1, 0)),
+        (MapKind::RINGBUF, (0, 0, 4096, 0)),
+        (MapKind::TASK_STORAGE, (4, 8, 0, MapDefinition::NO_PREALLOC)),
+    ] {
+        let (key_size, value_size, max_entries, flags) = sizes;
+        let program = program(
+            text,
+            &[create(kind, key_size, value_size, max_entries, flags)],
+        );
+        let (outcome, _) = run_all(&program, &[], || (), Vec::new).unwrap();
+        assert_eq!(outcome.r0 as i64, -22, "{kind}");
+    }
+}
+
 /// What the helpers say of a map that programs only read.
 #[test]
 fn programs_change_no_map_that_they_only_read() {
