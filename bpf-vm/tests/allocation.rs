@@ -15,7 +15,7 @@ use bpf_vm::{
     helpers::HELPERS,
     interp::Interpreter,
     isa::Op,
-    map::{Cursor, HeapMemory, Map, MapDefinition, MapKind, UpdateFlags, memory::write_bytes},
+    map::{Cursor, HeapMemory, Map, MapDefinition, MapKind, UpdateFlags, ValueWords},
     program::{KernelVariable, ValidatedProgram},
     suite,
 };
@@ -197,7 +197,7 @@ fn map_operations_do_not_allocate() {
                 *first = round % 8;
             }
             let (key, next) = (&key[..size], &mut next[..size]);
-            let write = |words: &[_]| write_bytes(words, &[round; 8]);
+            let write = |words: ValueWords<'_>| words.write_bytes(&[round; 8]);
             done += u32::from(map.update_with(key, UpdateFlags::Any, write).is_ok());
             done += u32::from(map.update(key, &out[..bytes], UpdateFlags::Exist).is_ok());
             done += u32::from(map.lookup_address(key).is_some());

@@ -13,7 +13,7 @@ use bpf_vm::{
     attachment::Attachment,
     helpers::{HELPERS, missed_spin_locks},
     interp::FaultKind,
-    map::{HeapMemory, Map, MapDefinition, MapKind},
+    map::{HeapMemory, Map, MapDefinition, MapKind, UpdateFlags},
     program::{KernelVariable, ValidatedProgram},
 };
 use support::{
@@ -185,6 +185,7 @@ fn constant(value: &[u8]) -> Arc<Map> {
         // SAFETY: a byte of the value, which nobody else accesses yet.
         unsafe { AtomicU8::from_ptr(at) }.store(*byte, Relaxed);
     }
+    map.freeze();
     map
 }
 
@@ -279,6 +280,203 @@ fn a_lock_is_given_back_whatever_the_program_does() {
     assert!(matches!(kind, FaultKind::Memory { .. }));
     assert_eq!(value(), [0; 16]);
     assert_eq!(missed_spin_locks(), before);
+}
+
+/// An update while the lock is held leaves the lock alone, also where a hash uses the element again; the host reads it
+/// as 0.
+#[test]
+fn an_update_leaves_a_lock_as_it_is() {
+    host::register();
+    let before = missed_spin_locks();
+    for (kind, at) in [
+        (MapKind::ARRAY, 0),
+        (MapKind::ARRAY, 12),
+        (MapKind::HASH, 4),
+    ] {
+        let definition = MapDefinition {
+            name: "locked".into(),
+            kind,
+            key_size: 4,
+            value_size: 16,
+            max_entries: 1,
+            flags: 0,
+        };
+        let map = Map::create_locked(definition, at, &HeapMemory::with_limit(1 << 16)).unwrap();
+        let (key, ones) = ([0; 4], [0x11; 16]);
+        // In a hash each update takes another element; the one with the lock comes again while it is held.
+        let update =
+            "r1 = map[0]\nr2 = r10\nr2 += -4\nr3 = r10\nr3 += -24\nr4 = 0\ncall 2\nr7 |= r0\n";
+        let updates = update.repeat(24);
+        let text = format!(
+            "*(u32 *)(r10 - 4) = 0
+            r7 = 0x2222222222222222 ll
+            *(u64 *)(r10 - 24) = r7
+            *(u64 *)(r10 - 16) = r7
+            r7 = 0
+            r1 = map[0]
+            r2 = r10
+            r2 += -4
+            call 1
+            if r0 == 0 goto out
+            r6 = r0
+            r6 += {at}
+            r1 = r6
+            call 93
+            {updates}r8 = *(u32 *)(r6 + 0)
+            r1 = r6
+            call 94
+            r0 = *(u32 *)(r6 + 0)
+            r0 <<= 1
+            r0 |= r7
+            if r8 != 0 goto out
+            r0 = -1
+            out: exit"
+        );
+        let reset = || map.update(&key, &ones, UpdateFlags::Any).unwrap();
+        let value = || {
+            let mut value = vec![0xff; 16];
+            map.lookup(&key, &mut value).unwrap();
+            value
+        };
+        let program = program(&text, std::slice::from_ref(&map));
+        let (outcome, _) = run_all(&program, &[], reset, value).unwrap();
+        assert_eq!(outcome.r0, 0, "{kind} {at}");
+        let mut want = vec![0x22; 16];
+        want[at as usize..at as usize + 4].fill(0);
+        assert_eq!(value(), want, "{kind} {at}");
+    }
+    assert_eq!(missed_spin_locks(), before);
+}
+
+/// `bpf_for_each_map_elem` visits each element of arrays and hashes once, in a per-CPU map the running core's values.
+#[test]
+fn walks_over_every_kind_that_has_them() {
+    host::register();
+    let create = |kind, key_size, value_size, max_entries, flags| {
+        let definition = MapDefinition {
+            name: "walked".into(),
+            kind,
+            key_size,
+            value_size,
+            max_entries,
+            flags,
+        };
+        Map::create(definition, &HeapMemory::with_limit(1 << 16)).unwrap()
+    };
+    // Keys to the callback's context, and thousands of values; each value grows by one.
+    let text = "*(u64 *)(r10 - 8) = 0
+        r1 = map[0]
+        r2 = func each
+        r3 = r10
+        r3 += -8
+        r4 = 0
+        call 164
+        r1 = *(u64 *)(r10 - 8)
+        r1 <<= 8
+        r0 += r1
+        exit
+        each: r0 = *(u64 *)(r3 + 0)
+        r0 += 1
+        *(u64 *)(r3 + 0) = r0
+        r0 *= 0
+        r5 = *(u32 *)(r2 + 0)
+        r1 = *(u64 *)(r3 + 0)
+        r1 *= 1000
+        r1 += r5
+        r5 = *(u64 *)(r4 + 0)
+        r5 += r1
+        *(u64 *)(r4 + 0) = r5
+        exit";
+    for kind in [
+        MapKind::ARRAY,
+        MapKind::HASH,
+        MapKind::LRU_HASH,
+        MapKind::PERCPU_ARRAY,
+        MapKind::PERCPU_HASH,
+        MapKind::LRU_PERCPU_HASH,
+    ] {
+        let map = create(kind, 4, 8, 3, 0);
+        let words = map.host_value_size() / 8;
+        // Key n has the value 10 n + 1 on the first core, 100 more on each one after it.
+        let start = |key: u32, word: usize| u64::from(10 * key + 1) + 100 * word as u64;
+        let reset = || {
+            for key in 0..3 {
+                let value: Vec<u8> = (0..words)
+                    .flat_map(|word| start(key, word).to_ne_bytes())
+                    .collect();
+                map.update(&key.to_ne_bytes(), &value, UpdateFlags::Any)
+                    .unwrap();
+            }
+        };
+        let state = || {
+            let mut all = vec![0; 3 * 8 * words];
+            for (key, value) in (0..3_u32).zip(all.chunks_mut(8 * words)) {
+                map.lookup(&key.to_ne_bytes(), value).unwrap();
+            }
+            all
+        };
+        let program = program(text, std::slice::from_ref(&map));
+        let (outcome, _) = run_all(&program, &[], reset, state).unwrap();
+        // The host's running core.
+        let own = 0;
+        let sum: u64 = (0..3)
+            .map(|key| 1000 * (start(key, own) + 1) + u64::from(key))
+            .sum();
+        assert_eq!(outcome.r0, 3 + (sum << 8), "{kind}");
+        let want = (0..3).flat_map(|key| (0..words).map(move |word| (key, word)));
+        let want: Vec<u8> = want
+            .flat_map(|(key, word)| (start(key, word) + u64::from(word == own)).to_ne_bytes())
+            .collect();
+        assert_eq!(state(), want, "{kind}");
+    }
+    for (kind, sizes) in [
+        (MapKind::QUEUE, (0, 8, 1, 0)),
+        (MapKind::STACK, (0, 8, 1, 0)),
+        (MapKind::LPM_TRIE, (8, 8, 1, MapDefinition::NO_PREALLOC)),
+        (MapKind::STACK_TRACE, (4, 8, 1, 0)),
+        (MapKind::RINGBUF, (0, 0, 4096, 0)),
+        (MapKind::TASK_STORAGE, (4, 8, 0, MapDefinition::NO_PREALLOC)),
+    ] {
+        let (key_size, value_size, max_entries, flags) = sizes;
+        let program = program(
+            text,
+            &[create(kind, key_size, value_size, max_entries, flags)],
+        );
+        let (outcome, _) = run_all(&program, &[], || (), Vec::new).unwrap();
+        assert_eq!(outcome.r0 as i64, -22, "{kind}");
+    }
+}
+
+/// What the helpers say of a map that programs only read.
+#[test]
+fn programs_change_no_map_that_they_only_read() {
+    host::register();
+    let definition = |kind, key_size| MapDefinition {
+        name: "read".into(),
+        kind,
+        key_size,
+        value_size: 8,
+        max_entries: 1,
+        flags: MapDefinition::RDONLY_PROG,
+    };
+    let create = |kind, key_size| {
+        Map::create(definition(kind, key_size), &HeapMemory::with_limit(1 << 16)).unwrap()
+    };
+    let maps = [create(MapKind::HASH, 4), create(MapKind::QUEUE, 0)];
+    maps[0].update(&[0; 4], &[5; 8], UpdateFlags::Any).unwrap();
+    for call in [
+        "r1 = map[0]\nr2 = r10\nr2 += -8\nr3 = r2\nr4 = 0\ncall 2",
+        "r1 = map[0]\nr2 = r10\nr2 += -8\ncall 3",
+        "r1 = map[1]\nr2 = r10\nr2 += -8\nr3 = 0\ncall 87",
+        "r1 = map[1]\nr2 = r10\nr2 += -8\ncall 88",
+    ] {
+        let program = program(&format!("*(u64 *)(r10 - 8) = 0\n{call}\nexit"), &maps);
+        let (outcome, _) = run_all(&program, &[], || (), Vec::new).unwrap();
+        assert_eq!(outcome.r0 as i64, -1, "{call}");
+    }
+    let mut value = [0; 8];
+    maps[0].lookup(&[0; 4], &mut value).unwrap();
+    assert_eq!(value, [5; 8]);
 }
 
 #[test]

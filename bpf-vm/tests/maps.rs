@@ -16,8 +16,7 @@ use bpf_vm::{
     host::Host,
     map::{
         DEFAULT_TASKS, HeapMemory, Map, MapCreateError, MapDefinition, MapError, MapKind,
-        TailTarget, UpdateFlags,
-        memory::{read_bytes, write_bytes},
+        TailTarget, UpdateFlags, memory::read_bytes,
     },
     program::UncheckedProgram,
 };
@@ -286,7 +285,7 @@ fn per_cpu_maps_have_a_value_a_core() {
         // A program's update: its core's value, the others' zero.
         CPU.set(2);
         let update = |value: &[u8; 5]| {
-            map.update_with(&key, UpdateFlags::Any, |words| write_bytes(words, value))
+            map.update_with(&key, UpdateFlags::Any, |words| words.write_bytes(value))
         };
         assert_eq!(update(b"abcde"), Ok(()));
         CPU.set(1);
@@ -332,7 +331,7 @@ fn per_cpu_maps_have_a_value_a_core() {
                 let want = if full { Err(MapError::TooBig) } else { Ok(()) };
                 let key = key.to_ne_bytes();
                 let got = map.update_with(&key, UpdateFlags::NoExist, |words| {
-                    write_bytes(words, b"xxxxx")
+                    words.write_bytes(b"xxxxx")
                 });
                 assert_eq!(got, want);
                 if !full {
@@ -762,6 +761,41 @@ fn definitions_that_linux_refuses() {
     }
 }
 
+/// `BPF_F_RDONLY_PROG` keeps programs out, and not the host, until it freezes the map.
+#[test]
+fn what_programs_only_read_is_the_hosts_to_write() {
+    let flags = MapDefinition::RDONLY_PROG;
+    for kind in [
+        MapKind::ARRAY,
+        MapKind::HASH,
+        MapKind::LRU_HASH,
+        MapKind::PERCPU_HASH,
+        MapKind::PERCPU_ARRAY,
+    ] {
+        let map = map(kind, 4, 8, 2, flags);
+        let array = matches!(kind, MapKind::ARRAY | MapKind::PERCPU_ARRAY);
+        let (key, mut value) = (1u32.to_ne_bytes(), vec![7; map.host_value_size()]);
+        assert_eq!(map.update(&key, &value, UpdateFlags::Any), Ok(()), "{kind}");
+        value.fill(0);
+        assert_eq!(map.lookup(&key, &mut value), Ok(()));
+        assert!(value.iter().all(|byte| *byte == 7), "{kind}");
+        let refused = Err(MapError::NotPermitted);
+        let by_program = map.update_with(&key, UpdateFlags::Any, |_| panic!("{kind}"));
+        assert_eq!(
+            (by_program, map.delete_by_program(&key)),
+            (refused, refused)
+        );
+        if !array {
+            assert_eq!(map.delete(&key), Ok(()), "{kind}");
+            assert_eq!(map.update(&key, &value, UpdateFlags::Any), Ok(()));
+        }
+        map.freeze();
+        assert_eq!(map.update(&key, &value, UpdateFlags::Any), refused);
+        assert_eq!(map.delete(&key), refused, "{kind}");
+        assert_eq!(map.lookup(&key, &mut value), Ok(()));
+    }
+}
+
 /// An update in the middle of an update, as an NMI would make it: `EBUSY` on the same bucket or queue, no deadlock,
 /// and lookups answer as before.
 #[test]
@@ -802,7 +836,7 @@ fn an_update_in_the_middle_of_an_update() {
                     &1u32.to_ne_bytes()[..]
                 };
                 assert_eq!(other.update(other_key, &value, UpdateFlags::Exist), Ok(()));
-                write_bytes(words, &value);
+                words.write_bytes(&value);
             });
             if map.key_size() == 0 {
                 map.pop(|words| read_bytes(words, &mut [0; 8])).unwrap();

@@ -15,7 +15,7 @@ use std::{
 
 use bpf_vm::{
     host::Host,
-    map::{HeapMemory, Map, MapDefinition, MapError, MapKind, UpdateFlags, memory::write_bytes},
+    map::{HeapMemory, Map, MapDefinition, MapError, MapKind, UpdateFlags},
 };
 
 /// Threads of each test, and so cores.
@@ -263,7 +263,7 @@ fn queues_and_stacks() {
                 let mut value = [0; 16];
                 value[..8].copy_from_slice(&word.to_ne_bytes());
                 value[8..].copy_from_slice(&(!word).to_ne_bytes());
-                if patiently(|| map.push(UpdateFlags::Any, |words| write_bytes(words, &value)))
+                if patiently(|| map.push(UpdateFlags::Any, |words| words.write_bytes(&value)))
                     .is_ok()
                 {
                     pushed.fetch_add(1, Relaxed);

@@ -599,6 +599,28 @@ fn symbol(file: &[u8], name: &str) -> u32 {
     elf.symbol_by_name(name).unwrap().index().0 as u32
 }
 
+/// The type of a map's value says where its lock is.
+#[test]
+fn a_lock_is_found_in_its_value() {
+    let Some(object) = own("spin_lock") else {
+        return;
+    };
+    register_host();
+    let loaded = load(&object);
+    assert_eq!(Hook::of(&loaded, "held").call(&[]) as i64, 5);
+}
+
+#[test]
+fn a_maps_struct_is_limited() {
+    let Some(object) = own("many_fields") else {
+        return;
+    };
+    let message = Object::parse(&object).unwrap_err().to_string();
+    for wanted in ["map `wide`", "65 members", "limit is 64"] {
+        assert!(message.contains(wanted), "`{wanted}` is not in: {message}");
+    }
+}
+
 /// A million instructions, and no more.
 #[test]
 fn length_is_limited() {

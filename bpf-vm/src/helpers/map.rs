@@ -17,7 +17,7 @@ use crate::{
     host::host,
     interp::MAX_LOOPS,
     map::{
-        Map, MapError, UpdateFlags,
+        Map, MapError, UpdateFlags, ValueWords,
         memory::WORD_BYTES,
         ringbuf::{FORCE_WAKEUP, HEADER_BYTES, NO_WAKEUP, PAGE},
     },
@@ -108,7 +108,7 @@ pub(super) unsafe extern "C" fn map_delete_elem(
     // SAFETY: by this helper's row `handle` is the handle of a map that the running program holds.
     let map = unsafe { map(handle) };
     // SAFETY: by this helper's row `key` points to a readable key of that map.
-    status(unsafe { with_key(map, key, |key| map.delete(key)) }.flatten())
+    status(unsafe { with_key(map, key, |key| map.delete_by_program(key)) }.flatten())
 }
 
 /// `void *bpf_map_lookup_percpu_elem(map, key, cpu)`: the address of that core's value, or 0.
@@ -140,7 +140,10 @@ pub(super) unsafe extern "C" fn map_push_elem(
     let map = unsafe { map(handle) };
     // SAFETY: by this helper's row `value` points to a readable value of that map.
     let value = unsafe { ProgramBytes::new(value, map.value_size()) };
-    let push = |flags| map.push(flags, |words| value.copy_to_value(words));
+    let push = |flags| {
+        map.check_program()?;
+        map.push(flags, |words| value.copy_to_value(words))
+    };
     status(UpdateFlags::try_from(flags).and_then(push))
 }
 
@@ -177,7 +180,7 @@ unsafe fn take(handle: u64, value: u64, remove: bool) -> u64 {
     let out = unsafe { ProgramOut::new(value, map.value_size()) };
     let copy = |words: &[AtomicU64]| out.copy_from(words.iter().map(|word| word.load(Relaxed)));
     let taken = if remove {
-        map.pop(copy)
+        map.check_program().and_then(|()| map.pop(copy))
     } else {
         map.peek(copy)
     };
@@ -296,9 +299,9 @@ pub(super) unsafe extern "C" fn task_storage_get(
     let bytes = if value == 0 { 0 } else { map.value_size() };
     // SAFETY: by this helper's row `value` points to a readable value of that map, or is 0.
     let value = unsafe { ProgramBytes::new(value, bytes) };
-    let fill = |words: &[AtomicU64]| {
+    let fill = |words: ValueWords<'_>| {
         if value.len() == 0 {
-            words.iter().for_each(|word| word.store(0, Relaxed));
+            words.write(core::iter::repeat(0));
         } else {
             value.copy_to_value(words);
         }

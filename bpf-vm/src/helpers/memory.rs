@@ -5,7 +5,7 @@ use core::{
     sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed},
 };
 
-use crate::map::memory::WORD_BYTES;
+use crate::map::{ValueWords, memory::WORD_BYTES};
 
 /// The longest string that a helper is given, bytes with its end.
 pub(crate) const LONGEST_STRING: usize = 4096;
@@ -93,10 +93,9 @@ impl ProgramBytes {
     }
 
     /// Copies the bytes into a value's words.
-    pub(super) fn copy_to_value(self, words: &[AtomicU64]) {
-        for (word, index) in words.iter().zip((0..self.len).step_by(WORD_BYTES)) {
-            word.store(self.word(index), Relaxed);
-        }
+    pub(super) fn copy_to_value(self, value: ValueWords<'_>) {
+        let indices = (0..self.len).step_by(WORD_BYTES);
+        value.write(indices.map(|index| self.word(index)));
     }
 }
 
@@ -227,7 +226,7 @@ mod tests {
                 // SAFETY: `start + len` is at most 31 and `source` has 40 bytes and outlives the copy.
                 let bytes = unsafe { ProgramBytes::new(base + start as u64, len) };
                 let words: [AtomicU64; 3] = Default::default();
-                bytes.copy_to_value(&words);
+                bytes.copy_to_value(words[..].into());
                 let got: alloc::vec::Vec<u8> = words
                     .iter()
                     .flat_map(|word| word.load(Relaxed).to_ne_bytes())

@@ -13,7 +13,7 @@ use core::{
 use super::{
     MapCreateError, MapDefinition, MapError, MapKind, MapMemory, UpdateFlags,
     table::{Position, Table, Target, Updated},
-    values::Values,
+    values::{ValueWords, Values},
 };
 use crate::host::host;
 
@@ -47,6 +47,12 @@ impl Hash {
             per_cpu,
             evicts,
         })
+    }
+
+    /// With a lock at a byte offset of each value. It stays as it is while an element changes hands: zero at first, and
+    /// given back by whoever took it.
+    pub(super) fn set_lock(&mut self, offset: usize) {
+        self.values.set_lock(offset);
     }
 
     /// The addresses of all values.
@@ -86,7 +92,7 @@ impl Hash {
         &self,
         key: &[u8],
         flags: UpdateFlags,
-        fill: impl FnOnce(&[AtomicU64]),
+        fill: impl FnOnce(ValueWords<'_>),
     ) -> Result<Updated, MapError> {
         let cpu = host().cpu();
         if self.values.at(0, cpu).is_none() {
@@ -103,8 +109,8 @@ impl Hash {
                 }
                 Target::Kept(element) => element,
             };
-            if let Some(words) = self.values.at(element - 1, cpu) {
-                fill(words);
+            if let Some(value) = self.values.value(element - 1, cpu) {
+                fill(value);
             }
         };
         self.table.update(key, flags, self.per_cpu, fill, |_| {})

@@ -20,6 +20,7 @@ use super::{
     hash::Hash,
     memory::Words,
     table::{Position, Updated},
+    values::ValueWords,
 };
 
 /// Bytes of `prefixlen`.
@@ -157,7 +158,7 @@ impl Lpm {
         &self,
         key: &[u8],
         flags: UpdateFlags,
-        fill: impl FnOnce(&[AtomicU64]),
+        fill: impl FnOnce(ValueWords<'_>),
     ) -> Result<(), MapError> {
         let prefix = Prefix::new(key).ok_or(MapError::Invalid)?;
         let length = self.length(prefix.bits()).ok_or(MapError::Invalid)?;

@@ -153,13 +153,20 @@ pub fn read_bytes(words: &[AtomicU64], out: &mut [u8]) {
 ///
 /// Bytes past the value's end are dropped.
 pub fn write_bytes(words: &[AtomicU64], bytes: &[u8]) {
-    for (word, bytes) in words.iter().zip(bytes.chunks(WORD_BYTES)) {
+    for (word, value) in words.iter().zip(whole_words(bytes)) {
+        word.store(value, Relaxed);
+    }
+}
+
+/// Bytes as words, the last one padded with zeros.
+pub(super) fn whole_words(bytes: &[u8]) -> impl Iterator<Item = u64> + '_ {
+    bytes.chunks(WORD_BYTES).map(|bytes| {
         let mut whole = [0; WORD_BYTES];
         for (to, from) in whole.iter_mut().zip(bytes) {
             *to = *from;
         }
-        word.store(u64::from_ne_bytes(whole), Relaxed);
-    }
+        u64::from_ne_bytes(whole)
+    })
 }
 
 /// Puts `bytes` at a byte offset of a value and leaves the rest; not whole for someone who writes the value meanwhile.

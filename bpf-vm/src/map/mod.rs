@@ -20,7 +20,7 @@ use alloc::{string::String, sync::Arc};
 use core::{
     fmt,
     ops::Range,
-    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
 };
 
 mod array;
@@ -47,6 +47,7 @@ mod table;
 mod task_storage;
 mod values;
 
+pub use self::values::ValueWords;
 pub use self::{
     error::{MapCreateError, MapError},
     kind::MapKind,
@@ -119,7 +120,8 @@ pub enum UpdateFlags {
 impl TryFrom<u64> for UpdateFlags {
     type Error = MapError;
 
-    /// From the number a program passes; any other bit is `EINVAL`.
+    /// From the number a program passes; any other bit is `EINVAL`, `BPF_F_LOCK` too: a program takes the lock and writes
+    /// the value itself.
     fn try_from(flags: u64) -> Result<Self, MapError> {
         match flags {
             0 => Ok(Self::Any),
@@ -135,6 +137,8 @@ pub struct Map {
     definition: MapDefinition,
     /// Cores that values are kept for: as many as the host had when the map was created.
     cpus: u32,
+    /// Whether the host changes no value any more either.
+    frozen: AtomicBool,
     storage: Storage,
 }
 
@@ -188,7 +192,17 @@ impl Map {
         definition: MapDefinition,
         memory: &dyn MapMemory,
     ) -> Result<Arc<Self>, MapCreateError> {
-        Self::create_any(definition, None, memory)
+        Self::create_any(definition, None, None, memory)
+    }
+
+    /// As [`create`](Self::create), with a `struct bpf_spin_lock` at byte offset `lock`, a multiple of 4, of each value:
+    /// updates leave it as it is, and the host reads it as 0.
+    pub fn create_locked(
+        definition: MapDefinition,
+        lock: u32,
+        memory: &dyn MapMemory,
+    ) -> Result<Arc<Self>, MapCreateError> {
+        Self::create_any(definition, None, Some(lock), memory)
     }
 
     /// Creates a map of maps, empty, that takes inner maps like `inner`: the same kind, sizes and flags, and the same
@@ -201,17 +215,18 @@ impl Map {
         inner: MapDefinition,
         memory: &dyn MapMemory,
     ) -> Result<Arc<Self>, MapCreateError> {
-        Self::create_any(definition, Some(inner), memory)
+        Self::create_any(definition, Some(inner), None, memory)
     }
 
     fn create_any(
         definition: MapDefinition,
         inner: Option<MapDefinition>,
+        lock: Option<u32>,
         memory: &dyn MapMemory,
     ) -> Result<Arc<Self>, MapCreateError> {
         rules::check(&definition)?;
         let cpus = host().cpus().max(1);
-        let storage = match (definition.kind, inner) {
+        let mut storage = match (definition.kind, inner) {
             (MapKind::ARRAY_OF_MAPS | MapKind::HASH_OF_MAPS, Some(inner))
                 if !inner.kind.holds_maps() =>
             {
@@ -254,9 +269,16 @@ impl Map {
                 Storage::Array(Values::create(&definition, entries, 1, memory)?)
             }
         };
+        match (&mut storage, lock) {
+            (Storage::Array(values), Some(lock)) => values.set_lock(lock as usize),
+            (Storage::Hash(hash), Some(lock)) => hash.set_lock(lock as usize),
+            (Storage::Tasks(tasks), Some(lock)) => tasks.set_lock(lock as usize),
+            _ => {}
+        }
         Ok(Arc::new(Self {
             definition,
             cpus,
+            frozen: AtomicBool::new(false),
             storage,
         }))
     }
@@ -302,6 +324,16 @@ impl Map {
     /// Whether programs may write the values.
     pub fn program_may_write(&self) -> bool {
         self.definition.flags & MapDefinition::RDONLY_PROG == 0
+    }
+
+    /// From now on the host changes no value either (`BPF_MAP_FREEZE`).
+    pub fn freeze(&self) {
+        self.frozen.store(true, Relaxed);
+    }
+
+    /// Whether nobody changes the values: programs may not, and the host has frozen them.
+    pub(crate) fn is_constant(&self) -> bool {
+        !self.program_may_write() && self.frozen.load(Relaxed)
     }
 
     /// The number that stands for this map in a program's registers: the map's address, provenance exposed, so that
@@ -413,16 +445,16 @@ impl Map {
     /// Sets the value of `key`, whole per 8-byte word. Of a queue or stack (the key is empty): pushes it.
     ///
     /// Errors: `Invalid` if `key` has not the map's size, `value` not [`host_value_size`](Self::host_value_size), or
-    /// the kind is not updated so; `NotPermitted` for read-only data; what the kind and `flags` say (past the end or
+    /// the kind is not updated so; `NotPermitted` once it is [frozen](Self::freeze); what the kind and `flags` say (past the end or
     /// full: `TooBig`, an LPM trie `NoSpace`; `Exists` for `NoExist`, `NotFound` for `Exist`); `Busy`.
     pub fn update(&self, key: &[u8], value: &[u8], flags: UpdateFlags) -> Result<(), MapError> {
         if value.len() != self.host_value_size() {
             return Err(MapError::Invalid);
         }
         if !self.definition.kind.is_per_cpu() {
-            return self.update_with(key, flags, |words| write_bytes(words, value));
+            return self.set(key, flags, |words| words.write_bytes(value));
         }
-        self.check_update(key)?;
+        self.check_key(key)?;
         match &self.storage {
             Storage::Array(values) => {
                 values.write(array::updated(key, values.entries(), flags)?, value);
@@ -433,8 +465,8 @@ impl Map {
         }
     }
 
-    fn check_update(&self, key: &[u8]) -> Result<(), MapError> {
-        if !self.program_may_write() {
+    fn check_key(&self, key: &[u8]) -> Result<(), MapError> {
+        if self.frozen.load(Relaxed) {
             return Err(MapError::NotPermitted);
         }
         if key.len() != self.key_size() {
@@ -443,41 +475,64 @@ impl Map {
         Ok(())
     }
 
-    /// As [`update`](Self::update) by a program: `fill` writes the value's words, in a per-CPU map the running core's.
+    /// As [`update`](Self::update) by a program: `fill` writes the value, in a per-CPU map the running core's.
+    /// `NotPermitted` with `BPF_F_RDONLY_PROG`.
     /// Where keys are locked, `fill` runs under the lock, so it must be short, and an update by it would be `Busy`.
     pub fn update_with(
         &self,
         key: &[u8],
         flags: UpdateFlags,
-        fill: impl FnOnce(&[AtomicU64]),
+        fill: impl FnOnce(ValueWords<'_>),
     ) -> Result<(), MapError> {
-        self.check_update(key)?;
+        self.check_program()?;
+        self.set(key, flags, fill)
+    }
+
+    /// Whether a program may change the map.
+    pub(crate) fn check_program(&self) -> Result<(), MapError> {
+        match self.program_may_write() {
+            true => Ok(()),
+            false => Err(MapError::NotPermitted),
+        }
+    }
+
+    fn set(
+        &self,
+        key: &[u8],
+        flags: UpdateFlags,
+        fill: impl FnOnce(ValueWords<'_>),
+    ) -> Result<(), MapError> {
+        self.check_key(key)?;
         match &self.storage {
             Storage::Array(values) => {
                 let index = array::updated(key, values.entries(), flags)?;
                 // A core that was not there when the map was created has no values.
-                fill(values.at(index, host().cpu()).ok_or(MapError::Invalid)?);
+                fill(values.value(index, host().cpu()).ok_or(MapError::Invalid)?);
                 Ok(())
             }
             Storage::Hash(hash) => hash.update(key, flags, fill).map(drop),
             Storage::Lpm(lpm) => lpm.update(key, flags, fill),
-            Storage::Queue(queue) => queue.push(flags, fill),
+            Storage::Queue(queue) => queue.push(flags, |words| fill(words.into())),
             _ => Err(MapError::Invalid),
         }
     }
 
     /// Removes `key`. An array's keys cannot be removed, a map of maps is changed by [`remove_map`](Self::remove_map):
-    /// `Invalid`. `NotFound`, `Busy`.
+    /// `Invalid`. `NotFound`, `Busy`; `NotPermitted` once it is [frozen](Self::freeze).
     pub fn delete(&self, key: &[u8]) -> Result<(), MapError> {
-        if key.len() != self.key_size() {
-            return Err(MapError::Invalid);
-        }
+        self.check_key(key)?;
         match &self.storage {
             Storage::Hash(hash) => hash.table.delete(key, |_| {}),
             Storage::Lpm(lpm) => lpm.delete(key),
             Storage::Traces(traces) => traces.delete(key),
             _ => Err(MapError::Invalid),
         }
+    }
+
+    /// As [`delete`](Self::delete) by a program: `NotPermitted` with `BPF_F_RDONLY_PROG`.
+    pub fn delete_by_program(&self, key: &[u8]) -> Result<(), MapError> {
+        self.check_program()?;
+        self.delete(key)
     }
 
     /// Writes the key after `key` (the first, if `None`) into `next`; `NotFound` after the last. After a key that is
@@ -550,10 +605,10 @@ impl Map {
     pub fn push(
         &self,
         flags: UpdateFlags,
-        fill: impl FnOnce(&[AtomicU64]),
+        fill: impl FnOnce(ValueWords<'_>),
     ) -> Result<(), MapError> {
         match &self.storage {
-            Storage::Queue(queue) => queue.push(flags, fill),
+            Storage::Queue(queue) => queue.push(flags, |words| fill(words.into())),
             _ => Err(MapError::Invalid),
         }
     }
@@ -624,7 +679,7 @@ impl Map {
         &self,
         task: u64,
         id: u64,
-        create: Option<impl FnOnce(&[AtomicU64])>,
+        create: Option<impl FnOnce(ValueWords<'_>)>,
     ) -> Option<u64> {
         match (&self.storage, create) {
             (Storage::Tasks(tasks), None) => tasks.address(task, id),
@@ -663,7 +718,7 @@ impl Map {
         inner: Arc<Map>,
         flags: UpdateFlags,
     ) -> Result<Option<Retired<Map>>, MapError> {
-        self.check_update(key)?;
+        self.check_key(key)?;
         match &self.storage {
             Storage::Maps(maps) => maps.put(key, inner, flags),
             _ => Err(MapError::Invalid),
@@ -738,7 +793,7 @@ impl Map {
         let Storage::Array(values) = &self.storage else {
             return None;
         };
-        if self.program_may_write() || self.definition.kind.is_per_cpu() {
+        if !self.is_constant() || self.definition.kind.is_per_cpu() {
             return None;
         }
         let (start, size) = (usize::try_from(offset).ok()?, self.value_size());

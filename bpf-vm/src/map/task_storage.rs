@@ -8,6 +8,7 @@
 
 use super::{
     MapCreateError, MapDefinition, MapError, MapMemory, UpdateFlags, hash::Hash, table::Position,
+    values::ValueWords,
 };
 use core::{ops::Range, sync::atomic::AtomicU64};
 
@@ -46,6 +47,11 @@ impl TaskStorage {
         Hash::create(definition, KEY_BYTES, tasks, cpus, memory).map(Self)
     }
 
+    /// With a lock at a byte offset of each value.
+    pub(super) fn set_lock(&mut self, offset: usize) {
+        self.0.set_lock(offset);
+    }
+
     /// The addresses of all values.
     pub(super) fn values(&self) -> Range<u64> {
         self.0.values()
@@ -61,7 +67,7 @@ impl TaskStorage {
         &self,
         task: u64,
         id: u64,
-        fill: impl FnOnce(&[AtomicU64]),
+        fill: impl FnOnce(ValueWords<'_>),
     ) -> Option<u64> {
         let key = key(task, id);
         self.0.address(&key, 0).or_else(|| {

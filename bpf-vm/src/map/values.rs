@@ -2,11 +2,14 @@
 //! The values of a map: one region, `base + cpu * cpu_stride + index * stride`, whole words each.
 #![forbid(unsafe_code)]
 
-use core::{ops::Range, sync::atomic::AtomicU64};
+use core::{
+    ops::Range,
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+};
 
 use super::{
     MapCreateError, MapDefinition, MapMemory,
-    memory::{WORD_BYTES, Words, address, read_bytes, write_bytes},
+    memory::{WORD_BYTES, Words, address, read_bytes, whole_words},
 };
 
 /// Values by index, one a core in a per-CPU map, one in all otherwise (`cpus` is 1 then).
@@ -16,6 +19,68 @@ pub(super) struct Values {
     entries: u32,
     cpus: u32,
     range: Range<u64>,
+    /// Where in each value a lock is.
+    lock: Option<Lock>,
+}
+
+/// Bytes of a `struct bpf_spin_lock`.
+const LOCK_BYTES: usize = 4;
+
+/// Where a lock is in a value.
+#[derive(Clone, Copy)]
+struct Lock {
+    offset: usize,
+    /// Its bits in its word.
+    mask: u64,
+}
+
+impl Lock {
+    fn at(offset: usize) -> Self {
+        let mut bytes = [0; WORD_BYTES];
+        let lock = bytes.iter_mut().skip(offset % WORD_BYTES);
+        lock.take(LOCK_BYTES).for_each(|byte| *byte = 0xff);
+        Self {
+            offset,
+            mask: u64::from_ne_bytes(bytes),
+        }
+    }
+}
+
+/// A value, for an update to write: its words, but not the lock that may be in one of them. Whoever holds that gives it
+/// back himself (Linux: `copy_map_value`).
+#[derive(Clone, Copy)]
+pub struct ValueWords<'a> {
+    words: &'a [AtomicU64],
+    lock: Option<Lock>,
+}
+
+impl<'a> From<&'a [AtomicU64]> for ValueWords<'a> {
+    /// A value without a lock.
+    fn from(words: &'a [AtomicU64]) -> Self {
+        Self { words, lock: None }
+    }
+}
+
+impl ValueWords<'_> {
+    /// Sets the words, as many as there are, from the first on. Each is whole for whoever reads it meanwhile.
+    pub fn write(&self, values: impl IntoIterator<Item = u64>) {
+        let lock = self.lock.map(|lock| (lock.offset / WORD_BYTES, lock.mask));
+        for ((index, word), value) in self.words.iter().enumerate().zip(values) {
+            match lock {
+                Some((at, mask)) if at == index => {
+                    let beside = |old| Some(old & mask | value & !mask);
+                    // Taken or given back in between: once more.
+                    let _ = word.fetch_update(Relaxed, Relaxed, beside);
+                }
+                _ => word.store(value, Relaxed),
+            }
+        }
+    }
+
+    /// Sets the words from bytes; the last word's bytes past the end of `bytes` become zero.
+    pub fn write_bytes(&self, bytes: &[u8]) {
+        self.write(whole_words(bytes));
+    }
 }
 
 impl Values {
@@ -38,6 +103,21 @@ impl Values {
             stride_words,
             entries,
             cpus,
+            lock: None,
+        })
+    }
+
+    /// With a lock at a byte offset, a multiple of 4, of each.
+    pub(super) fn set_lock(&mut self, offset: usize) {
+        self.lock = Some(Lock::at(offset));
+    }
+
+    /// A core's value, for an update.
+    pub(super) fn value(&self, index: u32, cpu: u32) -> Option<ValueWords<'_>> {
+        let words = self.at(index, cpu)?;
+        Some(ValueWords {
+            words,
+            lock: self.lock,
         })
     }
 
@@ -79,7 +159,7 @@ impl Values {
             .then(|| cpu as usize * self.entries as usize + index as usize)
     }
 
-    /// All cores' values of an index, one after the other, as the host sees them.
+    /// All cores' values of an index, one after the other, as the host sees them: a lock is 0.
     pub(super) fn read(&self, index: u32, out: &mut [u8]) {
         let part = if self.cpus == 1 {
             out.len()
@@ -89,6 +169,10 @@ impl Values {
         for (cpu, out) in (0..self.cpus).zip(out.chunks_mut(part.max(1))) {
             if let Some(words) = self.at(index, cpu) {
                 read_bytes(words, out);
+            }
+            if let Some(lock) = self.lock {
+                let lock = out.iter_mut().skip(lock.offset).take(LOCK_BYTES);
+                lock.for_each(|byte| *byte = 0);
             }
         }
     }
@@ -101,8 +185,8 @@ impl Values {
             self.stride()
         };
         for (cpu, bytes) in (0..self.cpus).zip(bytes.chunks(part.max(1))) {
-            if let Some(words) = self.at(index, cpu) {
-                write_bytes(words, bytes);
+            if let Some(value) = self.value(index, cpu) {
+                value.write_bytes(bytes);
             }
         }
     }
@@ -110,8 +194,8 @@ impl Values {
     /// Zeroes all cores' values of an index.
     pub(super) fn clear(&self, index: u32) {
         for cpu in 0..self.cpus {
-            for word in self.at(index, cpu).unwrap_or_default() {
-                word.store(0, core::sync::atomic::Ordering::Relaxed);
+            if let Some(value) = self.value(index, cpu) {
+                value.write(core::iter::repeat(0));
             }
         }
     }

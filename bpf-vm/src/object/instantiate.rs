@@ -87,7 +87,10 @@ impl Object {
             }
             let map = match &template.inner {
                 Some(inner) => Map::create_outer(definition.clone(), inner.clone(), memory)?,
-                None => Map::create(definition.clone(), memory)?,
+                None => match template.lock {
+                    Some(lock) => Map::create_locked(definition.clone(), lock, memory)?,
+                    None => Map::create(definition.clone(), memory)?,
+                },
             };
             if let Some(content) = &template.content {
                 map.initialise(0, &content.bytes);
@@ -101,6 +104,12 @@ impl Object {
         if let Some(map) = self.externs.map.and_then(|index| maps.get(index)) {
             for (offset, bytes) in &settings {
                 map.initialise(*offset as usize, bytes);
+            }
+        }
+        for (template, map) in self.maps.0.iter().zip(&maps) {
+            // Constants, as libbpf freezes them.
+            if template.content.is_some() && !map.program_may_write() {
+                map.freeze();
             }
         }
         let mut program_slots = Vec::new();

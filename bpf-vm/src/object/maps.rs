@@ -58,6 +58,8 @@ pub(super) struct MapTemplate {
     pub(super) inner: Option<MapDefinition>,
     /// Whether it is shared with other objects by its name.
     pub(super) pinned: bool,
+    /// Where in its value a `struct bpf_spin_lock` is, in bytes.
+    pub(super) lock: Option<u32>,
     /// Where in its variable `values` is, in bytes.
     values_at: Option<u64>,
     /// What is in `values`: by slot.
@@ -130,6 +132,7 @@ impl MapTable {
                 .filter(|symbol| symbol.section == Some(section) && symbol.is_object())
                 .map(|symbol| (symbol.name, symbol.value))
                 .collect();
+            let mut locks = Locks::default();
             for variable in btf.variables(MAPS)? {
                 let offset = offsets.get(variable.name).copied();
                 maps.push(MapTemplate {
@@ -137,7 +140,7 @@ impl MapTable {
                     offset: offset.ok_or_else(|| {
                         field_error(variable.name, "name", "the symbol table has no such map")
                     })?,
-                    ..definition(btf, &variable)?
+                    ..definition(btf, &mut locks, &variable)?
                 });
             }
         }
@@ -340,6 +343,7 @@ fn data_template(
             overrides: BTreeMap::new(),
         }),
         inner: None,
+        lock: None,
         pinned: false,
         values_at: None,
         values: Vec::new(),
@@ -347,7 +351,11 @@ fn data_template(
 }
 
 /// Reads the definition of a map from the type of its variable; its place is the caller's to fill in.
-fn definition(btf: &Btf<'_>, variable: &BtfVariable<'_>) -> Result<MapTemplate, ObjectError> {
+fn definition(
+    btf: &Btf<'_>,
+    locks: &mut Locks,
+    variable: &BtfVariable<'_>,
+) -> Result<MapTemplate, ObjectError> {
     let (_, found) = btf.resolve(variable.type_id)?;
     if found.kind() != Kind::STRUCT {
         return Err(field_error(
@@ -356,15 +364,60 @@ fn definition(btf: &Btf<'_>, variable: &BtfVariable<'_>) -> Result<MapTemplate, 
             "the variable is no struct; define the map with __uint and __type",
         ));
     }
-    fields(btf, variable.name, found, false)
+    fields(btf, locks, variable.name, found, false)
 }
+
+/// Where types have a member `struct bpf_spin_lock`, in bytes; each type is looked at once, however many maps have it.
+#[derive(Default)]
+struct Locks(BTreeMap<u32, Option<u32>>);
+
+impl Locks {
+    fn of(&mut self, btf: &Btf<'_>, type_id: u32) -> Result<Option<u32>, ObjectError> {
+        let (type_id, found) = btf.resolve(type_id)?;
+        if let Some(known) = self.0.get(&type_id) {
+            return Ok(*known);
+        }
+        let mut lock = None;
+        if found.kind() == Kind::STRUCT {
+            for member in btf.members(found) {
+                let member = member?;
+                let (of_id, of) = btf.resolve(member.type_id)?;
+                if of.kind() == Kind::STRUCT && btf.name(of_id)? == "bpf_spin_lock" {
+                    lock = Some(member.bit_offset / 8);
+                }
+            }
+        }
+        self.0.insert(type_id, lock);
+        Ok(lock)
+    }
+}
+
+/// Members of a map's struct: more than there are fields, and so few that maps of the same struct do not take time for
+/// each member of it.
+const MAX_FIELDS: u32 = 64;
 
 /// Reads a map's fields: members that are pointers.
 ///
 /// `__uint(name, N)` of bpf_helpers.h is a pointer to an array of N elements, `__type(name, T)` one to T,
 /// `__array(name, T)` an array of pointers to T.
-fn fields(btf: &Btf<'_>, name: &str, found: Type, inner: bool) -> Result<MapTemplate, ObjectError> {
+fn fields(
+    btf: &Btf<'_>,
+    locks: &mut Locks,
+    name: &str,
+    found: Type,
+    inner: bool,
+) -> Result<MapTemplate, ObjectError> {
     let error = |field: &str, problem| field_error(name, field, problem);
+    if found.entries() > MAX_FIELDS {
+        return Err(field_error(
+            name,
+            "type",
+            format!(
+                "the struct has {} members and the limit is {MAX_FIELDS}; give each field of a map once",
+                found.entries()
+            ),
+        ));
+    }
     let mut kind = None;
     let mut template = MapTemplate {
         section: 0,
@@ -379,6 +432,7 @@ fn fields(btf: &Btf<'_>, name: &str, found: Type, inner: bool) -> Result<MapTemp
         },
         content: None,
         inner: None,
+        lock: None,
         pinned: false,
         values_at: None,
         values: Vec::new(),
@@ -423,7 +477,10 @@ fn fields(btf: &Btf<'_>, name: &str, found: Type, inner: bool) -> Result<MapTemp
             "key_size" => definition.key_size = number()?,
             "value_size" => definition.value_size = number()?,
             "key" => definition.key_size = size()?,
-            "value" => definition.value_size = size()?,
+            "value" => {
+                definition.value_size = size()?;
+                template.lock = locks.of(btf, pointee.clone()?)?;
+            }
             "max_entries" => definition.max_entries = number()?,
             "map_flags" => definition.flags = number()?,
             // There is one memory for all nodes.
@@ -473,7 +530,7 @@ fn fields(btf: &Btf<'_>, name: &str, found: Type, inner: bool) -> Result<MapTemp
         }
         match (definition.kind, of.kind()) {
             (kind, Kind::STRUCT) if kind.holds_maps() && !inner => {
-                let inner = fields(btf, &format!("{name}.inner"), of, true)?;
+                let inner = fields(btf, locks, &format!("{name}.inner"), of, true)?;
                 template.inner = Some(inner.definition);
             }
             (MapKind::PROG_ARRAY, Kind::FUNC_PROTO) if !inner => {}
