@@ -33,6 +33,17 @@ pub(crate) enum HookError {
         /// What hooks it.
         by: String,
     },
+    /// The attach failed, and what it had done could not be undone: the hook is on.
+    Stuck {
+        /// The function.
+        function: String,
+        /// Why it was not attached.
+        reason: Reason,
+        /// Why it could not be taken off again.
+        undo: Reason,
+        /// Its hook.
+        id: HookId,
+    },
     /// A live patch is on its way on or off.
     Busy {
         /// Its name.
@@ -80,6 +91,16 @@ impl fmt::Display for HookError {
             HookError::Replaced { function, by } => write!(
                 f,
                 "{function} is replaced already ({by}): a function has one body; detach what replaces it first, `hooks` lists it"
+            ),
+            HookError::Stuck {
+                function,
+                reason,
+                undo,
+                id,
+            } => write!(
+                f,
+                "{function} cannot be hooked: {reason}; nor could the hook be taken off again: {undo}; it is on, as hook {id}: \
+                 `detach {id}` tries once more"
             ),
             HookError::Busy { patch, id } => write!(
                 f,

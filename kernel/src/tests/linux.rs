@@ -36,6 +36,17 @@ pub(super) const TESTS: &[Test] = &[
     test("linux.returns_without_a_node_are_misses", 60, nodes),
     test("linux.detached_under_ten_sleepers", 60, sleepers),
     test("linux.what_does_not_fit_is_refused", 30, refused),
+    test(
+        "linux.an_image_that_failed_is_led_to_by_nothing",
+        30,
+        failed_image,
+    ),
+    test(
+        "linux.a_return_outlives_an_attach_that_failed",
+        60,
+        failed_return,
+    ),
+    test("linux.what_cannot_be_undone_is_a_hook", 30, failed_twice),
 ];
 
 /// What a program does beside noting what it saw.
@@ -788,6 +799,125 @@ fn refused() -> Outcome {
         report.accounted
     );
     check!(call(2, 2) == 8, "a wrong result");
+    Ok(())
+}
+
+/// Which changes of sites fail, from now on: a bit each, the lowest first.
+static FAULTS: AtomicU64 = AtomicU64::new(0);
+/// Set at the first change that fails, which then waits for those who act on it.
+static FAULT: AtomicBool = AtomicBool::new(false);
+
+fn fails(_: u64) -> bool {
+    let faults = FAULTS.load(Relaxed);
+    FAULTS.store(faults >> 1, Relaxed);
+    let fails = faults & 1 != 0;
+    if fails && !FAULT.swap(true, Relaxed) {
+        sched::sleep_ns(10_000_000);
+    }
+    fails
+}
+
+/// Runs `work` while changes of sites fail as `faults` says.
+fn with_faults<T>(faults: u64, work: impl FnOnce() -> T) -> T {
+    FAULTS.store(faults, Relaxed);
+    FAULT.store(false, Relaxed);
+    hook::linux::FAULT.set(Some(&(fails as fn(u64) -> bool)));
+    let result = work();
+    hook::linux::FAULT.set(None);
+    result
+}
+
+/// All is as it was before something was attached that is not: the text, what is free of the pool, and who holds the program.
+fn nothing_left(probe: &Arc<Probe>, free: usize) -> Outcome {
+    let report = integrity::check().map_err(Failure::Failed)?;
+    check!(
+        (report.accounted, report.unaccounted) == (0, 0),
+        "{} words are changed",
+        report.accounted + report.unaccounted
+    );
+    settle(free)?;
+    check!(Arc::strong_count(probe) == 1, "the program is not freed");
+    Ok(())
+}
+
+fn failed_image() -> Outcome {
+    let free = free_at_rest();
+    // The change fails once, or is not to be had.
+    for faults in [1, u64::MAX] {
+        for kind in [Kind::Fentry, Kind::Fexit] {
+            let probe = Arc::new(Probe::default());
+            let on = || attach_to(&["workload_call"], Way::Trampoline, Point::of(kind), &probe);
+            let attached = with_faults(faults, on);
+            rcu::barrier();
+            let result = call(1, 2);
+            check!(
+                matches!(attached, Err(HookError::Refused(..))) && result == 5,
+                "faults {faults:#x}: {attached:?}, a call returned {result}"
+            );
+            check!(probe.take_hits() == [0; 4], "it is hit");
+            nothing_left(&probe, free)?;
+        }
+    }
+    Ok(())
+}
+
+fn failed_return() -> Outcome {
+    let free = free_at_rest();
+    let probe = Arc::new(Probe::default());
+    set_gate(false);
+    FAULT.store(false, Relaxed);
+    let sleeper = spawn("sleeper", || {
+        while !FAULT.load(Relaxed) {
+            sched::sleep_ns(100_000);
+        }
+        call_blocks(3, 5) == 13
+    })?;
+    // The first site is led, a task comes in, the second one fails.
+    let names = ["workload_blocks", "workload_call"];
+    let on = || attach_to(&names, Way::FprobeExit, Point::of(Kind::Fexit), &probe);
+    let attached = with_faults(0b10, on);
+    sched::sleep_ns(50_000_000);
+    rcu::barrier();
+    let kept = Arc::strong_count(&probe);
+    set_gate(true);
+    let right = sleeper.join();
+    let hits = probe.take_hits();
+    check!(
+        matches!(attached, Err(HookError::Refused(..))),
+        "{attached:?}"
+    );
+    check!(kept > 1, "freed under a task that will return into it");
+    check!(
+        right && hits == [0; 4],
+        "right: {right}, and hits {hits:?} of what is not attached"
+    );
+    nothing_left(&probe, free)
+}
+
+fn failed_twice() -> Outcome {
+    let free = free_at_rest();
+    let six = black_box(workload_six as extern "C" fn(u64, u64, u64, u64, u64, u64) -> u64);
+    for way in [Way::CallOps { all: false }, Way::FprobeExit] {
+        let probe = Arc::new(Probe::default());
+        // The second site fails, then the first one's way back, then the second one once more.
+        let on = || {
+            let names = ["workload_six", "workload_call"];
+            attach_to(&names, way, Point::of(Kind::Fentry), &probe)
+        };
+        let id = match with_faults(0b1110, on) {
+            Err(HookError::Stuck { id, .. }) => id,
+            other => return Err(Failure::Failed(alloc::format!("{other:?}"))),
+        };
+        let listed = hook::list().iter().any(|h| h.id == id);
+        let right = six(1, 0, 0, 0, 0, 1) == 7 && call(1, 2) == 5;
+        let hits = probe.take_hits();
+        check!(
+            listed && right && hits == [1, 0, 0, 0],
+            "listed: {listed}, right: {right}, hits {hits:?}"
+        );
+        detach(id)?;
+        nothing_left(&probe, free)?;
+    }
     Ok(())
 }
 

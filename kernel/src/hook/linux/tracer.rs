@@ -2,8 +2,8 @@
 //! Tracers of the Linux way: programs that the shared caller reaches by an op of their own.
 
 use super::{
-    Code, Finds, LINUX, Registered, Way, behind_site, descriptor, refused, stack_of, trampoline,
-    when_idle,
+    Code, Finds, LINUX, Registered, Way, behind_site, descriptor, refused, stack_of, stuck,
+    trampoline, when_idle,
 };
 use crate::arch::callee::Shape;
 use crate::arch::cpu;
@@ -11,7 +11,7 @@ use crate::arch::linux::{self as hit, Called, Op};
 use crate::hook::platform::Kernel;
 use crate::hook::{
     Change, Function, HookError, HookId, HookInfo, Mechanism, Point, Program, Running,
-    attach_other, check_target,
+    attach_or_keep, check_target,
 };
 use crate::mm::stack;
 use crate::{symbols, types};
@@ -83,7 +83,7 @@ pub(crate) fn attach(
         .saturating_add(stack_of(way.function() as *const () as usize))
         .saturating_add(callee.stack_bytes);
     let addresses: Vec<_> = functions.iter().map(|f| f.address as u64).collect();
-    attach_other(|engine, _| {
+    attach_or_keep(|engine, id| {
         let mut linux = LINUX.lock();
         let all = way.shape(point.kind) == Shape::Registers
             && matches!(way, Way::List { .. } | Way::CallOps { .. });
@@ -121,9 +121,16 @@ pub(crate) fn attach(
             descriptor: descriptor.clone(),
         };
         linux.prepare(engine, &addresses).map_err(refused)?;
-        if let Err(e) = linux.register(new) {
-            linux.abandon(engine, &addresses);
-            return Err(refused(e));
+        let mut error = None;
+        if let Err((function, reason)) = linux.register(new) {
+            match linux.unregister(&op) {
+                Ok(()) => {
+                    linux.abandon(engine, &addresses);
+                    retire(op, callee, descriptor);
+                    return Err(refused((function, reason)));
+                }
+                Err((_, undo)) => error = Some(stuck(function, reason, undo, id)),
+            }
         }
         let hook = OpHook {
             functions: addresses.clone(),
@@ -135,8 +142,15 @@ pub(crate) fn attach(
             stack_bytes: frames,
             keep: Some((callee, descriptor)),
         };
-        Ok((hook, addresses))
+        Ok((hook, addresses, error))
     })
+}
+
+/// An op is off: calls that it has seen begin run nothing when they end, and it goes when the last of them has.
+fn retire(op: Arc<Op>, callee: ::trampoline::Callee, descriptor: Arc<Code>) {
+    op.stop();
+    // No function may return to its program any more.
+    when_idle((op, callee, descriptor), |(op, ..)| op.at_rest());
 }
 
 fn check_stack(function: &Function, needed: u32) -> Result<(), HookError> {
@@ -187,14 +201,10 @@ impl Mechanism for OpHook {
     fn detach(&mut self, engine: &mut Engine<Kernel>) -> Result<(), HookError> {
         let mut linux = LINUX.lock();
         linux.unregister(&self.op).map_err(refused)?;
-        self.op.stop(); // calls that it has seen begin run nothing when they end
         linux.abandon(engine, &self.functions);
         drop(linux);
         if let Some((callee, descriptor)) = self.keep.take() {
-            // No function may return to its program any more.
-            when_idle((self.op.clone(), callee, descriptor), |(op, ..)| {
-                op.at_rest()
-            });
+            retire(self.op.clone(), callee, descriptor);
         }
         Ok(())
     }

@@ -2,13 +2,14 @@
 //! BPF trampolines of the Linux way: a function's image, rebuilt for each program more or less, and the op that tracers reach it by.
 
 use super::{
-    Code, LINUX, Linux, NOP, Registered, behind_site, descriptor, refused, stack_of, when_idle,
+    Code, LINUX, Linux, NOP, Registered, behind_site, descriptor, refused, stack_of, stuck,
+    when_idle,
 };
 use crate::arch::linux::{self as hit, Op, Prog, Users};
 use crate::hook::platform::Kernel;
 use crate::hook::{
     Change, Function, HookError, HookId, HookInfo, Mechanism, Point, Program, Protection,
-    attach_other,
+    attach_or_keep,
 };
 use crate::{rcu, symbols, types};
 use alloc::boxed::Box;
@@ -180,15 +181,20 @@ pub(super) fn attach(
     callee.state = Arc::as_ptr(&prog).expose_provenance() as u64;
     callee.keep = Some(prog.clone());
     let address = function.address as u64;
-    attach_other(|engine, id| {
+    attach_or_keep(|engine, id| {
         let name = callee.name.clone();
         let mut linux = LINUX.lock();
         let before = linux.trampolines.get(&address);
         let mut programs = before.map_or(Vec::new(), |t| t.programs.clone());
         programs.push((id, (point.kind, callee, point.cookie)));
-        linux
-            .set_programs(engine, address, args, programs)
-            .map_err(|reason| refused((address, reason)))?;
+        let error = match linux.set_programs(engine, address, args, programs) {
+            Ok(()) => None,
+            Err(Failed { reason, undo: None }) => return Err(refused((address, reason))),
+            Err(Failed {
+                reason,
+                undo: Some(undo),
+            }) => Some(stuck(address, reason, undo, id)),
+        };
         let hook = TrampolineHook {
             id,
             function: address,
@@ -197,33 +203,52 @@ pub(super) fn attach(
             prog,
             args,
         };
-        Ok((hook, vec![address]))
+        Ok((hook, vec![address], error))
     })
 }
 
+/// Programs could not be put on, or taken off.
+struct Failed {
+    reason: Reason,
+    /// All is as it was, or else why it could not be: the trampoline is on.
+    undo: Option<Reason>,
+}
+
+impl From<Reason> for Failed {
+    fn from(reason: Reason) -> Failed {
+        Failed { reason, undo: None }
+    }
+}
+
 impl Linux {
-    /// Gives a function's trampoline these programs, or none. On an error it is as it was.
+    /// Takes a function's trampoline off. On an error it is as it was.
+    fn take_off(&mut self, engine: &mut Engine<Kernel>, function: u64) -> Result<(), Reason> {
+        // Out of the map first: what is in there is what the site should lead to.
+        let Some(gone) = self.trampolines.remove(&function) else {
+            return Ok(());
+        };
+        if let Err((_, reason)) = self.unregister(&gone.op.op) {
+            self.trampolines.insert(function, gone);
+            // It leads there already, or it could not be changed.
+            let _ = self.lead(function);
+            return Err(reason);
+        }
+        self.abandon(engine, &[function]);
+        gone.image.retire();
+        Ok(())
+    }
+
+    /// Gives a function's trampoline these programs, or none. On an error it is as it was, or says why not.
     fn set_programs(
         &mut self,
         engine: &mut Engine<Kernel>,
         function: u64,
         args: ArgSpec,
         programs: Vec<(HookId, Attached)>,
-    ) -> Result<(), Reason> {
+    ) -> Result<(), Failed> {
         let pool = engine.pool().clone();
         if programs.is_empty() {
-            let Some(gone) = self.trampolines.remove(&function) else {
-                return Ok(());
-            };
-            if let Err((_, reason)) = self.unregister(&gone.op.op) {
-                self.trampolines.insert(function, gone);
-                // It leads there already, or it could not be changed.
-                let _ = self.lead(function);
-                return Err(reason);
-            }
-            self.abandon(engine, &[function]);
-            gone.image.retire();
-            return Ok(());
+            return Ok(self.take_off(engine, function)?);
         }
         let image = Arc::new(Image::new(&pool, function, args, &programs)?);
         if let Some(there) = self.trampolines.get_mut(&function) {
@@ -237,7 +262,7 @@ impl Linux {
             }
             // The old one; or the new one, which a tracer's op may have led to for a moment.
             other.retire();
-            return led;
+            return Ok(led?);
         }
         let target = behind_site(hit::direct as *const () as usize);
         let op = Arc::new(Op::new(target, Filter::new(&[function]), None, 0));
@@ -256,9 +281,8 @@ impl Linux {
         };
         self.trampolines.insert(function, trampoline);
         if let Err((_, reason)) = self.register(new) {
-            self.trampolines.remove(&function);
-            self.abandon(engine, &[function]);
-            return Err(reason);
+            let undo = self.take_off(engine, function).err();
+            return Err(Failed { reason, undo });
         }
         Ok(())
     }
@@ -307,6 +331,6 @@ impl Mechanism for TrampolineHook {
         let rest: Vec<_> = others.cloned().collect();
         linux
             .set_programs(engine, self.function, self.args, rest)
-            .map_err(|reason| refused((self.function, reason)))
+            .map_err(|failed| refused((self.function, failed.reason)))
     }
 }
