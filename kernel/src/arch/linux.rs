@@ -19,6 +19,7 @@ use super::mrs;
 use crate::context::{self, Context};
 use crate::hook::Running;
 use crate::task::Task;
+use alloc::boxed::Box;
 use alloc::sync::Arc;
 use core::sync::atomic::Ordering::{Acquire, Relaxed};
 use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering, compiler_fence};
@@ -162,7 +163,9 @@ pub(crate) struct Op {
     /// What it traces.
     pub(crate) filter: Filter,
     /// Of a BPF trampoline's op: the trampoline's address.
-    pub(crate) direct: AtomicU64,
+    direct: AtomicU64,
+    /// Of a BPF trampoline's op: what is turned away if the trampoline is.
+    behind: AtomicPtr<Progs>,
     /// What it calls.
     program: Option<Called>,
     /// Of a tracer of returns: how many more may be under way.
@@ -195,6 +198,7 @@ impl Op {
             next: AtomicPtr::new(core::ptr::null_mut()),
             filter,
             direct: AtomicU64::new(0),
+            behind: AtomicPtr::new(core::ptr::null_mut()),
             program,
             nodes: AtomicU32::new(nodes),
             most_nodes: nodes,
@@ -222,6 +226,14 @@ impl Op {
         self.function
     }
 
+    /// Of a BPF trampoline's op: says where the trampoline is, and its programs, which live until a tasks-RCU grace period after
+    /// others were said.
+    pub(crate) fn lead_to(&self, trampoline: u64, programs: &Progs) {
+        let programs = core::ptr::from_ref(programs).cast_mut();
+        self.behind.store(programs, Ordering::Release);
+        self.direct.store(trampoline, Ordering::Release);
+    }
+
     fn call(&self, context: *const u64) {
         if let Some(program) = &self.program {
             // SAFETY: `hook::linux` takes address and data from the Callee of a program, which `running` keeps alive.
@@ -231,8 +243,15 @@ impl Op {
     }
 
     fn miss(&self) {
+        let context = context::current() as usize;
         if let Some(program) = &self.program {
-            program.running.state.miss(context::current() as usize);
+            program.running.state.miss(context);
+        }
+        // SAFETY: null, or as `lead_to` says; who is called by a site passes no quiescent state meanwhile.
+        if let Some(Progs(progs)) = unsafe { self.behind.load(Acquire).as_ref() } {
+            for prog in progs {
+                prog.running.state.miss(context);
+            }
         }
     }
 }
@@ -241,8 +260,6 @@ impl Op {
 static LIST: AtomicPtr<Op> = AtomicPtr::new(core::ptr::null_mut());
 /// What the shared caller without per-callsite ops calls: the only op, or the one that walks the list.
 static CURRENT: AtomicPtr<Op> = AtomicPtr::new(core::ptr::null_mut());
-/// Hits that the walk of the list turned away, whatever ops would have had them.
-static LIST_MISSES: AtomicU64 = AtomicU64::new(0);
 
 /// The address of the pointer to the current op.
 pub(crate) fn current_address() -> u64 {
@@ -259,11 +276,6 @@ pub(crate) fn set_list<'a>(ops: impl DoubleEndedIterator<Item = &'a Arc<Op>>, cu
     }
     LIST.store(next, Ordering::Release);
     CURRENT.store(Arc::as_ptr(current).cast_mut(), Ordering::Release);
-}
-
-/// Hits that the walk of the list turned away.
-pub(crate) fn list_misses() -> u64 {
-    LIST_MISSES.load(Relaxed)
 }
 
 /// The first of the bits of ops.
@@ -307,21 +319,29 @@ pub(crate) extern "C" fn nothing(_: u64, _: u64, _: *const Op, _: *const Saved) 
 /// Walks the list, and calls each op that traces this function.
 pub(crate) extern "C" fn walk(function: u64, returns: u64, _: *const Op, saved: *const Saved) {
     let Some(bit) = take_bit(WALK) else {
-        LIST_MISSES.fetch_add(1, Relaxed);
+        for_each_op(function, Op::miss);
         return;
     };
+    for_each_op(function, |op| {
+        // SAFETY: `Op::new` gets the address of an OpFunction behind its two NOPs.
+        let call = unsafe { core::mem::transmute::<usize, OpFunction>(op.function as usize) };
+        call(function, returns, op, saved);
+    });
+    give_bit(bit);
+}
+
+/// Goes over the ops that trace this function.
+#[inline(always)]
+fn for_each_op(function: u64, each: impl Fn(&Op)) {
     let mut next = LIST.load(Acquire);
     while !next.is_null() {
         // SAFETY: an op that is left out of the list lives until a tasks-RCU grace period later, and this task is in none meanwhile.
         let op = unsafe { at(next) };
         if op.filter.contains(function) {
-            // SAFETY: `Op::new` gets the address of an OpFunction behind its two NOPs.
-            let call = unsafe { core::mem::transmute::<usize, OpFunction>(op.function as usize) };
-            call(function, returns, op, saved);
+            each(op);
         }
         next = op.next.load(Acquire);
     }
-    give_bit(bit);
 }
 
 /// Op and registers, as the shared caller, or the walk, hands them on.
@@ -541,6 +561,9 @@ impl Prog {
         alone
     }
 }
+
+/// The programs of a BPF trampoline.
+pub(crate) struct Progs(pub(crate) Box<[Arc<Prog>]>);
 
 /// A run context: what the outer one is, and the cookie.
 pub(crate) type Run = [AtomicU64; 2];

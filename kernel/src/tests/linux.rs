@@ -28,6 +28,7 @@ pub(super) const TESTS: &[Test] = &[
     test("linux.trampolines_do_what_their_kinds_say", 30, kinds),
     test("linux.tracer_and_trampoline_share_a_function", 30, shared),
     test("linux.each_guard_turns_away_as_linux_does", 60, guards),
+    test("linux.the_walk_counts_whom_it_turns_away", 30, walked),
     test("linux.every_changed_word_is_accounted_for", 30, accounted),
     test("linux.a_trace_goes_through_to_the_caller", 30, trace),
     test("linux.sites_change_there_and_back_under_load", 300, changes),
@@ -400,6 +401,35 @@ fn guards() -> Outcome {
             point.kind,
             point.sleepable,
             point.protection
+        );
+    }
+    Ok(())
+}
+
+fn walked() -> Outcome {
+    for kind in [Kind::Fentry, Kind::Fexit] {
+        let probes: [Arc<Probe>; 4] = Default::default();
+        let list = Way::List { all: false };
+        let ids = [
+            attach("workload_call", list, Kind::Fentry, &probes[0])?,
+            attach("workload_call", list, Kind::Fentry, &probes[1])?,
+            attach("workload_call", Way::Trampoline, kind, &probes[2])?,
+            attach("workload_six", list, Kind::Fentry, &probes[3])?,
+        ];
+        // The program calls the function, and its second run does so again: that the walk turns away.
+        probes[1].recursing.store(2, Relaxed);
+        let result = call(1, 2);
+        let misses = ids.map(hook::misses);
+        ids.into_iter().try_for_each(detach)?;
+        let hits = probes.each_ref().map(|p| p.take_hits());
+        check!(result == 5, "returned {result}");
+        check!(
+            hits == [[2, 0, 0, 0], [2, 0, 0, 0], [2, 0, 0, 0], [0; 4]],
+            "3 calls: hits {hits:?}"
+        );
+        check!(
+            misses == [[1, 0, 0, 0], [1, 0, 0, 0], [1, 0, 0, 0], [0; 4]],
+            "3 calls: misses {misses:?}"
         );
     }
     Ok(())

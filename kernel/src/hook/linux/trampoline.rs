@@ -5,7 +5,7 @@ use super::{
     Code, LINUX, Linux, NOP, Registered, behind_site, descriptor, refused, stack_of, stuck,
     when_idle,
 };
-use crate::arch::linux::{self as hit, Op, Prog, Users};
+use crate::arch::linux::{self as hit, Op, Prog, Progs, Users};
 use crate::hook::platform::Kernel;
 use crate::hook::{
     Change, Function, HookError, HookId, HookInfo, Mechanism, Point, Program, Protection,
@@ -18,7 +18,6 @@ use alloc::sync::Arc;
 use alloc::vec;
 use alloc::vec::Vec;
 use bpf_vm::attachment::Attachment;
-use core::sync::atomic::Ordering;
 use trampoline::linux::Listing;
 use trampoline::linux::filter::Filter;
 use trampoline::linux::image::{self, Attached, Description};
@@ -33,6 +32,7 @@ pub(super) struct Image {
     bypass: Option<(u64, u64)>,
     stack_bytes: u32,
     users: Box<Users>,
+    progs: Progs,
     /// What the code names.
     _programs: Vec<Attached>,
 }
@@ -49,12 +49,16 @@ impl Trampoline {
     fn exchange(&mut self, image: &mut Arc<Image>, programs: &mut Vec<(HookId, Attached)>) {
         core::mem::swap(&mut self.image, image);
         core::mem::swap(&mut self.programs, programs);
-        let address = self.image.code.address();
-        self.op.op.direct.store(address, Ordering::Release);
+        self.image.lead(&self.op.op);
     }
 }
 
 impl Image {
+    /// Has a tracer's op lead here.
+    fn lead(&self, op: &Op) {
+        op.lead_to(self.code.address(), &self.progs);
+    }
+
     fn new(
         pool: &Arc<Pool<Kernel>>,
         function: u64,
@@ -102,6 +106,7 @@ impl Image {
             bypass: built.bypass.map(|(nop, end)| (at(nop), at(end))),
             stack_bytes: built.stack_bytes,
             users,
+            progs: Progs(programs.iter().filter_map(prog_of).collect()),
             _programs: programs,
         })
     }
@@ -123,6 +128,11 @@ impl Image {
         }
         when_idle(self, |image| !image.users.any());
     }
+}
+
+/// What is counted of a program.
+fn prog_of((_, callee, _): &Attached) -> Option<Arc<Prog>> {
+    callee.keep.clone()?.downcast().ok()
 }
 
 /// The functions that go around a program, and the stack that they use.
@@ -266,7 +276,7 @@ impl Linux {
         }
         let target = behind_site(hit::direct as *const () as usize);
         let op = Arc::new(Op::new(target, Filter::new(&[function]), None, 0));
-        op.direct.store(image.code.address(), Ordering::Release);
+        image.lead(&op);
         let new = Registered {
             descriptor: descriptor(&pool, &op)?,
             op,
