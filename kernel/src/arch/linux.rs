@@ -507,19 +507,38 @@ pub(crate) extern "C" fn returned(saved: *const Saved) -> u64 {
         // SAFETY: `hook_return` pushed it; an op lives as long as it has nodes under way.
         let op: &Op = unsafe { at(core::ptr::with_exposed_provenance(cookie as usize)) };
         saved.pc.store(returns, Relaxed);
-        if !op.stopped.load(Acquire) {
-            match take_bit(OPS) {
-                Some(bit) => {
-                    run_multi(op, None, saved);
-                    give_bit(bit);
-                }
-                None => op.miss(),
-            }
+        // With preemption off, so that no task dies between the two ([`abandon`]).
+        let give_node = || {
+            task.shadow_pop();
+            op.nodes.fetch_add(1, Ordering::Release);
+        };
+        if op.stopped.load(Acquire) {
+            preempt_disable();
+            give_node();
+            preempt_enable();
+        } else if let Some(bit) = take_bit(OPS) {
+            run_multi(op, None, saved);
+            give_node();
+            give_bit(bit);
+        } else {
+            op.miss();
+            give_node(); // who holds the bits has preemption off
         }
-        task.shadow_pop();
-        op.nodes.fetch_add(1, Ordering::Release);
         if returns != landing {
             return returns;
+        }
+    }
+}
+
+/// The current task ends where it is, and no function of it returns any more: gives back the nodes that it has.
+pub(crate) fn abandon() {
+    let landing = LANDING.load(Relaxed);
+    for entry in task().shadow() {
+        let [_, _, there, cookie] = entry.words();
+        if there == landing {
+            // SAFETY: as `returned` says.
+            let op: &Op = unsafe { at(core::ptr::with_exposed_provenance(cookie as usize)) };
+            op.nodes.fetch_add(1, Ordering::Release);
         }
     }
 }

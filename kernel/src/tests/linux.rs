@@ -2,10 +2,11 @@
 //! Hooks the Linux way: what programs get, who is turned away, sites that change there and back, and what is freed when.
 
 use super::hooks::{call, failed, function, stress_with};
+use super::overflow::dies;
 use super::tasks::spawn;
 use super::{Failure, Outcome, Test};
 use crate::arch::callee::{Hit, NativeHook};
-use crate::arch::{code, cpu, smp, unwind};
+use crate::arch::{code, cpu, crash, smp, unwind};
 use crate::context::{self, Context, Softirq};
 use crate::hook::linux::{WAYS, Way};
 use crate::hook::{self, At, HookError, HookId, How, Point, Program, Protection, Settings, WayIn};
@@ -48,6 +49,7 @@ pub(super) const TESTS: &[Test] = &[
         failed_return,
     ),
     test("linux.what_cannot_be_undone_is_a_hook", 30, failed_twice),
+    test("linux.a_task_that_dies_gives_its_nodes_back", 60, dead),
 ];
 
 /// What a program does beside noting what it saw.
@@ -949,6 +951,29 @@ fn failed_twice() -> Outcome {
         nothing_left(&probe, free)?;
     }
     Ok(())
+}
+
+fn dead() -> Outcome {
+    let free = free_at_rest();
+    let probe = Arc::new(Probe::default());
+    let id = attach(
+        "arch::crash::crash",
+        Way::FprobeExit,
+        Kind::Fexit,
+        &probe,
+    )?;
+    // More often than there are nodes.
+    for _ in 0..=2 * cpu::online().count() {
+        dies(0, || _ = black_box(crash::crash("stack")))?;
+    }
+    let misses = hook::misses(id);
+    detach(id)?;
+    let hits = probe.take_hits();
+    check!(
+        (hits, misses) == ([0; 4], [0; 4]),
+        "no call returned and none lacked a node: hits {hits:?}, misses {misses:?}"
+    );
+    nothing_left(&probe, free)
 }
 
 /// The contexts in the order of the counters.
