@@ -8,6 +8,9 @@
 //! **Active counters** (BPF): a program has four bytes a core, one a context. It runs if, once its own context's byte is raised, this is
 //! the only one and is 1: so also a hit in another context than the one that is active there is turned away, and counted.
 //!
+//! **One probe a core** (kretprobe): the variable of the core that a kprobe by BRK sets while its programs run (arch/breakpoint.rs) is
+//! set as well while a program at a return runs; while it is set every other one is turned away.
+//!
 //! **One program a core** (kprobe_multi): a count a core of all programs that are active on it that way; any second one is turned away.
 //!
 //! Linux's functions of this kind are compiled without NOPs at their entries; these have them, and generated code enters behind them.
@@ -16,6 +19,7 @@
 
 use super::cpu::{MAX_CPUS, PerCpu};
 use super::mrs;
+use super::trap::Frame;
 use crate::context::{self, Context};
 use crate::hook::Running;
 use crate::task::Task;
@@ -171,6 +175,8 @@ pub(crate) struct Op {
     /// Of a tracer of returns: how many more may be under way.
     nodes: AtomicU32,
     most_nodes: u32,
+    /// Of a kretprobe: the probed function, which is what the core's probe is while the program runs. Else 0.
+    probed: u64,
     /// Taken off: returns that are under way run nothing any more.
     stopped: AtomicBool,
 }
@@ -202,7 +208,16 @@ impl Op {
             program,
             nodes: AtomicU32::new(nodes),
             most_nodes: nodes,
+            probed: 0,
             stopped: AtomicBool::new(false),
+        }
+    }
+
+    /// A kretprobe of the function at this address, which a breakpoint leads to ([`kretprobe`]).
+    pub(crate) fn kretprobe(probed: u64, program: Called, nodes: u32) -> Op {
+        Op {
+            probed,
+            ..Op::new(0, Filter::new(&[]), Some(program), nodes)
         }
     }
 
@@ -464,32 +479,53 @@ pub(crate) extern "C" fn fprobe_exit(_: u64, _: u64, op: *const Op, saved: *cons
         op.miss();
         return;
     };
-    if !hook_return(op, saved) {
-        op.miss();
+    let (returns, frame) = (saved.x[LINK].load(Relaxed), saved.sp.load(Relaxed));
+    match hook_return(op, returns, frame) {
+        Some(landing) => saved.x[LINK].store(landing, Relaxed),
+        None => op.miss(),
     }
     give_bit(bit);
 }
 
-/// Takes a node and pushes it; false if there is none left, in the op or in the task.
+/// A kretprobe at its function's entry: has the function return to the return trampoline, if there is a node left.
 #[inline(always)]
-fn hook_return(op: &Op, saved: &Saved) -> bool {
+pub(super) fn kretprobe(op: &Op, frame: &mut Frame) {
+    match hook_return(op, frame.x[LINK], frame.sp) {
+        Some(landing) => frame.x[LINK] = landing,
+        None => op.miss(),
+    }
+}
+
+/// Takes a node and pushes it; where the function is to return to, if there is one left in the op and in the task.
+#[inline(always)]
+fn hook_return(op: &Op, returns: u64, frame: u64) -> Option<u64> {
     if op.stopped.load(Acquire) {
-        return false;
+        return None;
     }
     let take = |nodes: u32| nodes.checked_sub(1);
-    if op.nodes.fetch_update(Acquire, Relaxed, take).is_err() {
-        return false;
-    }
-    let (returns, frame) = (saved.x[LINK].load(Relaxed), saved.sp.load(Relaxed));
+    op.nodes.fetch_update(Acquire, Relaxed, take).ok()?;
     let landing = LANDING.load(Relaxed);
     let cookie = core::ptr::from_ref(op).expose_provenance() as u64;
     let pushed = task().shadow_push([returns, frame, landing, cookie]);
-    if pushed {
-        saved.x[LINK].store(landing, Relaxed);
-    } else {
+    if !pushed {
         op.nodes.fetch_add(1, Ordering::Release);
     }
-    pushed
+    pushed.then_some(landing)
+}
+
+/// Runs a kretprobe's program as kprobes' are run, one a core. Preemption is off.
+#[inline(always)]
+fn run_kretprobe(op: &Op, saved: &Saved) {
+    let active = &block().breakpoint;
+    if active.load(Relaxed) == 0 {
+        active.store(op.probed, Relaxed);
+        compiler_fence(Ordering::SeqCst);
+        op.call(saved.context());
+        compiler_fence(Ordering::SeqCst);
+        active.store(0, Relaxed);
+    } else {
+        op.miss();
+    }
 }
 
 /// What the return trampoline calls: runs the programs of all fprobes that replaced this return address, the last one first, and says
@@ -512,8 +548,12 @@ pub(crate) extern "C" fn returned(saved: *const Saved) -> u64 {
             task.shadow_pop();
             op.nodes.fetch_add(1, Ordering::Release);
         };
-        if op.stopped.load(Acquire) {
+        let stopped = op.stopped.load(Acquire);
+        if stopped || op.probed != 0 {
             preempt_disable();
+            if !stopped {
+                run_kretprobe(op, saved);
+            }
             give_node();
             preempt_enable();
         } else if let Some(bit) = take_bit(OPS) {

@@ -2,6 +2,7 @@
 //! Why a function was not hooked, or a hook not taken off.
 
 use super::{HookId, ResolveError, Skipped};
+use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
@@ -38,9 +39,9 @@ pub(crate) enum HookError {
         /// The function.
         function: String,
         /// Why it was not attached.
-        reason: Reason,
+        reason: Box<Reason>,
         /// Why it could not be taken off again.
-        undo: Reason,
+        undo: Box<Reason>,
         /// Its hook.
         id: HookId,
     },

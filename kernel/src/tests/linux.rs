@@ -5,11 +5,13 @@ use super::hooks::{call, failed, function, stress_with};
 use super::overflow::dies;
 use super::tasks::spawn;
 use super::{Failure, Outcome, Test};
-use crate::arch::callee::{Hit, NativeHook};
+use crate::arch::callee::{Hit, NativeHook, Shape};
 use crate::arch::{code, cpu, crash, smp, unwind};
 use crate::context::{self, Context, Softirq};
 use crate::hook::linux::{WAYS, Way};
-use crate::hook::{self, At, HookError, HookId, How, Point, Program, Protection, Settings, WayIn};
+use crate::hook::{
+    self, At, HookError, HookId, How, Place, Point, ProbeWay, Program, Protection, Settings, WayIn,
+};
 use crate::workload::{set_gate, workload_blocks, workload_call, workload_six, workload_twelve};
 use crate::{bpf, check, integrity, rcu, sched, symbols};
 use alloc::string::ToString;
@@ -17,7 +19,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::hint::black_box;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use trampoline::{Kind, registers};
+use trampoline::{Kind, ProbeKind, registers};
 
 const fn test(name: &'static str, seconds: u64, run: fn() -> Outcome) -> Test {
     Test { name, seconds, run }
@@ -36,6 +38,12 @@ pub(super) const TESTS: &[Test] = &[
     test("linux.between_the_two_words_nothing_happens", 30, between),
     test("linux.no_op_runs_with_another_s_data", 120, stress),
     test("linux.returns_without_a_node_are_misses", 60, nodes),
+    test("linux.kretprobes_by_brk_run_once_a_return", 60, kretprobes),
+    test(
+        "linux.kretprobes_by_brk_come_and_go_under_load",
+        120,
+        kretprobe_load,
+    ),
     test("linux.detached_under_ten_sleepers", 60, sleepers),
     test("linux.what_does_not_fit_is_refused", 30, refused),
     test(
@@ -657,10 +665,16 @@ fn stress() -> Outcome {
 }
 
 fn nodes() -> Outcome {
+    let fprobe = |probe: &_| attach("workload_blocks", Way::FprobeExit, Kind::Fentry, probe);
+    nodes_of(&fprobe)?;
+    nodes_of(&|probe| kretprobe("workload_blocks", probe))
+}
+
+fn nodes_of(on: &dyn Fn(&Arc<Probe>) -> Result<HookId, Failure>) -> Outcome {
     let free = free_at_rest();
     let nodes = 2 * cpu::online().count() as u64;
     let probe = Arc::new(Probe::default());
-    let id = attach("workload_blocks", Way::FprobeExit, Kind::Fentry, &probe)?;
+    let id = on(&probe)?;
     set_gate(false);
     let tasks: Result<Vec<_>, _> = (0..nodes + 3)
         .map(|n| spawn("sleeper", move || workload_blocks(n, 5) == n + 10))
@@ -680,6 +694,109 @@ fn nodes() -> Outcome {
     );
     check!(after, "no node came back");
     settle(free)
+}
+
+/// Puts a program on a function's return, by BRK.
+fn kretprobe(name: &str, probe: &Arc<Probe>) -> Result<HookId, Failure> {
+    let place = Place::of(function(name)?.address, 0);
+    let place = place.ok_or_else(|| Failure::Failed("no symbols".into()))?;
+    let program = Program::native("test".into(), probe.clone(), Shape::Registers);
+    let (kind, point) = (ProbeKind::Return, Point::of(Kind::Fentry));
+    let way = ProbeWay::Breakpoint;
+    hook::attach_probe(&place, kind, way, point, program).map_err(|e| failed(&e))
+}
+
+fn kretprobes() -> Outcome {
+    let free = free_at_rest();
+    let probes: [Arc<Probe>; 2] = Default::default();
+    let first = kretprobe("workload_call", &probes[0])?;
+    let second = kretprobe("workload_call", &probes[1])?;
+    let results: Vec<_> = (0..10).map(|i| call(i, 7)).collect();
+    let seen = probes.each_ref().map(|p| p.word(0));
+    let hits = probes.each_ref().map(|p| p.take_hits());
+    detach(second)?;
+    // The call from inside is turned away at its entry, and counted.
+    probes[0].recursing.store(1, Relaxed);
+    let recursed = call(1, 2);
+    let (inside, misses) = (probes[0].take_hits(), hook::misses(first));
+    let kind = hook::list().iter().find(|h| h.id == first).map(|h| h.kind);
+    detach(first)?;
+    let after = call(1, 2);
+    let right = (0..10).map(|i| 3 * i + 7).eq(results.iter().copied());
+    check!(
+        right && seen == [34; 2] && hits == [[10, 0, 0, 0]; 2],
+        "10 calls returned {results:?}; the last result seen is {seen:?}, hits {hits:?}"
+    );
+    check!(
+        (recursed, after, inside, misses) == (5, 5, [1, 0, 0, 0], [1, 0, 0, 0]),
+        "returned {recursed} and {after}; hits {inside:?}, misses {misses:?}"
+    );
+    check!(kind == Some("linux-kretprobe"), "listed as {kind:?}");
+    check!(probes[0].take_hits() == [0; 4], "hit when it was off");
+    for probe in &probes {
+        nothing_left(probe, free)?;
+    }
+    // Taken off while a task is inside.
+    let probe = Arc::new(Probe::default());
+    let id = kretprobe("workload_blocks", &probe)?;
+    set_gate(false);
+    let sleeper = spawn("sleeper", || call_blocks(3, 5) == 13)?;
+    sched::sleep_ns(5_000_000);
+    detach(id)?;
+    sched::sleep_ns(50_000_000);
+    let kept = Arc::strong_count(&probe);
+    set_gate(true);
+    let right = sleeper.join();
+    check!(kept > 1, "freed under a task that will return into it");
+    let hits = probe.take_hits();
+    check!(right && hits == [0; 4], "right: {right}, hits {hits:?}");
+    nothing_left(&probe, free)
+}
+
+fn kretprobe_load() -> Outcome {
+    const ROUNDS: u64 = 40;
+    let free = free_at_rest();
+    let probes: [Arc<Probe>; 2] = Default::default();
+    let stays = kretprobe("workload_call", &probes[0])?;
+    let stop = Arc::new(AtomicBool::new(false));
+    let tasks: Result<Vec<_>, _> = (0..4u64)
+        .map(|n| {
+            let stop = stop.clone();
+            spawn("caller", move || {
+                let (mut calls, mut wrong) = (0, 0);
+                while !stop.load(Relaxed) {
+                    wrong += u64::from(call(n, calls) != 3 * n + calls);
+                    calls += 1;
+                    sched::yield_now();
+                }
+                (calls, wrong)
+            })
+        })
+        .collect();
+    let tasks = tasks?;
+    for _ in 0..ROUNDS {
+        let id = kretprobe("workload_call", &probes[1])?;
+        sched::sleep_ns(500_000);
+        detach(id)?;
+    }
+    stop.store(true, Relaxed);
+    let done = tasks.into_iter().map(|t| t.join());
+    let (calls, wrong) = done.fold((0, 0), |(c, w), (calls, wrong)| (c + calls, w + wrong));
+    let misses = hook::misses(stays);
+    detach(stays)?;
+    let [hits, others] = probes.each_ref().map(|p| p.take_hits()[0]);
+    check!(
+        wrong == 0,
+        "{wrong} of {calls} calls returned a wrong result"
+    );
+    check!(
+        hits + misses[0] == calls && others != 0,
+        "{calls} calls: {hits} hits, misses {misses:?}; {others} hits of what comes and goes"
+    );
+    for probe in &probes {
+        nothing_left(probe, free)?;
+    }
+    Ok(())
 }
 
 fn call_blocks(a: u64, b: u64) -> u64 {
@@ -868,7 +985,11 @@ fn nothing_left(probe: &Arc<Probe>, free: usize) -> Outcome {
         report.accounted + report.unaccounted
     );
     settle(free)?;
-    check!(Arc::strong_count(probe) == 1, "the program is not freed");
+    let freed = (0..100).any(|_| {
+        rcu::barrier();
+        Arc::strong_count(probe) == 1
+    });
+    check!(freed, "the program is not freed");
     Ok(())
 }
 
@@ -956,12 +1077,7 @@ fn failed_twice() -> Outcome {
 fn dead() -> Outcome {
     let free = free_at_rest();
     let probe = Arc::new(Probe::default());
-    let id = attach(
-        "arch::crash::crash",
-        Way::FprobeExit,
-        Kind::Fexit,
-        &probe,
-    )?;
+    let id = attach("arch::crash::crash", Way::FprobeExit, Kind::Fexit, &probe)?;
     // More often than there are nodes.
     for _ in 0..=2 * cpu::online().count() {
         dies(0, || _ = black_box(crash::crash("stack")))?;

@@ -14,9 +14,9 @@ pub(crate) use tracer::attach;
 use super::platform::Kernel;
 use super::{Change, CodeLine, HookError, HookId, Protection};
 use crate::arch::callee::Shape;
-use crate::arch::code;
 use crate::arch::linux::{self as hit, Op};
 use crate::arch::lock::Swap;
+use crate::arch::{code, cpu};
 use crate::sched::{self, Mutex};
 use crate::{rcu, symbols};
 use ::trampoline::linux::caller::{self, Caller, Find};
@@ -460,13 +460,32 @@ fn refused((function, reason): (u64, Reason)) -> HookError {
 }
 
 /// It failed at that function, and could not be undone: what it made is a hook.
-fn stuck(function: u64, reason: Reason, undo: Reason, id: HookId) -> HookError {
+fn stuck(function: u64, reason: Reason, undo: Box<Reason>, id: HookId) -> HookError {
     HookError::Stuck {
         function: symbols::Name(function as usize).function(),
-        reason,
+        reason: Box::new(reason),
         undo,
         id,
     }
+}
+
+/// How many returns of so many functions may be under way for one program: as many as can be if nobody blocks in a function, twice a
+/// core for each.
+pub(super) fn nodes(functions: usize) -> u32 {
+    (2 * cpu::online().count() * functions) as u32
+}
+
+/// The stack that a return takes beside its programs, in bytes.
+pub(super) fn return_stack() -> u32 {
+    let frame = LINUX.lock().landing.listing.frame_bytes;
+    frame.saturating_add(stack_of(hit::returned as *const () as usize))
+}
+
+/// An op is off: calls that it has seen begin run nothing when they end, and it goes with `others` when the last of them has.
+pub(super) fn retire<T: Send + 'static>(op: Arc<Op>, others: T) {
+    op.stop();
+    // No function may return to its program any more.
+    when_idle((op, others), |(op, _)| op.at_rest());
 }
 
 /// The most stack of a function of the hit path, where the audit does not say.

@@ -2,11 +2,10 @@
 //! Tracers of the Linux way: programs that the shared caller reaches by an op of their own.
 
 use super::{
-    Code, Finds, LINUX, Registered, Way, behind_site, descriptor, refused, stack_of, stuck,
-    trampoline, when_idle,
+    Code, Finds, LINUX, Registered, Way, behind_site, descriptor, nodes, refused, retire, stack_of,
+    stuck, trampoline,
 };
 use crate::arch::callee::Shape;
-use crate::arch::cpu;
 use crate::arch::linux::{self as hit, Called, Op};
 use crate::hook::platform::Kernel;
 use crate::hook::{
@@ -18,6 +17,7 @@ use crate::{symbols, types};
 use ::trampoline::linux::filter::Filter;
 use ::trampoline::program::CONTEXTS;
 use ::trampoline::{Engine, Kind, Reason};
+use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -100,9 +100,8 @@ pub(crate) fn attach(
             };
             return Err(refused((function, Reason::Claimed { by })));
         }
-        let nodes = match way {
-            // As many as can be under way if nobody blocks in a function: twice a core for each.
-            Way::FprobeExit => (2 * cpu::online().count() * functions.len()) as u32,
+        let most = match way {
+            Way::FprobeExit => nodes(functions.len()),
             _ => 0,
         };
         let called = Called {
@@ -111,7 +110,7 @@ pub(crate) fn attach(
             running: running.clone(),
         };
         let function = behind_site(way.function() as *const () as usize);
-        let op = Op::new(function, Filter::new(&addresses), Some(called), nodes);
+        let op = Op::new(function, Filter::new(&addresses), Some(called), most);
         let op = Arc::new(op);
         let descriptor = descriptor(engine.pool(), &op).map_err(|r| refused((0, r)))?;
         let new = Registered {
@@ -126,10 +125,10 @@ pub(crate) fn attach(
             match linux.unregister(&op) {
                 Ok(()) => {
                     linux.abandon(engine, &addresses);
-                    retire(op, callee, descriptor);
+                    retire(op, (callee, descriptor));
                     return Err(refused((function, reason)));
                 }
-                Err((_, undo)) => error = Some(stuck(function, reason, undo, id)),
+                Err((_, undo)) => error = Some(stuck(function, reason, Box::new(undo), id)),
             }
         }
         let hook = OpHook {
@@ -144,13 +143,6 @@ pub(crate) fn attach(
         };
         Ok((hook, addresses, error))
     })
-}
-
-/// An op is off: calls that it has seen begin run nothing when they end, and it goes when the last of them has.
-fn retire(op: Arc<Op>, callee: ::trampoline::Callee, descriptor: Arc<Code>) {
-    op.stop();
-    // No function may return to its program any more.
-    when_idle((op, callee, descriptor), |(op, ..)| op.at_rest());
 }
 
 fn check_stack(function: &Function, needed: u32) -> Result<(), HookError> {
@@ -203,8 +195,8 @@ impl Mechanism for OpHook {
         linux.unregister(&self.op).map_err(refused)?;
         linux.abandon(engine, &self.functions);
         drop(linux);
-        if let Some((callee, descriptor)) = self.keep.take() {
-            retire(self.op.clone(), callee, descriptor);
+        if let Some(keep) = self.keep.take() {
+            retire(self.op.clone(), keep);
         }
         Ok(())
     }

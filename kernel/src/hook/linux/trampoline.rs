@@ -221,7 +221,7 @@ pub(super) fn attach(
 struct Failed {
     reason: Reason,
     /// All is as it was, or else why it could not be: the trampoline is on.
-    undo: Option<Reason>,
+    undo: Option<Box<Reason>>,
 }
 
 impl From<Reason> for Failed {
@@ -291,7 +291,7 @@ impl Linux {
         };
         self.trampolines.insert(function, trampoline);
         if let Err((_, reason)) = self.register(new) {
-            let undo = self.take_off(engine, function).err();
+            let undo = self.take_off(engine, function).err().map(Box::new);
             return Err(Failed { reason, undo });
         }
         Ok(())
