@@ -132,7 +132,7 @@ impl fmt::Display for BpfError {
                     f,
                     "section {section:?} does not go with {}: linux takes fentry, fexit and fmod_ret, linux-list and linux-callops \
                      take fentry, the same with -regs and linux-fprobe take kprobe and kprobe.multi, linux-fprobe-exit takes \
-                     kretprobe and kretprobe.multi, linux-kprobe takes kprobe",
+                     kretprobe and kretprobe.multi, linux-kprobe takes kprobe and kretprobe",
                     way.name()
                 )
             }

@@ -10,7 +10,7 @@ use crate::arch::cpu::{self, MAX_CPUS, per_cpu, this_cpu};
 use crate::arch::lock::{Late, SpinLock};
 use crate::arch::smp::{self, Ipi};
 use crate::arch::switch::{self, HandoffLock, current};
-use crate::arch::{barrier, irq, timer};
+use crate::arch::{barrier, irq, linux, timer};
 use crate::context::{self, Context};
 use crate::hook_path::{self, Entered};
 use crate::mm::layout;
@@ -238,6 +238,7 @@ pub(crate) fn abandon() -> ! {
     let me = current();
     me.wake_at.store(0, Ordering::Relaxed);
     me.broken.store(true, Ordering::Relaxed);
+    linux::abandon();
     let end = me.end.lock().take();
     if let Some(end) = end {
         end.died();

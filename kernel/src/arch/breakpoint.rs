@@ -10,6 +10,7 @@
 //! set, by what a program calls, is turned away, whichever probe it belongs to. Its instruction is executed all the same.
 
 use super::cpu::this_cpu;
+use super::linux::{self, Op};
 use super::trap::Frame;
 use super::{code, smp};
 use crate::hook::{Program, Protection, Running};
@@ -30,6 +31,8 @@ pub(crate) struct Called {
     data: u64,
     /// What of it is counted; keeps the program alive.
     running: Arc<Running>,
+    /// Of a kretprobe: what has the program run when the function returns.
+    at_return: Option<Arc<Op>>,
 }
 
 impl Called {
@@ -40,8 +43,21 @@ impl Called {
             address: callee.address,
             data: callee.data.unwrap_or(0),
             running,
+            at_return: None,
         };
         (called, callee.stack_bytes)
+    }
+
+    /// The program at the return of the function that begins at `at`, of which `nodes` may be under way.
+    pub(crate) fn returning(self, at: u64, nodes: u32) -> (Called, Arc<Op>) {
+        let program = linux::Called {
+            address: self.address,
+            data: self.data,
+            running: self.running.clone(),
+        };
+        let op = Arc::new(Op::kretprobe(at, program, nodes));
+        let at_return = Some(op.clone());
+        (Called { at_return, ..self }, op)
     }
 
     /// What the kernel knows of it.
@@ -117,7 +133,10 @@ pub(super) fn handle(frame: &mut Frame) -> bool {
     } else {
         active.store(entry.at, Ordering::Relaxed);
         for program in &entry.programs {
-            run(program, frame);
+            match &program.at_return {
+                None => run(program, frame),
+                Some(op) => linux::kretprobe(op, frame),
+            }
         }
         active.store(0, Ordering::Relaxed);
     }

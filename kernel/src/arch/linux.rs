@@ -8,6 +8,9 @@
 //! **Active counters** (BPF): a program has four bytes a core, one a context. It runs if, once its own context's byte is raised, this is
 //! the only one and is 1: so also a hit in another context than the one that is active there is turned away, and counted.
 //!
+//! **One probe a core** (kretprobe): the variable of the core that a kprobe by BRK sets while its programs run (arch/breakpoint.rs) is
+//! set as well while a program at a return runs; while it is set every other one is turned away.
+//!
 //! **One program a core** (kprobe_multi): a count a core of all programs that are active on it that way; any second one is turned away.
 //!
 //! Linux's functions of this kind are compiled without NOPs at their entries; these have them, and generated code enters behind them.
@@ -16,9 +19,11 @@
 
 use super::cpu::{MAX_CPUS, PerCpu};
 use super::mrs;
+use super::trap::Frame;
 use crate::context::{self, Context};
 use crate::hook::Running;
 use crate::task::Task;
+use alloc::boxed::Box;
 use alloc::sync::Arc;
 use core::sync::atomic::Ordering::{Acquire, Relaxed};
 use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering, compiler_fence};
@@ -162,12 +167,16 @@ pub(crate) struct Op {
     /// What it traces.
     pub(crate) filter: Filter,
     /// Of a BPF trampoline's op: the trampoline's address.
-    pub(crate) direct: AtomicU64,
+    direct: AtomicU64,
+    /// Of a BPF trampoline's op: what is turned away if the trampoline is.
+    behind: AtomicPtr<Progs>,
     /// What it calls.
     program: Option<Called>,
     /// Of a tracer of returns: how many more may be under way.
     nodes: AtomicU32,
     most_nodes: u32,
+    /// Of a kretprobe: the probed function, which is what the core's probe is while the program runs. Else 0.
+    probed: u64,
     /// Taken off: returns that are under way run nothing any more.
     stopped: AtomicBool,
 }
@@ -195,10 +204,20 @@ impl Op {
             next: AtomicPtr::new(core::ptr::null_mut()),
             filter,
             direct: AtomicU64::new(0),
+            behind: AtomicPtr::new(core::ptr::null_mut()),
             program,
             nodes: AtomicU32::new(nodes),
             most_nodes: nodes,
+            probed: 0,
             stopped: AtomicBool::new(false),
+        }
+    }
+
+    /// A kretprobe of the function at this address, which a breakpoint leads to ([`kretprobe`]).
+    pub(crate) fn kretprobe(probed: u64, program: Called, nodes: u32) -> Op {
+        Op {
+            probed,
+            ..Op::new(0, Filter::new(&[]), Some(program), nodes)
         }
     }
 
@@ -222,6 +241,14 @@ impl Op {
         self.function
     }
 
+    /// Of a BPF trampoline's op: says where the trampoline is, and its programs, which live until a tasks-RCU grace period after
+    /// others were said.
+    pub(crate) fn lead_to(&self, trampoline: u64, programs: &Progs) {
+        let programs = core::ptr::from_ref(programs).cast_mut();
+        self.behind.store(programs, Ordering::Release);
+        self.direct.store(trampoline, Ordering::Release);
+    }
+
     fn call(&self, context: *const u64) {
         if let Some(program) = &self.program {
             // SAFETY: `hook::linux` takes address and data from the Callee of a program, which `running` keeps alive.
@@ -231,8 +258,15 @@ impl Op {
     }
 
     fn miss(&self) {
+        let context = context::current() as usize;
         if let Some(program) = &self.program {
-            program.running.state.miss(context::current() as usize);
+            program.running.state.miss(context);
+        }
+        // SAFETY: null, or as `lead_to` says; who is called by a site passes no quiescent state meanwhile.
+        if let Some(Progs(progs)) = unsafe { self.behind.load(Acquire).as_ref() } {
+            for prog in progs {
+                prog.running.state.miss(context);
+            }
         }
     }
 }
@@ -241,8 +275,6 @@ impl Op {
 static LIST: AtomicPtr<Op> = AtomicPtr::new(core::ptr::null_mut());
 /// What the shared caller without per-callsite ops calls: the only op, or the one that walks the list.
 static CURRENT: AtomicPtr<Op> = AtomicPtr::new(core::ptr::null_mut());
-/// Hits that the walk of the list turned away, whatever ops would have had them.
-static LIST_MISSES: AtomicU64 = AtomicU64::new(0);
 
 /// The address of the pointer to the current op.
 pub(crate) fn current_address() -> u64 {
@@ -259,11 +291,6 @@ pub(crate) fn set_list<'a>(ops: impl DoubleEndedIterator<Item = &'a Arc<Op>>, cu
     }
     LIST.store(next, Ordering::Release);
     CURRENT.store(Arc::as_ptr(current).cast_mut(), Ordering::Release);
-}
-
-/// Hits that the walk of the list turned away.
-pub(crate) fn list_misses() -> u64 {
-    LIST_MISSES.load(Relaxed)
 }
 
 /// The first of the bits of ops.
@@ -307,21 +334,29 @@ pub(crate) extern "C" fn nothing(_: u64, _: u64, _: *const Op, _: *const Saved) 
 /// Walks the list, and calls each op that traces this function.
 pub(crate) extern "C" fn walk(function: u64, returns: u64, _: *const Op, saved: *const Saved) {
     let Some(bit) = take_bit(WALK) else {
-        LIST_MISSES.fetch_add(1, Relaxed);
+        for_each_op(function, Op::miss);
         return;
     };
+    for_each_op(function, |op| {
+        // SAFETY: `Op::new` gets the address of an OpFunction behind its two NOPs.
+        let call = unsafe { core::mem::transmute::<usize, OpFunction>(op.function as usize) };
+        call(function, returns, op, saved);
+    });
+    give_bit(bit);
+}
+
+/// Goes over the ops that trace this function.
+#[inline(always)]
+fn for_each_op(function: u64, each: impl Fn(&Op)) {
     let mut next = LIST.load(Acquire);
     while !next.is_null() {
         // SAFETY: an op that is left out of the list lives until a tasks-RCU grace period later, and this task is in none meanwhile.
         let op = unsafe { at(next) };
         if op.filter.contains(function) {
-            // SAFETY: `Op::new` gets the address of an OpFunction behind its two NOPs.
-            let call = unsafe { core::mem::transmute::<usize, OpFunction>(op.function as usize) };
-            call(function, returns, op, saved);
+            each(op);
         }
         next = op.next.load(Acquire);
     }
-    give_bit(bit);
 }
 
 /// Op and registers, as the shared caller, or the walk, hands them on.
@@ -444,32 +479,53 @@ pub(crate) extern "C" fn fprobe_exit(_: u64, _: u64, op: *const Op, saved: *cons
         op.miss();
         return;
     };
-    if !hook_return(op, saved) {
-        op.miss();
+    let (returns, frame) = (saved.x[LINK].load(Relaxed), saved.sp.load(Relaxed));
+    match hook_return(op, returns, frame) {
+        Some(landing) => saved.x[LINK].store(landing, Relaxed),
+        None => op.miss(),
     }
     give_bit(bit);
 }
 
-/// Takes a node and pushes it; false if there is none left, in the op or in the task.
+/// A kretprobe at its function's entry: has the function return to the return trampoline, if there is a node left.
 #[inline(always)]
-fn hook_return(op: &Op, saved: &Saved) -> bool {
+pub(super) fn kretprobe(op: &Op, frame: &mut Frame) {
+    match hook_return(op, frame.x[LINK], frame.sp) {
+        Some(landing) => frame.x[LINK] = landing,
+        None => op.miss(),
+    }
+}
+
+/// Takes a node and pushes it; where the function is to return to, if there is one left in the op and in the task.
+#[inline(always)]
+fn hook_return(op: &Op, returns: u64, frame: u64) -> Option<u64> {
     if op.stopped.load(Acquire) {
-        return false;
+        return None;
     }
     let take = |nodes: u32| nodes.checked_sub(1);
-    if op.nodes.fetch_update(Acquire, Relaxed, take).is_err() {
-        return false;
-    }
-    let (returns, frame) = (saved.x[LINK].load(Relaxed), saved.sp.load(Relaxed));
+    op.nodes.fetch_update(Acquire, Relaxed, take).ok()?;
     let landing = LANDING.load(Relaxed);
     let cookie = core::ptr::from_ref(op).expose_provenance() as u64;
     let pushed = task().shadow_push([returns, frame, landing, cookie]);
-    if pushed {
-        saved.x[LINK].store(landing, Relaxed);
-    } else {
+    if !pushed {
         op.nodes.fetch_add(1, Ordering::Release);
     }
-    pushed
+    pushed.then_some(landing)
+}
+
+/// Runs a kretprobe's program as kprobes' are run, one a core. Preemption is off.
+#[inline(always)]
+fn run_kretprobe(op: &Op, saved: &Saved) {
+    let active = &block().breakpoint;
+    if active.load(Relaxed) == 0 {
+        active.store(op.probed, Relaxed);
+        compiler_fence(Ordering::SeqCst);
+        op.call(saved.context());
+        compiler_fence(Ordering::SeqCst);
+        active.store(0, Relaxed);
+    } else {
+        op.miss();
+    }
 }
 
 /// What the return trampoline calls: runs the programs of all fprobes that replaced this return address, the last one first, and says
@@ -487,19 +543,42 @@ pub(crate) extern "C" fn returned(saved: *const Saved) -> u64 {
         // SAFETY: `hook_return` pushed it; an op lives as long as it has nodes under way.
         let op: &Op = unsafe { at(core::ptr::with_exposed_provenance(cookie as usize)) };
         saved.pc.store(returns, Relaxed);
-        if !op.stopped.load(Acquire) {
-            match take_bit(OPS) {
-                Some(bit) => {
-                    run_multi(op, None, saved);
-                    give_bit(bit);
-                }
-                None => op.miss(),
+        // With preemption off, so that no task dies between the two ([`abandon`]).
+        let give_node = || {
+            task.shadow_pop();
+            op.nodes.fetch_add(1, Ordering::Release);
+        };
+        let stopped = op.stopped.load(Acquire);
+        if stopped || op.probed != 0 {
+            preempt_disable();
+            if !stopped {
+                run_kretprobe(op, saved);
             }
+            give_node();
+            preempt_enable();
+        } else if let Some(bit) = take_bit(OPS) {
+            run_multi(op, None, saved);
+            give_node();
+            give_bit(bit);
+        } else {
+            op.miss();
+            give_node(); // who holds the bits has preemption off
         }
-        task.shadow_pop();
-        op.nodes.fetch_add(1, Ordering::Release);
         if returns != landing {
             return returns;
+        }
+    }
+}
+
+/// The current task ends where it is, and no function of it returns any more: gives back the nodes that it has.
+pub(crate) fn abandon() {
+    let landing = LANDING.load(Relaxed);
+    for entry in task().shadow() {
+        let [_, _, there, cookie] = entry.words();
+        if there == landing {
+            // SAFETY: as `returned` says.
+            let op: &Op = unsafe { at(core::ptr::with_exposed_provenance(cookie as usize)) };
+            op.nodes.fetch_add(1, Ordering::Release);
         }
     }
 }
@@ -541,6 +620,9 @@ impl Prog {
         alone
     }
 }
+
+/// The programs of a BPF trampoline.
+pub(crate) struct Progs(pub(crate) Box<[Arc<Prog>]>);
 
 /// A run context: what the outer one is, and the cookie.
 pub(crate) type Run = [AtomicU64; 2];

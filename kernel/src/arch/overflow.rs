@@ -6,13 +6,13 @@
 //! waiting for what it has: that is [`obstacle`]. Its stack is whole, for only the guard below it was hit, and is used again.
 
 use super::trap::{self, Frame};
-use super::{irq, switch};
+use super::{irq, switch, unwind};
 use crate::context::{self, Context};
 use crate::mm::layout::{POOL, POOL_SIZE};
 use crate::mm::stack;
-use crate::println;
 use crate::sched::{self, Task};
 use crate::symbols::Name;
+use crate::{hook, println};
 use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -41,6 +41,7 @@ enum Obstacle {
     Locks(u32),
     NoOneWaits,
     SError,
+    Counted,
 }
 
 impl fmt::Display for Obstacle {
@@ -51,6 +52,10 @@ impl fmt::Display for Obstacle {
             Obstacle::NotPreemptible => write!(f, "it had disabled preemption"),
             Obstacle::Locks(n) => write!(f, "it holds {n} lock{}", if *n == 1 { "" } else { "s" }),
             Obstacle::NoOneWaits => write!(f, "no one would notice, for no one waits for its end"),
+            Obstacle::Counted => write!(
+                f,
+                "it is, or may be, inside a trampoline of the Linux way, which counts who is inside"
+            ),
             Obstacle::SError => write!(f, "it was an SError that found the stack used up"),
         }
     }
@@ -68,9 +73,20 @@ fn obstacle(frame: &Frame, vector: u64, task: &Task) -> Option<Obstacle> {
         Context::Task if !task.preemptible() => Some(Obstacle::NotPreemptible),
         Context::Task if locks != 0 => Some(Obstacle::Locks(locks)),
         Context::Task if !task.is_awaited() => Some(Obstacle::NoOneWaits),
+        Context::Task if is_counted(frame, task) => Some(Obstacle::Counted),
         Context::Task => None,
         other => Some(Obstacle::Context(other)),
     }
+}
+
+/// Whether the current task would return into a trampoline of the Linux way: what that has counted for it is given back there alone.
+fn is_counted(frame: &Frame, task: &Task) -> bool {
+    let mut inside = false;
+    let from = core::ptr::from_ref(frame).addr();
+    let all = unwind::each_way_back(task, from, |address| {
+        inside |= hook::is_linux_trampoline(address as usize);
+    });
+    inside || !all
 }
 
 /// A stack is used up; this runs on the core's overflow stack and the frame holds the broken sp. `vector`: 0 for a synchronous

@@ -168,7 +168,7 @@ pub(super) const ENTRY: [Attach<'static>; 6] = {
 };
 
 /// What is measured on the trivial function besides: each protection, each kind, several programs.
-pub(super) const KINDS: [Attach<'static>; 38] = {
+pub(super) const KINDS: [Attach<'static>; 40] = {
     use Protection::{Context, None, Pinned, Program as Word};
     [
         row("fentry-none", "empty", JIT, &["empty"], None),
@@ -262,6 +262,20 @@ pub(super) const KINDS: [Attach<'static>; 38] = {
             "empty",
             JIT,
             &["kprobe/kprobe_empty"; 2],
+            None,
+        )),
+        breakpoint(row(
+            "linux-kretprobe",
+            "empty",
+            JIT,
+            &["kprobe/kretprobe_empty"],
+            None,
+        )),
+        breakpoint(row(
+            "linux-kretprobe",
+            "count",
+            JIT,
+            &["kprobe/kretprobe_count"],
             None,
         )),
         row("kretprobe", "empty", JIT, &["kprobe/kretprobe_empty"], Word),

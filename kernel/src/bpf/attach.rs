@@ -35,6 +35,7 @@ fn how(section: AttachKind, way: WayIn) -> Option<How> {
         (WayIn::Springboard, KprobeMulti) => How::Many { exit: false },
         (WayIn::Springboard, KretprobeMulti) => How::Many { exit: true },
         (WayIn::LinuxKprobe, Kprobe) => How::Probe(ProbeKind::Here, ProbeWay::Breakpoint),
+        (WayIn::LinuxKprobe, Kretprobe) => How::Probe(ProbeKind::Return, ProbeWay::Breakpoint),
         (WayIn::LinuxKprobe, _) => return None,
         (WayIn::Linux(way), _) => {
             let kind = match (way, section) {

@@ -1,17 +1,18 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Kprobes by BRK as hooks of this kernel: programs at one instruction share its breakpoint.
+//! Kprobes and kretprobes by BRK as hooks of this kernel: programs at one instruction share its breakpoint.
 
 use super::probe::Place;
-use super::{Change, HookError, HookId, HookInfo, Kernel, Mechanism, Program, Running};
+use super::{Change, HookError, HookId, HookInfo, Kernel, Mechanism, Program, Running, linux};
 use crate::arch::breakpoint::{self, Called, Entry};
+use crate::arch::linux::Op;
 use crate::arch::lock::SpinLock;
 use alloc::collections::BTreeMap;
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use bpf_vm::attachment::Attachment;
-use trampoline::Engine;
 use trampoline::linux::kprobe::{BREAKPOINT, Breakpoint};
+use trampoline::{Engine, ProbeKind};
 
 /// What is on, by address. Changed under the lock of all hooks alone; nothing waits for this one.
 static ARMED: SpinLock<BTreeMap<u64, Armed>> = SpinLock::new(BTreeMap::new());
@@ -30,6 +31,8 @@ pub(super) struct Probe {
     running: Arc<Running>,
     bytes: usize,
     stack_bytes: usize,
+    /// Of a kretprobe: what returns that are under way lead to.
+    at_return: Option<Arc<Op>>,
 }
 
 /// Says to the exception handler what is on.
@@ -48,20 +51,36 @@ fn publish() {
 }
 
 impl Probe {
-    /// Puts a program on an instruction, behind those that are there.
+    /// Puts a program on an instruction, or on the return of the function whose entry that is, behind those that are there.
     pub(super) fn attach(
         engine: &mut Engine<Kernel>,
         id: HookId,
         place: Place,
+        kind: ProbeKind,
         attachment: Attachment,
         program: Program,
     ) -> Result<Probe, HookError> {
         let at = place.address();
+        let returns = kind == ProbeKind::Return;
+        // On the path of hooks a push to the shadow stack could come in the middle of another one.
+        if returns && engine.sites().get(at).is_none_or(|site| site.notrace) {
+            return Err(HookError::Target {
+                function: place.name(),
+                why: "a kretprobe by BRK is at the entry of a function with a site; `functions` lists these".into(),
+            });
+        }
         let refused = |e: trampoline::AttachError| HookError::refused(&place.name(), e.reason);
         let label = program.label.clone();
         let (called, stack_bytes) = Called::new(program, attachment);
-        let stack_bytes = breakpoint::STACK + stack_bytes;
         let running = called.running().clone();
+        let mut own = breakpoint::STACK;
+        let (mut called, mut at_return) = (called, None);
+        if returns {
+            own = own.max(linux::return_stack());
+            let (returning, op) = called.returning(at, linux::nodes(1));
+            (called, at_return) = (returning, Some(op));
+        }
+        let stack_bytes = own.saturating_add(stack_bytes);
         let limit = trampoline::Platform::stack_limit(&Kernel);
         if stack_bytes > limit {
             let needed = stack_bytes;
@@ -95,7 +114,15 @@ impl Probe {
             running,
             bytes: breakpoint.bytes() as usize,
             stack_bytes: stack_bytes as usize,
+            at_return,
         })
+    }
+
+    /// Returns that are under way run nothing from now on.
+    fn retire_returns(&mut self) {
+        if let Some(op) = self.at_return.take() {
+            linux::retire(op, ());
+        }
     }
 }
 
@@ -104,7 +131,10 @@ impl Mechanism for Probe {
         HookInfo {
             id: self.id,
             function: self.place.name(),
-            kind: "linux-kprobe",
+            kind: match self.at_return {
+                Some(_) => "linux-kretprobe",
+                None => "linux-kprobe",
+            },
             program: self.label.clone(),
             engine: self.running.engine,
             sleepable: false,
@@ -149,6 +179,7 @@ impl Mechanism for Probe {
                 armed.hooks.retain(|(id, _)| *id != self.id);
             }
             publish();
+            self.retire_returns();
             return Ok(());
         }
         let disarmed = engine.disarm(&breakpoint);
@@ -157,6 +188,7 @@ impl Mechanism for Probe {
         drop(breakpoint);
         let gone = ARMED.lock().remove(&at);
         publish();
+        self.retire_returns();
         if let Some(breakpoint) = gone.and_then(|armed| Arc::into_inner(armed.breakpoint)) {
             engine.retire_breakpoint(breakpoint);
         }

@@ -2,6 +2,7 @@
 //! Why a function was not hooked, or a hook not taken off.
 
 use super::{HookId, ResolveError, Skipped};
+use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
@@ -32,6 +33,17 @@ pub(crate) enum HookError {
         function: String,
         /// What hooks it.
         by: String,
+    },
+    /// The attach failed, and what it had done could not be undone: the hook is on.
+    Stuck {
+        /// The function.
+        function: String,
+        /// Why it was not attached.
+        reason: Box<Reason>,
+        /// Why it could not be taken off again.
+        undo: Box<Reason>,
+        /// Its hook.
+        id: HookId,
     },
     /// A live patch is on its way on or off.
     Busy {
@@ -85,6 +97,16 @@ impl fmt::Display for HookError {
             HookError::Replaced { function, by } => write!(
                 f,
                 "{function} is replaced already ({by}): a function has one body; detach what replaces it first, `hooks` lists it"
+            ),
+            HookError::Stuck {
+                function,
+                reason,
+                undo,
+                id,
+            } => write!(
+                f,
+                "{function} cannot be hooked: {reason}; nor could the hook be taken off again: {undo}; it is on, as hook {id}: \
+                 `detach {id}` tries once more"
             ),
             HookError::Busy { patch, id } => write!(
                 f,

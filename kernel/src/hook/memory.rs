@@ -91,6 +91,12 @@ pub(crate) fn is_linux(address: usize) -> bool {
     matches!(owner, Some(Owner::Linux { .. } | Owner::Shared { .. }))
 }
 
+/// Whether an address lies in a BPF trampoline of the Linux way, which counts who is inside. Any context: no lock.
+pub(crate) fn is_linux_trampoline(address: usize) -> bool {
+    let found = MEMORY.get().and_then(|m| m.find(address as u64));
+    matches!(found.map(|f| f.label.owner), Some(Owner::Linux { .. }))
+}
+
 /// Whether an address lies in code that hooks one of the functions at these addresses, or may: of a body that many functions share
 /// nothing but the frame knows for which it works. The Linux way is never on a function that is replaced.
 pub(super) fn may_hook(address: usize, mut is_one: impl FnMut(u64) -> bool) -> bool {

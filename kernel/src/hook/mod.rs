@@ -17,8 +17,8 @@ mod resolve;
 pub(crate) use attach::{At, HookedIn, How, Settings, WayIn, hook_in};
 pub(crate) use error::HookError;
 pub(crate) use memory::{
-    Hooked, ProgramCode, describe_address, free_words, hooked_at, is_linux, live, place, pool_free,
-    take_pool,
+    Hooked, ProgramCode, describe_address, free_words, hooked_at, is_linux, is_linux_trampoline,
+    live, place, pool_free, take_pool,
 };
 pub(crate) use multi::{Many, Selection, Skipped, attach_multi, select};
 pub(crate) use native::{Native, attach_native};
@@ -430,15 +430,26 @@ fn apart<T>(work: impl FnOnce() -> T) -> T {
 pub(crate) fn attach_other<M: Mechanism + 'static>(
     make: impl FnOnce(&mut Engine<Kernel>, HookId) -> Result<(M, Vec<u64>), HookError>,
 ) -> Result<HookId, HookError> {
+    attach_or_keep(|engine, id| make(engine, id).map(|(made, functions)| (made, functions, None)))
+}
+
+/// As [`attach_other`]. What `make` hands out with an error could not be taken off again: it is listed and can be detached, and that
+/// error is the result.
+pub(crate) fn attach_or_keep<M: Mechanism + 'static>(
+    make: impl FnOnce(
+        &mut Engine<Kernel>,
+        HookId,
+    ) -> Result<(M, Vec<u64>, Option<HookError>), HookError>,
+) -> Result<HookId, HookError> {
     wait_for_room();
     let mut hooks = HOOKS.lock();
     let id = HookId(hooks.engine.new_id().number());
-    let (mechanism, functions) = apart(|| make(&mut hooks.engine, id))?;
+    let (mechanism, functions, error) = apart(|| make(&mut hooks.engine, id))?;
     hooks.others.insert(id.0, Box::new(mechanism));
     hooks.mark(&functions, Some(id));
     drop(hooks);
     stack::scrub();
-    Ok(id)
+    error.map_or(Ok(id), Err)
 }
 
 /// What a trampoline's program keeps.

@@ -114,7 +114,7 @@ pub(crate) enum Way {
     /// By the site, or by displacing the instruction.
     #[default]
     Detour,
-    /// By a BRK in its place, as Linux does it (a kprobe only).
+    /// By a BRK in its place, or at the function's entry, as Linux does it.
     Breakpoint,
 }
 
@@ -192,16 +192,9 @@ pub(crate) fn attach_probe(
         has_result: 0,
     };
     if way == Way::Breakpoint {
-        if kind != ProbeKind::Here {
-            return Err(HookError::Target {
-                function: place.name(),
-                why: "a breakpoint is at an instruction; returns are probed without linux-kprobe"
-                    .into(),
-            });
-        }
         let functions = [place.function.address].into();
         return attach_other(move |engine, id| {
-            let probe = breakpoint::Probe::attach(engine, id, place, attachment, program)?;
+            let probe = breakpoint::Probe::attach(engine, id, place, kind, attachment, program)?;
             Ok((probe, functions))
         });
     }

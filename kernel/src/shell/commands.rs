@@ -85,7 +85,7 @@ pub(super) static COMMANDS: &[Command] = commands![
     stays on its core; none: not
     WAY is one of Linux's: linux (a BPF trampoline), linux-list or linux-callops (ftrace with the list of ops or per-callsite ops; with
     -regs at the end all registers are saved), linux-fprobe, linux-fprobe-exit (of programs in kprobe.multi, kretprobe.multi),
-    linux-kprobe (a BRK; of programs in kprobe)";
+    linux-kprobe (a BRK; of programs in kprobe, kretprobe)";
     "detach", "ID|FUNCTION", [Argument::Function], detach, "takes off a hook, or all hooks of a function";
     "replace", "FUNCTION BY", [Argument::Function, Argument::Function], replace, "a function by another one of the kernel
     FUNCTION is one that is marked overridable; BY takes and returns the same. Who is in it ends in it; `detach` gives it back";
@@ -351,7 +351,9 @@ fn attach(_: &mut Shell, command: &'static Command, arguments: &str) -> Outcome 
                 (None, way) => way.entry(),
                 (Some(how), WayIn::Springboard) => how,
                 (Some(How::Trampoline(kind)), WayIn::Linux(way)) => How::Linux(way, kind),
-                (Some(How::Probe(ProbeKind::Here, _)), WayIn::LinuxKprobe) => way.entry(),
+                (Some(How::Probe(kind, _)), WayIn::LinuxKprobe) => {
+                    How::Probe(kind, ProbeWay::Breakpoint)
+                }
                 _ => return Err(ShellError::Usage(command)),
             };
             let program = native(program)?.program(how.shape());

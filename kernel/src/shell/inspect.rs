@@ -8,7 +8,7 @@ use crate::hook::livepatch::{self, Phase};
 use crate::ksyms::Flags;
 use crate::mm::{frames, heap, layout};
 use crate::workload::PATCHES;
-use crate::{arch, bpf, hook, println, sched, symbols, system};
+use crate::{bpf, hook, println, sched, symbols, system};
 use alloc::borrow::ToOwned;
 use alloc::format;
 use alloc::string::String;
@@ -81,7 +81,6 @@ pub(super) fn hooks(_: &mut Shell, command: &'static Command, arguments: &str) -
     row([
         "id", "kind", "program", "engine", "bytes", "stack", "hits", "misses", "function",
     ]);
-    let missed = arch::linux::list_misses();
     for h in hooks {
         let (id, bytes) = (format!("{}", h.id), format!("{}", h.bytes));
         let stack = format!("{}", h.stack_bytes);
@@ -103,9 +102,6 @@ pub(super) fn hooks(_: &mut Shell, command: &'static Command, arguments: &str) -
             &misses,
             &h.function,
         ]);
-    }
-    if missed != 0 {
-        println!("the walk of the list of ops turned {missed} hits away, of whatever op");
     }
     Ok(())
 }

@@ -28,7 +28,7 @@ pub(super) const TESTS: &[Test] = &[
 ];
 
 /// Runs `f`, which uses up its stack, in a task on `core`; returns the task's number.
-fn dies(core: usize, f: fn()) -> Result<u64, Failure> {
+pub(super) fn dies(core: usize, f: fn()) -> Result<u64, Failure> {
     let id = Arc::new(AtomicU64::new(0));
     let mine = id.clone();
     let task = sched::spawn_on("runaway", 1 << core, move || {

@@ -664,8 +664,8 @@ fn ways() -> Outcome {
         detach(id)?;
     }
     refused(
-        count_by(Way::Breakpoint, &entry, ProbeKind::Return),
-        "without linux-kprobe",
+        count_by(Way::Breakpoint, &middle, ProbeKind::Return),
+        "at the entry of a function with a site",
     )?;
     intact(0)
 }

@@ -12,15 +12,17 @@ mod trampoline;
 pub(crate) use tracer::attach;
 
 use super::platform::Kernel;
-use super::{Change, CodeLine, HookError, Protection};
+use super::{Change, CodeLine, HookError, HookId, Protection};
 use crate::arch::callee::Shape;
-use crate::arch::code;
 use crate::arch::linux::{self as hit, Op};
+use crate::arch::lock::Swap;
+use crate::arch::{code, cpu};
 use crate::sched::{self, Mutex};
 use crate::{rcu, symbols};
 use ::trampoline::linux::caller::{self, Caller, Find};
 use ::trampoline::linux::filter::Filter;
 use ::trampoline::linux::{Listing, fprobe, site};
+use ::trampoline::platform::PlatformError;
 use ::trampoline::pool::{Label, Owner, Pool};
 use ::trampoline::{Engine, Kind, Reason};
 use alloc::boxed::Box;
@@ -186,6 +188,9 @@ struct Linux {
 /// Taken inside the lock of all hooks.
 static LINUX: Mutex<Linux> = Mutex::empty();
 
+/// Of tests: asked before a site's words change, with its function's address. It may wait; if it says so the change fails.
+pub(crate) static FAULT: Swap<fn(u64) -> bool> = Swap::new();
+
 /// The address of a function of the hook path behind its site, as code enters it that knows nothing hooks it.
 fn behind_site(address: usize) -> u64 {
     let nop = |at| code::read(at) == Some(NOP);
@@ -307,6 +312,10 @@ impl Linux {
         let op = op.or((at.word != NOP).then_some(nothing));
         let word = op.map_or(Some(NOP), |op| site::op_word(function, op));
         let word = word.unwrap_or(NOP); // the window is smaller than 2 GiB
+        if (word, lead) != (at.word, at.lead) && FAULT.get().is_some_and(|fails| fails(function)) {
+            let why = "a test has it fail".into();
+            return Err(Reason::Platform(PlatformError::Host { at: function, why }));
+        }
         site::set_op_word(&Kernel, function, at.word, word).map_err(Reason::Platform)?;
         at.word = word;
         site::lead(&Kernel, function, at.lead, lead)?;
@@ -381,19 +390,15 @@ impl Linux {
     }
 
     /// Registers an op whose functions' sites are turned.
+    ///
+    /// # Errors
+    /// A site could not be changed; others may lead to the op already, and it is in the list: the caller unregisters it.
     fn register(&mut self, new: Registered) -> Result<(), (u64, Reason)> {
         let functions: Vec<_> = new.op.filter.functions().collect();
-        let op = new.op.clone();
         self.ops.insert(0, new);
         self.publish();
-        for &function in &functions {
-            if let Err(reason) = self.lead(function) {
-                // Where it cannot be taken off it stays in the list, and lives.
-                let _ = self.unregister(&op);
-                return Err((function, reason));
-            }
-        }
-        Ok(())
+        let mut lead = |function| self.lead(function).map_err(|reason| (function, reason));
+        functions.into_iter().try_for_each(&mut lead)
     }
 
     /// Takes an op out, off its sites and out of the list, and waits until nobody can be in it.
@@ -452,6 +457,35 @@ impl Linux {
 
 fn refused((function, reason): (u64, Reason)) -> HookError {
     HookError::refused(&symbols::Name(function as usize).function(), reason)
+}
+
+/// It failed at that function, and could not be undone: what it made is a hook.
+fn stuck(function: u64, reason: Reason, undo: Box<Reason>, id: HookId) -> HookError {
+    HookError::Stuck {
+        function: symbols::Name(function as usize).function(),
+        reason: Box::new(reason),
+        undo,
+        id,
+    }
+}
+
+/// How many returns of so many functions may be under way for one program: as many as can be if nobody blocks in a function, twice a
+/// core for each.
+pub(super) fn nodes(functions: usize) -> u32 {
+    (2 * cpu::online().count() * functions) as u32
+}
+
+/// The stack that a return takes beside its programs, in bytes.
+pub(super) fn return_stack() -> u32 {
+    let frame = LINUX.lock().landing.listing.frame_bytes;
+    frame.saturating_add(stack_of(hit::returned as *const () as usize))
+}
+
+/// An op is off: calls that it has seen begin run nothing when they end, and it goes with `others` when the last of them has.
+pub(super) fn retire<T: Send + 'static>(op: Arc<Op>, others: T) {
+    op.stop();
+    // No function may return to its program any more.
+    when_idle((op, others), |(op, _)| op.at_rest());
 }
 
 /// The most stack of a function of the hit path, where the audit does not say.

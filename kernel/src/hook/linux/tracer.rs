@@ -2,22 +2,22 @@
 //! Tracers of the Linux way: programs that the shared caller reaches by an op of their own.
 
 use super::{
-    Code, Finds, LINUX, Registered, Way, behind_site, descriptor, refused, stack_of, trampoline,
-    when_idle,
+    Code, Finds, LINUX, Registered, Way, behind_site, descriptor, nodes, refused, retire, stack_of,
+    stuck, trampoline,
 };
 use crate::arch::callee::Shape;
-use crate::arch::cpu;
 use crate::arch::linux::{self as hit, Called, Op};
 use crate::hook::platform::Kernel;
 use crate::hook::{
     Change, Function, HookError, HookId, HookInfo, Mechanism, Point, Program, Running,
-    attach_other, check_target,
+    attach_or_keep, check_target,
 };
 use crate::mm::stack;
 use crate::{symbols, types};
 use ::trampoline::linux::filter::Filter;
 use ::trampoline::program::CONTEXTS;
 use ::trampoline::{Engine, Kind, Reason};
+use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -83,7 +83,7 @@ pub(crate) fn attach(
         .saturating_add(stack_of(way.function() as *const () as usize))
         .saturating_add(callee.stack_bytes);
     let addresses: Vec<_> = functions.iter().map(|f| f.address as u64).collect();
-    attach_other(|engine, _| {
+    attach_or_keep(|engine, id| {
         let mut linux = LINUX.lock();
         let all = way.shape(point.kind) == Shape::Registers
             && matches!(way, Way::List { .. } | Way::CallOps { .. });
@@ -100,9 +100,8 @@ pub(crate) fn attach(
             };
             return Err(refused((function, Reason::Claimed { by })));
         }
-        let nodes = match way {
-            // As many as can be under way if nobody blocks in a function: twice a core for each.
-            Way::FprobeExit => (2 * cpu::online().count() * functions.len()) as u32,
+        let most = match way {
+            Way::FprobeExit => nodes(functions.len()),
             _ => 0,
         };
         let called = Called {
@@ -111,7 +110,7 @@ pub(crate) fn attach(
             running: running.clone(),
         };
         let function = behind_site(way.function() as *const () as usize);
-        let op = Op::new(function, Filter::new(&addresses), Some(called), nodes);
+        let op = Op::new(function, Filter::new(&addresses), Some(called), most);
         let op = Arc::new(op);
         let descriptor = descriptor(engine.pool(), &op).map_err(|r| refused((0, r)))?;
         let new = Registered {
@@ -121,9 +120,16 @@ pub(crate) fn attach(
             descriptor: descriptor.clone(),
         };
         linux.prepare(engine, &addresses).map_err(refused)?;
-        if let Err(e) = linux.register(new) {
-            linux.abandon(engine, &addresses);
-            return Err(refused(e));
+        let mut error = None;
+        if let Err((function, reason)) = linux.register(new) {
+            match linux.unregister(&op) {
+                Ok(()) => {
+                    linux.abandon(engine, &addresses);
+                    retire(op, (callee, descriptor));
+                    return Err(refused((function, reason)));
+                }
+                Err((_, undo)) => error = Some(stuck(function, reason, Box::new(undo), id)),
+            }
         }
         let hook = OpHook {
             functions: addresses.clone(),
@@ -135,7 +141,7 @@ pub(crate) fn attach(
             stack_bytes: frames,
             keep: Some((callee, descriptor)),
         };
-        Ok((hook, addresses))
+        Ok((hook, addresses, error))
     })
 }
 
@@ -187,14 +193,10 @@ impl Mechanism for OpHook {
     fn detach(&mut self, engine: &mut Engine<Kernel>) -> Result<(), HookError> {
         let mut linux = LINUX.lock();
         linux.unregister(&self.op).map_err(refused)?;
-        self.op.stop(); // calls that it has seen begin run nothing when they end
         linux.abandon(engine, &self.functions);
         drop(linux);
-        if let Some((callee, descriptor)) = self.keep.take() {
-            // No function may return to its program any more.
-            when_idle((self.op.clone(), callee, descriptor), |(op, ..)| {
-                op.at_rest()
-            });
+        if let Some(keep) = self.keep.take() {
+            retire(self.op.clone(), keep);
         }
         Ok(())
     }

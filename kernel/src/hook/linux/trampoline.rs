@@ -2,13 +2,14 @@
 //! BPF trampolines of the Linux way: a function's image, rebuilt for each program more or less, and the op that tracers reach it by.
 
 use super::{
-    Code, LINUX, Linux, NOP, Registered, behind_site, descriptor, refused, stack_of, when_idle,
+    Code, LINUX, Linux, NOP, Registered, behind_site, descriptor, refused, stack_of, stuck,
+    when_idle,
 };
-use crate::arch::linux::{self as hit, Op, Prog, Users};
+use crate::arch::linux::{self as hit, Op, Prog, Progs, Users};
 use crate::hook::platform::Kernel;
 use crate::hook::{
     Change, Function, HookError, HookId, HookInfo, Mechanism, Point, Program, Protection,
-    attach_other,
+    attach_or_keep,
 };
 use crate::{rcu, symbols, types};
 use alloc::boxed::Box;
@@ -17,7 +18,6 @@ use alloc::sync::Arc;
 use alloc::vec;
 use alloc::vec::Vec;
 use bpf_vm::attachment::Attachment;
-use core::sync::atomic::Ordering;
 use trampoline::linux::Listing;
 use trampoline::linux::filter::Filter;
 use trampoline::linux::image::{self, Attached, Description};
@@ -32,6 +32,7 @@ pub(super) struct Image {
     bypass: Option<(u64, u64)>,
     stack_bytes: u32,
     users: Box<Users>,
+    progs: Progs,
     /// What the code names.
     _programs: Vec<Attached>,
 }
@@ -48,12 +49,16 @@ impl Trampoline {
     fn exchange(&mut self, image: &mut Arc<Image>, programs: &mut Vec<(HookId, Attached)>) {
         core::mem::swap(&mut self.image, image);
         core::mem::swap(&mut self.programs, programs);
-        let address = self.image.code.address();
-        self.op.op.direct.store(address, Ordering::Release);
+        self.image.lead(&self.op.op);
     }
 }
 
 impl Image {
+    /// Has a tracer's op lead here.
+    fn lead(&self, op: &Op) {
+        op.lead_to(self.code.address(), &self.progs);
+    }
+
     fn new(
         pool: &Arc<Pool<Kernel>>,
         function: u64,
@@ -101,6 +106,7 @@ impl Image {
             bypass: built.bypass.map(|(nop, end)| (at(nop), at(end))),
             stack_bytes: built.stack_bytes,
             users,
+            progs: Progs(programs.iter().filter_map(prog_of).collect()),
             _programs: programs,
         })
     }
@@ -122,6 +128,11 @@ impl Image {
         }
         when_idle(self, |image| !image.users.any());
     }
+}
+
+/// What is counted of a program.
+fn prog_of((_, callee, _): &Attached) -> Option<Arc<Prog>> {
+    callee.keep.clone()?.downcast().ok()
 }
 
 /// The functions that go around a program, and the stack that they use.
@@ -180,15 +191,20 @@ pub(super) fn attach(
     callee.state = Arc::as_ptr(&prog).expose_provenance() as u64;
     callee.keep = Some(prog.clone());
     let address = function.address as u64;
-    attach_other(|engine, id| {
+    attach_or_keep(|engine, id| {
         let name = callee.name.clone();
         let mut linux = LINUX.lock();
         let before = linux.trampolines.get(&address);
         let mut programs = before.map_or(Vec::new(), |t| t.programs.clone());
         programs.push((id, (point.kind, callee, point.cookie)));
-        linux
-            .set_programs(engine, address, args, programs)
-            .map_err(|reason| refused((address, reason)))?;
+        let error = match linux.set_programs(engine, address, args, programs) {
+            Ok(()) => None,
+            Err(Failed { reason, undo: None }) => return Err(refused((address, reason))),
+            Err(Failed {
+                reason,
+                undo: Some(undo),
+            }) => Some(stuck(address, reason, undo, id)),
+        };
         let hook = TrampolineHook {
             id,
             function: address,
@@ -197,33 +213,52 @@ pub(super) fn attach(
             prog,
             args,
         };
-        Ok((hook, vec![address]))
+        Ok((hook, vec![address], error))
     })
 }
 
+/// Programs could not be put on, or taken off.
+struct Failed {
+    reason: Reason,
+    /// All is as it was, or else why it could not be: the trampoline is on.
+    undo: Option<Box<Reason>>,
+}
+
+impl From<Reason> for Failed {
+    fn from(reason: Reason) -> Failed {
+        Failed { reason, undo: None }
+    }
+}
+
 impl Linux {
-    /// Gives a function's trampoline these programs, or none. On an error it is as it was.
+    /// Takes a function's trampoline off. On an error it is as it was.
+    fn take_off(&mut self, engine: &mut Engine<Kernel>, function: u64) -> Result<(), Reason> {
+        // Out of the map first: what is in there is what the site should lead to.
+        let Some(gone) = self.trampolines.remove(&function) else {
+            return Ok(());
+        };
+        if let Err((_, reason)) = self.unregister(&gone.op.op) {
+            self.trampolines.insert(function, gone);
+            // It leads there already, or it could not be changed.
+            let _ = self.lead(function);
+            return Err(reason);
+        }
+        self.abandon(engine, &[function]);
+        gone.image.retire();
+        Ok(())
+    }
+
+    /// Gives a function's trampoline these programs, or none. On an error it is as it was, or says why not.
     fn set_programs(
         &mut self,
         engine: &mut Engine<Kernel>,
         function: u64,
         args: ArgSpec,
         programs: Vec<(HookId, Attached)>,
-    ) -> Result<(), Reason> {
+    ) -> Result<(), Failed> {
         let pool = engine.pool().clone();
         if programs.is_empty() {
-            let Some(gone) = self.trampolines.remove(&function) else {
-                return Ok(());
-            };
-            if let Err((_, reason)) = self.unregister(&gone.op.op) {
-                self.trampolines.insert(function, gone);
-                // It leads there already, or it could not be changed.
-                let _ = self.lead(function);
-                return Err(reason);
-            }
-            self.abandon(engine, &[function]);
-            gone.image.retire();
-            return Ok(());
+            return Ok(self.take_off(engine, function)?);
         }
         let image = Arc::new(Image::new(&pool, function, args, &programs)?);
         if let Some(there) = self.trampolines.get_mut(&function) {
@@ -237,11 +272,11 @@ impl Linux {
             }
             // The old one; or the new one, which a tracer's op may have led to for a moment.
             other.retire();
-            return led;
+            return Ok(led?);
         }
         let target = behind_site(hit::direct as *const () as usize);
         let op = Arc::new(Op::new(target, Filter::new(&[function]), None, 0));
-        op.direct.store(image.code.address(), Ordering::Release);
+        image.lead(&op);
         let new = Registered {
             descriptor: descriptor(&pool, &op)?,
             op,
@@ -256,9 +291,8 @@ impl Linux {
         };
         self.trampolines.insert(function, trampoline);
         if let Err((_, reason)) = self.register(new) {
-            self.trampolines.remove(&function);
-            self.abandon(engine, &[function]);
-            return Err(reason);
+            let undo = self.take_off(engine, function).err().map(Box::new);
+            return Err(Failed { reason, undo });
         }
         Ok(())
     }
@@ -307,6 +341,6 @@ impl Mechanism for TrampolineHook {
         let rest: Vec<_> = others.cloned().collect();
         linux
             .set_programs(engine, self.function, self.args, rest)
-            .map_err(|reason| refused((self.function, reason)))
+            .map_err(|failed| refused((self.function, failed.reason)))
     }
 }
