@@ -18,7 +18,7 @@ pub(crate) use attach::{At, HookedIn, How, Settings, WayIn, hook_in};
 pub(crate) use error::HookError;
 pub(crate) use memory::{
     Hooked, ProgramCode, describe_address, free_words, hooked_at, is_linux, live, place, pool_free,
-    take_pool,
+    stub_of, take_pool,
 };
 pub(crate) use multi::{Many, Selection, Skipped, attach_multi, select};
 pub(crate) use native::{Native, attach_native};
