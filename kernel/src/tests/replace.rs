@@ -7,11 +7,11 @@ use super::tasks::spawn;
 use super::{Failure, Outcome, Test};
 use crate::arch::callee::{Hit, NativeHook, Shape};
 use crate::arch::trap::Frame;
-use crate::arch::{code, cpu, switch, timer, unwind};
+use crate::arch::{cpu, switch, timer, unwind};
 use crate::hook::linux::Way;
 use crate::hook::livepatch::{self, Phase};
 use crate::hook::{
-    self, HookError, HookId, Many, Native, Place, Point, ProbeWay, Program, Protection,
+    self, HookError, HookId, Hooked, Many, Native, Place, Point, ProbeWay, Program, Protection,
 };
 use crate::sched::{self, JoinHandle};
 use crate::workload::{
@@ -600,10 +600,10 @@ fn before_its_record() -> Result<Place, Failure> {
     hook::resolve_place("sched::yield_now+0x8").map_err(|e| failed(&e))
 }
 
-fn probe(place: &Place, hold: &Arc<Hold>) -> Result<HookId, Failure> {
+fn probe(place: &Place, way: ProbeWay, hold: &Arc<Hold>) -> Result<HookId, Failure> {
     let program = Program::native("hold".into(), hold.clone(), Shape::Registers);
     let point = Point::of(Kind::Fentry);
-    let id = hook::attach_probe(place, ProbeKind::Here, ProbeWay::Detour, point, program);
+    let id = hook::attach_probe(place, ProbeKind::Here, way, point, program);
     id.map_err(|e| failed(&e))
 }
 
@@ -625,7 +625,7 @@ fn held(hold: &Arc<Hold>, f: fn() -> u64) -> Result<(JoinHandle<u64>, bool), Fai
 
 fn behind_a_probe() -> Outcome {
     let hold = Arc::new(Hold::default());
-    let probe = probe(&before_its_record()?, &hold)?;
+    let probe = probe(&before_its_record()?, ProbeWay::Detour, &hold)?;
     let (task, inside) = held(&hold, || exchange(7, Pause::Yield))?;
     let id = apply()?;
     let outcome = all_but_one(id, Phase::GoingOver);
@@ -683,17 +683,23 @@ fn no_record() -> Outcome {
     // In a shared caller of Linux's way.
     let seen = ways_back(place.function.address, inside, place.address());
     check!(seen.contains(&inside), "not where x9 leads: {seen:x?}");
-    // In a probe, which has not made its record yet.
-    let probe = probe(&place, &Arc::new(Hold::default()))?;
-    let word = code::read(place.address() as usize).unwrap_or(0);
-    let code = a64::branch_target(word, place.address());
-    let seen = code.map(|code| ways_back(code, 0, inside));
-    detach(probe)?;
-    let seen = seen.unwrap_or_default();
-    check!(
-        seen.contains(&place.address()) && seen.contains(&inside),
-        "not in what is probed, or not where x30 leads: {seen:x?}"
-    );
+    // In a probe, which has not made its record yet, and in the slot of a breakpoint, where none is made.
+    for way in [ProbeWay::Detour, ProbeWay::Breakpoint] {
+        rcu::barrier();
+        let probe = probe(&place, way, &Arc::new(Hold::default()))?;
+        let mut words = hook::live().into_iter().flat_map(|run| run.step_by(4));
+        let code = words.find(|word| {
+            let hooked = hook::hooked_at(*word as usize, 0);
+            matches!(hooked, Some(Hooked::Probe { at, .. }) if at == place.address())
+        });
+        let seen = code.map(|code| ways_back(code, 0, inside));
+        detach(probe)?;
+        let seen = seen.unwrap_or_default();
+        check!(
+            seen.contains(&place.address()) && seen.contains(&inside),
+            "{way:?}: not in what is probed, or not where x30 leads: {seen:x?}"
+        );
+    }
     Ok(())
 }
 
