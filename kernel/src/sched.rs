@@ -10,7 +10,7 @@ use crate::arch::cpu::{self, MAX_CPUS, per_cpu, this_cpu};
 use crate::arch::lock::{Late, SpinLock};
 use crate::arch::smp::{self, Ipi};
 use crate::arch::switch::{self, HandoffLock, current};
-use crate::arch::{barrier, irq, linux, timer};
+use crate::arch::{admit, barrier, irq, linux, timer};
 use crate::context::{self, Context};
 use crate::hook_path::{self, Entered};
 use crate::mm::layout;
@@ -404,7 +404,12 @@ pub(crate) fn migrate_enable() {
     count.store(count.load(Ordering::Relaxed) - 1, Ordering::Relaxed);
 }
 
-/// Whether a sleepable program may block the current task here: in task context, with interrupts and preemption on.
+/// Whether a sleepable program may block the current task here: in task context, with interrupts and preemption on, and under no program
+/// that is not sleepable. Such a one, and the image that calls it, are freed after a tasks-RCU grace period, which a task that blocks
+/// does not hold up.
+///
+/// A program without a guard is not in the list that this goes by: it may reach no sleepable one
+/// ([`Protection::None`](crate::hook::Protection::None)).
 pub(crate) fn may_block() -> bool {
     if irq::disabled() {
         return false;
@@ -414,7 +419,12 @@ pub(crate) fn may_block() -> bool {
     let context = context::current();
     irq::restore(state);
     let me = current();
-    context == Context::Task && me.preemptible() && !me.is_idle() && me.in_sleepable()
+    context == Context::Task
+        && me.preemptible()
+        && !me.is_idle()
+        && me.in_sleepable()
+        && me.rcu_nesting.load(Ordering::Relaxed) == 0
+        && admit::all_sleepable()
 }
 
 /// Tasks that wait for a condition: a list through the tasks, so that waiting needs no memory. A task is in one at most.

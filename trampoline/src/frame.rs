@@ -21,7 +21,7 @@
 
 use crate::args::ArgSpec;
 use crate::registers;
-use crate::runtime::{RECORD_NEXT, RECORD_PROGRAM, SHARED_LINK};
+use crate::runtime::{PROBE_CONTEXT, RECORD_NEXT, RECORD_PROGRAM, SHARED_LINK};
 use a64::Reg;
 use a64::reg::{X0, X1, X2, X3, X4, X5, X6, X7};
 use alloc::vec::Vec;
@@ -84,7 +84,7 @@ impl Frame {
 
     /// The frame of a probe: behind the records lie all registers.
     pub(crate) fn of_registers() -> Self {
-        let context = RECORD_PROGRAM + WORD;
+        let context = PROBE_CONTEXT;
         let end = context + registers::BYTES;
         Self {
             context,

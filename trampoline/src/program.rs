@@ -79,6 +79,8 @@ pub struct State {
     misses: [AtomicU64; CONTEXTS],
     /// Not zero: turned away whenever any program is active in the context, not only itself.
     whole_context: AtomicU64,
+    /// Not zero: the program may sleep.
+    sleepable: AtomicU64,
 }
 
 impl State {
@@ -87,7 +89,21 @@ impl State {
         Self {
             misses: [const { AtomicU64::new(0) }; CONTEXTS],
             whole_context: AtomicU64::new(whole_context as u64),
+            sleepable: AtomicU64::new(0),
         }
+    }
+
+    /// The same of a program that may sleep, if `sleepable`.
+    pub const fn sleepable(self, sleepable: bool) -> Self {
+        Self {
+            sleepable: AtomicU64::new(sleepable as u64),
+            ..self
+        }
+    }
+
+    /// Whether the program may sleep.
+    pub fn is_sleepable(&self) -> bool {
+        self.sleepable.load(Relaxed) != 0
     }
 
     /// Whether any active program turns it away.

@@ -18,6 +18,9 @@ pub const RECORD_NEXT: i64 = 16;
 /// Offset in a frame of the address of the literal that names the active program.
 pub const RECORD_PROGRAM: i64 = 24;
 
+/// Offset in the frame of a probe: all registers, as [`crate::registers`] has them.
+pub const PROBE_CONTEXT: i64 = RECORD_PROGRAM + 8;
+
 /// Offset in the frame of a body that many functions share: the address of the stub's link, by which the function is known; behind it x8.
 pub const SHARED_LINK: i64 = 32;
 

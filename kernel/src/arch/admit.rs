@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Who may run although something is active in this context: the slow side of a trampoline's guard.
+//! Who may run although something is active in this context: the slow side of a trampoline's guard, and who may sleep.
 //!
 //! The task's recursion word heads the list of frames of trampolines whose programs are active in the present context, each with a
 //! guard record (trampoline/src/runtime.rs). A trampoline comes here only if the word is not zero. All of it is of this context on
@@ -19,6 +19,31 @@ fn word(frame: u64, offset: i64) -> *mut u64 {
     core::ptr::with_exposed_provenance_mut(frame.wrapping_add_signed(offset) as usize)
 }
 
+/// The programs that are active in this context, the latest first: the addresses of their States, 0 for a trampoline that is between two.
+#[inline(always)]
+fn active() -> impl Iterator<Item = u64> {
+    let mut at = switch::current().word.load(Relaxed);
+    core::iter::from_fn(move || {
+        if at == 0 {
+            return None;
+        }
+        // SAFETY: the list holds frames of trampolines that are active in this context.
+        let active = unsafe { word(at, RECORD_PROGRAM).read() };
+        // SAFETY: as above.
+        at = unsafe { word(at, RECORD_NEXT).read() };
+        // SAFETY: the address of the active program's literal.
+        Some(unsafe { core::ptr::with_exposed_provenance::<u64>(active as usize).read() })
+    })
+}
+
+/// Whether all programs that are active in this context may sleep.
+pub(crate) fn all_sleepable() -> bool {
+    active().filter(|state| *state != 0).all(|state| {
+        // SAFETY: a trampoline that is being executed names the State, and keeps it alive.
+        unsafe { &*core::ptr::with_exposed_provenance::<State>(state as usize) }.is_sleepable()
+    })
+}
+
 /// As [`trampoline::Runtime::admit`] says: 1 and the frame heads the list, or 0 and the program's miss is counted.
 pub(crate) extern "C" fn admit(literal: *const u64, frame: u64) -> u64 {
     // SAFETY: the literal of a trampoline that is being executed: the address of a State that it keeps alive, exposed.
@@ -26,18 +51,9 @@ pub(crate) extern "C" fn admit(literal: *const u64, frame: u64) -> u64 {
     // SAFETY: as above.
     let program = unsafe { &*core::ptr::with_exposed_provenance::<State>(state as usize) };
     let head = &switch::current().word;
-    let mut at = head.load(Relaxed);
-    while at != 0 {
-        // SAFETY: the list holds frames of trampolines that are active in this context.
-        let active = unsafe { word(at, RECORD_PROGRAM).read() };
-        // SAFETY: the address of the active program's literal.
-        let active = unsafe { core::ptr::with_exposed_provenance::<u64>(active as usize).read() };
-        if active == state || program.is_whole_context() {
-            program.miss(context::current() as usize);
-            return 0;
-        }
-        // SAFETY: as above.
-        at = unsafe { word(at, RECORD_NEXT).read() };
+    if active().any(|active| active == state || program.is_whole_context()) {
+        program.miss(context::current() as usize);
+        return 0;
     }
     // SAFETY: the calling trampoline's own guard record.
     unsafe { word(frame, RECORD_NEXT).write(head.load(Relaxed)) };

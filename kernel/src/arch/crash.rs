@@ -2,7 +2,9 @@
 //! Faults on purpose: `crash=KIND` on the command line, so that each report can be looked at and tested.
 
 use super::callee::{Hit, NativeHook};
+use crate::context::{self, Softirq};
 use crate::hook::{self, Point};
+use crate::sched::{self, Mutex};
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use core::arch::asm;
@@ -46,8 +48,43 @@ pub(crate) const CRASHES: &[Crash] = &[
         act: run_away,
     },
     Crash {
+        name: "stack-locked",
+        act: || in_a_task(run_away_locked),
+    },
+    Crash {
+        name: "stack-preempt",
+        act: || {
+            in_a_task(|| {
+                sched::preempt_disable();
+                run_away();
+            });
+        },
+    },
+    Crash {
+        name: "stack-masked",
+        act: || {
+            in_a_task(|| {
+                _ = super::irq::disable();
+                run_away();
+            });
+        },
+    },
+    Crash {
+        name: "stack-softirq",
+        act: || {
+            in_a_task(|| {
+                context::TEST_SOFTIRQ.set(Some(&(run_away as fn())));
+                context::raise(Softirq::Test);
+            });
+        },
+    },
+    Crash {
+        name: "stack-hooked",
+        act: run_away_hooked,
+    },
+    Crash {
         name: "recursion",
-        act: recursion,
+        act: || in_a_task(run_away),
     },
     Crash {
         name: "site",
@@ -180,14 +217,45 @@ fn in_a_hook(act: fn()) {
     }
 }
 
-/// A recursion without end in a task of its own, which is all that ends.
-fn recursion() {
-    let Some(task) = crate::sched::spawn("runaway", run_away) else {
+/// Does something that uses up the stack, in a task of its own and waits for it: that is all that ends, if nothing else speaks against it.
+fn in_a_task(act: fn()) {
+    let Some(task) = sched::spawn("runaway", act) else {
         return;
     };
-    if let Err(crate::sched::Died) = task.try_join() {
+    if let Err(sched::Died) = task.try_join() {
         crate::println!("springboard: task runaway died, the run goes on");
         super::exit::exit(0);
+    }
+}
+
+/// With a lock, which no one would give back.
+fn run_away_locked() {
+    static LOCK: Mutex<()> = Mutex::empty();
+    LOCK.put(Box::new(()));
+    let held = LOCK.lock();
+    run_away();
+    drop(held);
+}
+
+/// A hook that takes stack of its own each time.
+struct Deep;
+
+impl NativeHook for Deep {
+    const STACK: u32 = 2048;
+
+    fn hit(&self, _: &Hit<'_>) -> u64 {
+        black_box([1u64; 128])[5]
+    }
+}
+
+/// In a function that is hooked.
+fn run_away_hooked() {
+    let Ok(function) = hook::resolve("arch::crash::deeper") else {
+        return;
+    };
+    let point = Point::of(trampoline::Kind::Fentry);
+    if hook::attach_hook(&function, point, "deep".into(), Arc::new(Deep)).is_ok() {
+        in_a_task(run_away);
     }
 }
 

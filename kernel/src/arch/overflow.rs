@@ -83,7 +83,7 @@ fn obstacle(frame: &Frame, vector: u64, task: &Task) -> Option<Obstacle> {
 fn is_counted(frame: &Frame, task: &Task) -> bool {
     let mut inside = false;
     let from = core::ptr::from_ref(frame).addr();
-    let all = unwind::each_way_back(task, from, |address| {
+    let all = unwind::each_way_back(task, from, |address, _| {
         inside |= hook::is_linux_trampoline(address as usize);
     });
     inside || !all

@@ -11,6 +11,8 @@ use crate::println;
 use crate::symbols::Name;
 use crate::task::{ShadowEntry, Task};
 use core::sync::atomic::Ordering;
+use trampoline::registers;
+use trampoline::runtime::PROBE_CONTEXT;
 
 /// The most frames of a trace.
 pub(crate) const MOST: usize = 48;
@@ -119,37 +121,81 @@ fn word(at: usize) -> Option<usize> {
     Some(unsafe { (at as *const usize).read_volatile() })
 }
 
-/// Every address that a task goes on at some time: where it was interrupted, what x30 held there, return addresses. False if its records
-/// cannot be followed to the first one. `from`: its frame if it is the current task, in the handler of an interrupt; else, if it runs
-/// nowhere, its sp.
+/// Every address that a task goes on at some time: where it was interrupted, what x30 held there, return addresses; with the address of the
+/// frame record of the code there, or 0 where that is not known. False if its records cannot be followed to the first one. `from`: its frame
+/// if it is the current task, in the handler of an interrupt; else, if it runs nowhere, its sp.
 ///
-/// Unlike a search through all words this finds no address that an earlier call left behind. It is enough: every function that calls another has a
-/// record while it does (-Cforce-frame-pointers; of the assembly only what begins a stack has none), one that
-/// has not made its record yet, or not any more, has its caller in x30, and it has only been left by an exception, whose frame has
-/// that. A return address that a hook replaced is on the shadow stack, and the whole of that is visited.
-pub(crate) fn each_way_back(task: &Task, from: usize, mut visit: impl FnMut(u64)) -> bool {
+/// Unlike a search through all words this finds hardly an address that an earlier call left behind, and what it visits needlessly is no
+/// harm. It is enough: every function that calls another has a record while it does (-Cforce-frame-pointers; of the assembly only what
+/// begins a stack has none). One that has not made its record yet, or not any more, has its caller in x30, and has been left
+///
+/// - by an exception, whose frame has that;
+/// - by a probe in its middle, whose record says where it was interrupted: x30 lies in the context behind it (`trampoline/src/probe.rs`);
+/// - by the site of Linux's way: x30 is the function's own, its caller is in x9 until there is a record of it, and again behind it
+///   (`trampoline/src/linux/`). Exceptions alone leave that.
+///
+/// Code of a probe goes on in the probed function whether it has a record of it or not, so the probed instruction is visited with it.
+///
+/// A return address that a hook replaced is on the shadow stack, and the whole of that is visited. A landing that many functions share
+/// says of none which it is; its entry's cookie does, the stub of the function, and is visited in its stead.
+pub(crate) fn each_way_back(task: &Task, from: usize, mut visit: impl FnMut(u64, usize)) -> bool {
     const RECORD: usize = core::mem::offset_of!(Frame, record);
-    const X30: usize = core::mem::offset_of!(Frame, x) + 30 * size_of::<u64>();
+    const X: usize = core::mem::offset_of!(Frame, x);
+    let shared = |entry: &ShadowEntry| {
+        let cookie = entry.cookie.load(Ordering::Relaxed);
+        crate::hook::stub_of(cookie as usize).is_some()
+    };
+    // `known`: whether the frame, of whose record this is the address, is as its code needs it at a call. False if it cannot be told where
+    // a function goes on that was probed.
+    let mut see = |address: u64, frame: usize, known: bool| {
+        let mut entries = task.shadow();
+        let is_landing = |e: &ShadowEntry| e.landing.load(Ordering::Relaxed) == address;
+        if entries.any(|entry| is_landing(entry) && shared(entry)) {
+            return true;
+        }
+        visit(address, if known { frame } else { 0 });
+        let Some(Hooked::Probe { at, recorded }) = crate::hook::hooked_at(address as usize, 0)
+        else {
+            return true;
+        };
+        visit(at, 0);
+        const LINK: usize = (PROBE_CONTEXT + registers::x(30)) as usize;
+        if !recorded {
+            return true;
+        }
+        let link = frame.checked_add(LINK).and_then(word);
+        link.is_some_and(|link| {
+            visit(link as u64, 0);
+            true
+        })
+    };
+    let mut followed = true;
     for entry in task.shadow() {
-        visit(entry.return_address.load(Ordering::Relaxed));
+        followed &= see(entry.return_address.load(Ordering::Relaxed), 0, false);
+        if shared(entry) {
+            followed &= see(entry.cookie.load(Ordering::Relaxed), 0, false);
+        }
     }
     let (start, end) = (&raw const vectors, &raw const exception_exit);
     let in_vectors = start.addr()..=end.addr();
     let mut exception = core::ptr::eq(task, super::switch::current());
     let mut record = if exception { from + RECORD } else { from };
     for _ in 0..DEEPEST {
-        if exception {
-            match word(record - RECORD + X30) {
-                Some(lr) => visit(lr as u64),
-                None => return false,
-            }
-        }
         let Some((next, address)) = word(record).zip(word(record + 8)) else {
             return false;
         };
-        visit(address as u64);
+        if exception {
+            let register = |number: usize| word(record - RECORD + X + 8 * number);
+            let Some((lr, x9)) = register(30).zip(register(9)) else {
+                return false;
+            };
+            // Of a called function that has no record yet, x29 is its caller's.
+            followed &= see(lr as u64, next, true);
+            followed &= see(x9 as u64, 0, false);
+        }
+        followed &= see(address as u64, next, !exception);
         if next == 0 {
-            return true;
+            return followed;
         }
         // Records lie at ever higher addresses of one stack, or begin another one.
         if next <= record && stack::bounds(next).is_none() {

@@ -16,7 +16,7 @@
 //! **When a task changes over**: when it is in none of the functions, old and new, nor in those that the patch says have to see one
 //! version from beginning to end. So what one such function calls is all of one version. A task is in a function if it will go on at an
 //! address behind the function's entry: where it was interrupted, or where something returns to (`unwind::each_way_back`); and
-//! also if it will in a trampoline or a switch of the function, for there it may have chosen and not gone yet. At the entry itself it
+//! also if it will in a trampoline, a probe or a switch of the function, for there it may have chosen and not gone yet. At the entry itself it
 //! will choose by its new version. A task that cannot be followed to the beginning of its stack is taken for one that is inside.
 //!
 //! **Why that is safe** against the task itself: a task that runs nowhere is changed under the queue's lock, so it starts
@@ -460,13 +460,11 @@ impl Patch {
     /// Whether a task is in one of the functions, or on its way into one, or cannot be followed. `from` as [`look::Look`] says.
     fn is_in(&self, task: &Task, from: usize) -> bool {
         let mut found = false;
-        let whole = unwind::each_way_back(task, from, |address| {
-            found |= self
-                .inside
-                .iter()
-                .any(|f| address > f.entry && address < f.end);
-            let replaced = |function| self.pairs.iter().any(|pair| pair.old() == function);
-            found |= may_hook(address as usize, replaced);
+        let whole = unwind::each_way_back(task, from, |address, frame| {
+            let mut inside = self.inside.iter();
+            found |= inside.any(|f| address > f.entry && address < f.end);
+            let watched = |function| self.inside.iter().any(|f| f.entry == function);
+            found |= may_hook(address as usize, frame, watched);
         });
         found || !whole
     }

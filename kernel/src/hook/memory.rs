@@ -15,7 +15,7 @@ use core::fmt;
 use core::ops::Range;
 use core::sync::atomic::{AtomicU64, Ordering};
 use trampoline::CallerIn;
-use trampoline::pool::{Label, Owner, Pool, Reserved};
+use trampoline::pool::{Found, Label, Owner, Pool, Reserved};
 
 /// The pool of the engine, which needs no lock.
 static MEMORY: Late<Arc<Pool<Kernel>>> = Late::new();
@@ -98,23 +98,44 @@ pub(crate) fn is_linux_trampoline(address: usize) -> bool {
 }
 
 /// Whether an address lies in code that hooks one of the functions at these addresses, or may: of a body that many functions share
-/// nothing but the frame knows for which it works. The Linux way is never on a function that is replaced.
-pub(super) fn may_hook(address: usize, mut is_one: impl FnMut(u64) -> bool) -> bool {
-    let found = MEMORY.get().and_then(|pool| pool.find(address as u64));
-    match found.map(|found| found.label.owner) {
-        Some(Owner::Trampoline { function }) => is_one(function),
-        Some(Owner::Probe { at }) => {
+/// nothing but its frame, whose record is at `frame` (0: not known), says for which it works. The Linux way is never on a function that is
+/// replaced.
+pub(super) fn may_hook(address: usize, frame: usize, mut is_one: impl FnMut(u64) -> bool) -> bool {
+    let Some((pool, found)) = found(address) else {
+        return false;
+    };
+    match found.label.owner {
+        Owner::Trampoline { function } => is_one(function),
+        Owner::Probe { at } => {
             let symbol = symbols::blob().and_then(|blob| blob.lookup(at));
             symbol.is_some_and(|(symbol, _)| is_one(symbol.address))
         }
-        Some(Owner::Functions { .. }) => {
-            let function = MEMORY
-                .get()
-                .and_then(|pool| pool.function_of(address as u64));
-            function.is_none_or(is_one)
-        }
-        Some(Owner::Program { .. } | Owner::Linux { .. } | Owner::Shared { .. }) | None => false,
+        Owner::Functions { .. } => of_many(pool, &found, address, frame).is_none_or(is_one),
+        Owner::Program { .. } | Owner::Linux { .. } | Owner::Shared { .. } => false,
     }
+}
+
+/// The function whose stub an address lies in, if it is in the stub of one of many functions. Any context: no lock.
+pub(crate) fn stub_of(address: usize) -> Option<u64> {
+    let (pool, found) = found(address)?;
+    match found.label.owner {
+        Owner::Functions { .. } => pool.function_of(address as u64),
+        _ => None,
+    }
+}
+
+/// What an address of the pool belongs to.
+fn found(address: usize) -> Option<(&'static Pool<Kernel>, Found)> {
+    let pool: &Pool<Kernel> = MEMORY.get()?;
+    Some((pool, pool.find(address as u64)?))
+}
+
+/// Which of many functions the code at an address works for: a stub is one function's; of the body its frame, whose record is at `frame`,
+/// knows that.
+fn of_many(pool: &Pool<Kernel>, found: &Found, address: usize, frame: usize) -> Option<u64> {
+    let recorded = found.caller == CallerIn::FrameRecord;
+    let link = recorded.then(|| unwind::link(frame));
+    pool.function_of(link.flatten().unwrap_or(address as u64))
 }
 
 /// What an address of the pool is to a stack trace.
@@ -133,8 +154,7 @@ pub(crate) enum Hooked {
 /// The trampoline or probe that an address lies in; `frame` is where the frame record of its code is, 0 if that is not known. Any
 /// context: no lock.
 pub(crate) fn hooked_at(address: usize, frame: usize) -> Option<Hooked> {
-    let pool = MEMORY.get()?;
-    let found = pool.find(address as u64)?;
+    let (pool, found) = found(address)?;
     match found.label.owner {
         Owner::Trampoline { function } => Some(Hooked::Function(function)),
         Owner::Probe { at } => Some(Hooked::Probe {
@@ -142,13 +162,7 @@ pub(crate) fn hooked_at(address: usize, frame: usize) -> Option<Hooked> {
             recorded: found.caller == CallerIn::FrameRecord,
         }),
         Owner::Program { .. } | Owner::Linux { .. } | Owner::Shared { .. } => None,
-        Owner::Functions { .. } => {
-            // A stub is one function's; of the body the frame knows for which it works.
-            let recorded = found.caller == CallerIn::FrameRecord;
-            let link = recorded.then(|| unwind::link(frame));
-            let pc = link.flatten().unwrap_or(address as u64);
-            pool.function_of(pc).map(Hooked::Function)
-        }
+        Owner::Functions { .. } => of_many(pool, &found, address, frame).map(Hooked::Function),
     }
 }
 

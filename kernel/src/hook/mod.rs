@@ -18,7 +18,7 @@ pub(crate) use attach::{At, HookedIn, How, Settings, WayIn, hook_in};
 pub(crate) use error::HookError;
 pub(crate) use memory::{
     Hooked, ProgramCode, describe_address, free_words, hooked_at, is_linux, is_linux_trampoline,
-    live, place, pool_free, take_pool,
+    live, place, pool_free, stub_of, take_pool,
 };
 pub(crate) use multi::{Many, Selection, Skipped, attach_multi, select};
 pub(crate) use native::{Native, attach_native};
@@ -212,7 +212,8 @@ impl Program {
         protection: Protection,
         sleepable: bool,
     ) -> (trampoline::Callee, Arc<Running>) {
-        let state = Arc::new(State::new(protection == Protection::Context));
+        let state = State::new(protection == Protection::Context).sleepable(sleepable);
+        let state = Arc::new(state);
         self.with_state(attachment, protection, sleepable, state)
     }
 
@@ -259,7 +260,8 @@ pub(crate) enum Protection {
     Program,
     /// By the context's recursion word: turned away while any program is active.
     Context,
-    /// Not at all, but the task stays on its core.
+    /// Not at all, but the task stays on its core. As with [`Protection::None`], nothing tells that it is active: it may call only what
+    /// reaches no other hook, as the audit proves of helpers, or a sleepable one that it reaches would block under it.
     Pinned,
     /// Not at all, since it is proven to need nothing.
     None,

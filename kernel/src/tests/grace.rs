@@ -1,18 +1,25 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Grace periods: whom each flavour waits for, that none holds up another, and what is said of one that takes long.
 
+use super::hooks::function;
+use super::kinds::{first_word, hidden_image};
 use super::tasks::spawn;
 use super::{Failure, Outcome, Test};
+use crate::arch::callee::{Hit, NativeHook};
 use crate::arch::{cpu, smp, switch, timer};
+use crate::hook::{self, Point};
 use crate::mm::{layout, stack};
 use crate::rcu::{self, Flavour};
 use crate::sched::{self, JoinHandle, WaitQueue};
+use crate::workload::workload_call;
 use crate::{check, symbols};
 use alloc::format;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::hint::black_box;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use trampoline::Kind;
+use trampoline::pool::FILL;
 
 pub(super) const TESTS: &[Test] = &[
     Test {
@@ -34,6 +41,11 @@ pub(super) const TESTS: &[Test] = &[
         name: "grace.an_image_waits_for_every_address_in_it",
         seconds: 60,
         run: referenced,
+    },
+    Test {
+        name: "grace.an_image_waits_for_tasks_preempted_in_its_program",
+        seconds: 60,
+        run: preempted,
     },
     Test {
         name: "grace.all_of_what_was_deferred_ends",
@@ -356,6 +368,67 @@ fn referenced_by(how: Holds) -> Outcome {
         freed.iter().all(|freed| freed.within(LONG)),
         "{how:?}: an image waits although no one holds its address"
     );
+    Ok(())
+}
+
+/// Keeps tasks in a trampoline until a flag is up; they are preempted there.
+struct Spin {
+    inside: AtomicU64,
+    leave: Flag,
+}
+
+impl NativeHook for Spin {
+    fn hit(&self, _: &Hit<'_>) -> u64 {
+        self.inside.fetch_add(1, Ordering::Relaxed);
+        // No `spin_loop`: the audit takes a YIELD in a hook for a wait.
+        while !self.leave.is_up() {
+            black_box(());
+        }
+        0
+    }
+}
+
+fn preempted() -> Outcome {
+    const TASKS: u64 = 10;
+    rcu::barrier();
+    let free = hook::pool_free();
+    let spin = Arc::new(Spin {
+        inside: AtomicU64::new(0),
+        leave: Flag::new(),
+    });
+    let function = function("workload_call")?;
+    let point = Point::of(Kind::Fentry);
+    let id = hook::attach_hook(&function, point, "spin".into(), spin.clone());
+    let id = id.map_err(|e| Failure::Failed(format!("{e}")))?;
+    let hidden = hidden_image(&function);
+    let call = black_box(workload_call as extern "C" fn(u64, u64) -> u64);
+    let tasks: Result<Vec<_>, _> = (0..TASKS)
+        .map(|n| spawn("spinner", move || call(n, 7) == 3 * n + 7))
+        .collect();
+    let deadline = timer::now_ns() + LONG;
+    let inside = || spin.inside.load(Ordering::Relaxed);
+    while inside() < TASKS && timer::now_ns() < deadline {
+        sched::sleep_ns(1_000_000);
+    }
+    let inside = inside();
+    let detached = hook::detach(id);
+    // Longer than any grace period takes that nothing holds up: the image has to stay, for ten tasks are in it, on fewer cores.
+    sched::sleep_ns(SHORT);
+    let kept = first_word(hidden).is_some_and(|word| word != FILL);
+    spin.leave.raise();
+    let right = tasks?.into_iter().all(JoinHandle::join);
+    detached.map_err(|e| Failure::Failed(format!("{e}")))?;
+    check!(inside == TASKS, "{inside} of {TASKS} tasks came in");
+    check!(kept, "the image was freed under ten tasks that are in it");
+    check!(right, "a call returned a wrong result");
+    rcu::barrier();
+    let word = first_word(hidden);
+    check!(
+        word == Some(FILL),
+        "the freed image holds {word:x?}, not BRK"
+    );
+    let now = hook::pool_free();
+    check!(free == now, "{free} bytes of the pool were free, now {now}");
     Ok(())
 }
 

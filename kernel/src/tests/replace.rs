@@ -5,14 +5,18 @@ use super::bpf::sum;
 use super::hooks::function;
 use super::tasks::spawn;
 use super::{Failure, Outcome, Test};
-use crate::arch::callee::{Hit, NativeHook};
-use crate::arch::{cpu, timer};
+use crate::arch::callee::{Hit, NativeHook, Shape};
+use crate::arch::trap::Frame;
+use crate::arch::{cpu, switch, timer, unwind};
+use crate::hook::linux::Way;
 use crate::hook::livepatch::{self, Phase};
-use crate::hook::{self, HookError, HookId, Native, Point};
+use crate::hook::{
+    self, HookError, HookId, Hooked, Many, Native, Place, Point, ProbeWay, Program, Protection,
+};
 use crate::sched::{self, JoinHandle};
 use crate::workload::{
-    Callable, PATCHES, Pause, set_gate, workload_call, workload_call_more, workload_exchange,
-    workload_nested, workload_twelve,
+    Callable, PATCHES, Pause, set_gate, workload_blocks, workload_call, workload_call_more,
+    workload_exchange, workload_nested, workload_twelve,
 };
 use crate::{bpf, check, integrity, rcu};
 use alloc::format;
@@ -21,7 +25,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::hint::black_box;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use trampoline::Kind;
+use trampoline::{Kind, ProbeKind};
 
 pub(super) const TESTS: &[Test] = &[
     Test {
@@ -68,6 +72,26 @@ pub(super) const TESTS: &[Test] = &[
         name: "replace.a_patch_under_load_mixes_nothing",
         seconds: 120,
         run: load,
+    },
+    Test {
+        name: "replace.a_patch_sees_behind_a_probe",
+        seconds: 60,
+        run: behind_a_probe,
+    },
+    Test {
+        name: "replace.a_patch_sees_a_hook_of_the_new_function",
+        seconds: 60,
+        run: before_the_new,
+    },
+    Test {
+        name: "replace.a_patch_sees_a_caller_that_has_no_record",
+        seconds: 20,
+        run: no_record,
+    },
+    Test {
+        name: "replace.a_patch_ends_over_sleepers_of_other_functions",
+        seconds: 60,
+        run: sleepers_elsewhere,
     },
     Test {
         name: "replace.a_patch_that_cannot_end_is_reported",
@@ -548,7 +572,179 @@ impl NativeHook for Nothing {
     }
 }
 
+/// Holds one task up where it is, without holding up tasks RCU.
+#[derive(Default)]
+struct Hold {
+    /// The task's number.
+    task: AtomicU64,
+    /// It is here.
+    inside: AtomicBool,
+    /// It may go on.
+    go: AtomicBool,
+}
+
+impl NativeHook for Hold {
+    fn hit(&self, _: &Hit<'_>) -> u64 {
+        if switch::current().id() == self.task.load(Relaxed) {
+            self.inside.store(true, Relaxed);
+            while !self.go.load(Relaxed) {
+                sched::quiescent();
+            }
+        }
+        0
+    }
+}
+
+/// The first instruction of this function behind its site: it has no frame record yet.
+fn before_its_record() -> Result<Place, Failure> {
+    hook::resolve_place("sched::yield_now+0x8").map_err(|e| failed(&e))
+}
+
+fn probe(place: &Place, way: ProbeWay, hold: &Arc<Hold>) -> Result<HookId, Failure> {
+    let program = Program::native("hold".into(), hold.clone(), Shape::Registers);
+    let point = Point::of(Kind::Fentry);
+    let id = hook::attach_probe(place, ProbeKind::Here, way, point, program);
+    id.map_err(|e| failed(&e))
+}
+
+/// A task that runs `f` and is held up in it; whether it came there.
+fn held(hold: &Arc<Hold>, f: fn() -> u64) -> Result<(JoinHandle<u64>, bool), Failure> {
+    let task = {
+        let hold = hold.clone();
+        spawn("held up", move || {
+            hold.task.store(switch::current().id(), Relaxed);
+            f()
+        })?
+    };
+    let end = timer::now_ns() + 5_000_000_000;
+    while !hold.inside.load(Relaxed) && timer::now_ns() < end {
+        sched::sleep_ns(1_000_000);
+    }
+    Ok((task, hold.inside.load(Relaxed)))
+}
+
+fn behind_a_probe() -> Outcome {
+    let hold = Arc::new(Hold::default());
+    let probe = probe(&before_its_record()?, ProbeWay::Detour, &hold)?;
+    let (task, inside) = held(&hold, || exchange(7, Pause::Yield))?;
+    let id = apply()?;
+    let outcome = all_but_one(id, Phase::GoingOver);
+    hold.go.store(true, Relaxed);
+    let right = task.join() == 7;
+    let on = arrives(id, Phase::On, 5000);
+    detach(probe)?;
+    detach(id)?;
+    arrives(id, Phase::Off, 5000)?;
+    check!(inside, "the task never came to the probe");
+    outcome?;
+    check!(right, "encoded by the old one and decoded by the new one");
+    on
+}
+
+/// Who is in the new function's trampoline will run that function.
+fn before_the_new() -> Outcome {
+    let hold = Arc::new(Hold::default());
+    let new = function("workload_call_other")?;
+    let hook = hook::attach_hook(&new, Point::of(Kind::Fentry), "hold".into(), hold.clone());
+    let hook = hook.map_err(|e| failed(&e))?;
+    let id = livepatch::apply(named("call")?).map_err(|e| failed(&e))?;
+    arrives(id, Phase::On, 5000)?;
+    let (task, inside) = held(&hold, || call(10, 1))?;
+    detach(id)?;
+    let outcome = all_but_one(id, Phase::GoingBack);
+    hold.go.store(true, Relaxed);
+    let result = task.join();
+    let off = arrives(id, Phase::Off, 5000);
+    detach(hook)?;
+    check!(inside, "the task never came to the hook");
+    outcome?;
+    check!(result == 51, "not by the new one: {result}");
+    off
+}
+
+/// The addresses that this task would go on at if it had been interrupted at `pc` with these in x9 and x30, called by no one.
+fn ways_back(pc: u64, x9: u64, x30: u64) -> Vec<u64> {
+    const WORDS: usize = size_of::<Frame>() / 8;
+    const X: usize = core::mem::offset_of!(Frame, x) / 8;
+    const RECORD: usize = core::mem::offset_of!(Frame, record) / 8;
+    let mut frame = [0u64; WORDS];
+    frame[X + 9] = x9;
+    frame[X + 30] = x30;
+    frame[RECORD + 1] = pc;
+    let mut seen = Vec::new();
+    let from = black_box(&frame).as_ptr().addr();
+    unwind::each_way_back(switch::current(), from, |address, _| seen.push(address));
+    seen
+}
+
+fn no_record() -> Outcome {
+    let place = before_its_record()?;
+    let inside = workload_exchange as *const () as u64 + 0x10;
+    // In a shared caller of Linux's way.
+    let seen = ways_back(place.function.address, inside, place.address());
+    check!(seen.contains(&inside), "not where x9 leads: {seen:x?}");
+    // In a probe, which has not made its record yet, and in the slot of a breakpoint, where none is made.
+    for way in [ProbeWay::Detour, ProbeWay::Breakpoint] {
+        rcu::barrier();
+        let probe = probe(&place, way, &Arc::new(Hold::default()))?;
+        let mut words = hook::live().into_iter().flat_map(|run| run.step_by(4));
+        let code = words.find(|word| {
+            let hooked = hook::hooked_at(*word as usize, 0);
+            matches!(hooked, Some(Hooked::Probe { at, .. }) if at == place.address())
+        });
+        let seen = code.map(|code| ways_back(code, 0, inside));
+        detach(probe)?;
+        let seen = seen.unwrap_or_default();
+        check!(
+            seen.contains(&place.address()) && seen.contains(&inside),
+            "{way:?}: not in what is probed, or not where x30 leads: {seen:x?}"
+        );
+    }
+    Ok(())
+}
+
+fn sleepers_elsewhere() -> Outcome {
+    const TASKS: u64 = 10;
+    let many = Many {
+        exit: true,
+        protection: Protection::Program,
+    };
+    let selection = hook::select("workload_blocks").map_err(|e| failed(&e))?;
+    let program = Native::Count.program(Shape::Many);
+    let exits = hook::attach_multi(selection, many, 0, program).map_err(|e| failed(&e))?;
+    set_gate(false);
+    let tasks = (0..TASKS).map(|n| spawn("sleeper", move || workload_blocks(n, 5) == n + 10));
+    let tasks = tasks.collect::<Result<Vec<_>, _>>()?;
+    sched::sleep_ns(5_000_000);
+    let id = livepatch::apply(named("call")?).map_err(|e| failed(&e))?;
+    let on = arrives(id, Phase::On, 5000);
+    detach(id)?;
+    let off = arrives(id, Phase::Off, 5000);
+    set_gate(true);
+    let right = tasks.into_iter().all(JoinHandle::join);
+    let hits = hook::hits(exits.id);
+    detach(exits.id)?;
+    arrives(id, Phase::Off, 5000)?;
+    on?;
+    off?;
+    check!(right, "a call returned a wrong result");
+    check!(hits == Some(TASKS), "{TASKS} returns, {hits:?} hits");
+    Ok(())
+}
+
 fn load() -> Outcome {
+    // A task that yields is in the shared caller of Linux's way now and then.
+    let yields = function("sched::yield_now")?;
+    let list = Way::List { all: false };
+    let point = Point::of(Kind::Fentry);
+    let program = Program::native("nothing".into(), Arc::new(Nothing), list.shape(point.kind));
+    let listed = hook::linux::attach(&[yields], list, point, program).map_err(|e| failed(&e))?;
+    let outcome = under_load();
+    detach(listed)?;
+    outcome
+}
+
+fn under_load() -> Outcome {
     let stop = Arc::new(AtomicBool::new(false));
     let (calls, wrong) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
     let mut tasks = Vec::new();

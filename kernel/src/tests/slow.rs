@@ -9,11 +9,16 @@ use super::{Failure, Outcome, Test};
 use crate::arch::{cpu, irq, smp, timer};
 use crate::bpf::{self, Engine};
 use crate::context::{self, Softirq};
+use crate::hook::linux::Way;
+use crate::hook::{Native, Point};
 use crate::mm::layout::PAGE;
 use crate::sched::{self, State};
+use crate::workload::workload_six;
 use crate::{check, hook, initrd, rcu, slow, symbols};
 use alloc::vec::Vec;
+use core::hint::black_box;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use trampoline::Kind;
 
 pub(super) const TESTS: &[Test] = &[
     Test {
@@ -30,6 +35,11 @@ pub(super) const TESTS: &[Test] = &[
         name: "slow.where_it_may_not_block_it_does_not",
         seconds: 30,
         run: atomic,
+    },
+    Test {
+        name: "slow.under_a_program_that_is_not_sleepable_it_does_not_block",
+        seconds: 60,
+        run: nested,
     },
     Test {
         name: "slow.pages_may_go_at_any_time",
@@ -232,6 +242,51 @@ fn atomic() -> Outcome {
             there == [5, 0, 5],
             "{engine:?}: what is there: read, failed, right: {there:?}"
         );
+    }
+    Ok(())
+}
+
+/// A program that is not sleepable calls a function whose program is. Its image does not wait for who sleeps.
+fn nested() -> Outcome {
+    let six = function("workload_six")?;
+    let point = Point::of(Kind::Fentry);
+    let linux = || {
+        let way = Way::Trampoline;
+        let program = Native::Again.program(way.shape(point.kind));
+        hook::linux::attach(&[six], way, point, program)
+    };
+    let own = || hook::attach_native(&six, Native::Again, point);
+    for (engine, attach) in ENGINES
+        .into_iter()
+        .flat_map(|engine| [(engine, &own as &dyn Fn() -> _), (engine, &linux)])
+    {
+        bpf::section(PROGRAM).map_err(|e| failed(&e))?;
+        slow::evict();
+        let before = counts()?;
+        let sleepable = bpf::attach(PROGRAM, &function("workload_call")?, engine);
+        let sleepable = sleepable.map_err(|e| failed(&e))?;
+        let again = attach().map_err(|e| failed(&e))?;
+        slow::hold(true);
+        let task = spawn("reader", || workload_six(1, 2, 3, 4, 5, 6))?;
+        sched::sleep_ns(10_000_000);
+        let detached = hook::detach(again);
+        // Longer than any grace period takes.
+        sched::sleep_ns(50_000_000);
+        slow::hold(false);
+        let result = task.join();
+        let misses = hook::misses(sleepable);
+        hook::detach(sleepable).map_err(|e| failed(&e))?;
+        detached.map_err(|e| failed(&e))?;
+        let after = counts()?;
+        let changed: [u64; 3] = core::array::from_fn(|i| after[i] - before[i]);
+        check!(
+            changed == [0, 1, 0] && misses == [0; 4],
+            "{engine:?}: read, failed, right: {changed:?}; misses {misses:?}"
+        );
+        let right = black_box(workload_six as extern "C" fn(u64, u64, u64, u64, u64, u64) -> u64);
+        let right = right(1, 2, 3, 4, 5, 6);
+        check!(result == right, "{engine:?}: {result}, not {right}");
+        rcu::barrier();
     }
     Ok(())
 }
