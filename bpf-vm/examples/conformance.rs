@@ -56,9 +56,12 @@ extern "C" fn first(a: u64, _: u64, _: u64, _: u64, _: u64) -> u64 {
     a
 }
 
-/// What compiled code calls for `callx` of a number; the interpreter has seen to it that there is no other one.
-extern "C" fn dispatch(a: u64, _: u64, _: u64, _: u64, _: u64, _: u64, _number: u64) -> u64 {
-    a
+/// What compiled code calls for `callx` of a number: `-EINVAL` for all others, as interpreted.
+extern "C" fn dispatch(a: u64, _: u64, _: u64, _: u64, _: u64, _: u64, number: u64) -> u64 {
+    match number == u64::from(FIRST) {
+        true => a,
+        false => -22_i64 as u64,
+    }
 }
 
 fn target(target: Target<'static>) -> Target<'static> {

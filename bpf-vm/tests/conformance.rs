@@ -206,6 +206,9 @@ fn helper_5_returns_its_first_argument() {
             let found = result(&["", engine], text.as_bytes());
             assert_eq!(found.as_deref(), Ok("fffffffffffffffe"), "{engine} {text}");
         }
+        let other = code("r3 = 6\ncallx r3\nexit");
+        let found = result(&["", engine], other.as_bytes());
+        assert_eq!(found.as_deref(), Ok("ffffffffffffffea"), "{engine}");
     }
 }
 
@@ -274,7 +277,11 @@ fn what_is_wrong_is_said_and_the_status_is_1() {
         (&[""], code("call 6\nexit"), "no helper 6"),
         (&[""], code("call kfunc[1]\nexit"), "no kernel function 1"),
         (&[""], code("r1 = map[0]\nexit"), "no map 0"),
-        (&[""], code("r3 = 6\ncallx r3\nexit"), "no helper's number"),
+        (
+            &[""],
+            code("r3 = 4096\ncallx r3\nexit"),
+            "too large for a helper's number",
+        ),
         (&[""], code("r0 = 1"), "past the end"),
         (&[""], code("goto -1"), "did not end within"),
         // One byte too far: of memory, of none, of the stack.
