@@ -274,7 +274,7 @@ pub(crate) fn init() {
     let _ = bpf_vm::host::register(&Host);
     OBJECTS.put(Box::new(Vec::new()));
     OF_TASKS.put(Box::new(Vec::new()));
-    sched::at_end(&(task_ends as fn()));
+    sched::at_end(task_ends);
     freplace::init();
     tail::init();
     offered::init();

@@ -7,7 +7,7 @@
 //! `preempt_disable` and `migrate_disable` are counters of the task, reached by SP_EL0: no lock, right on every core.
 
 use crate::arch::cpu::{self, MAX_CPUS, per_cpu, this_cpu};
-use crate::arch::lock::{Late, SpinLock};
+use crate::arch::lock::SpinLock;
 use crate::arch::smp::{self, Ipi};
 use crate::arch::switch::{self, HandoffLock, current};
 use crate::arch::{admit, barrier, irq, linux, timer};
@@ -207,11 +207,11 @@ pub(crate) fn spawn_on<T: Send + 'static>(
 }
 
 /// What each task does at its end, unless it dies.
-static AT_END: Late<fn()> = Late::new();
+static AT_END: SpinLock<Option<fn()>> = SpinLock::new(None);
 
 /// Has each task call this at its end, unless it dies.
-pub(crate) fn at_end(call: &'static fn()) {
-    AT_END.set(call);
+pub(crate) fn at_end(call: fn()) {
+    *AT_END.lock() = Some(call);
 }
 
 /// Where a new task begins (vectors.s, task_start).
@@ -224,7 +224,8 @@ extern "C" fn task_main() -> ! {
     if let Some(job) = job {
         job();
     }
-    if let Some(at_end) = AT_END.get() {
+    let at_end = *AT_END.lock();
+    if let Some(at_end) = at_end {
         at_end();
     }
     let end = current().end.lock().take();
