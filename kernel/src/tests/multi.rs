@@ -543,7 +543,7 @@ fn refused() -> Outcome {
     for (pattern, part) in [
         ("workload_cal", "the nearest names are workload_call"),
         ("", "no function fits"),
-        ("springboard::arch::admit::*", "on a hook's own path"),
+        ("springboard::arch::admit::admit*", "on a hook's own path"),
     ] {
         match attach(pattern) {
             Ok(hooked) => {
