@@ -12,7 +12,7 @@ pub(crate) use attach::{attach, attach_at};
 pub(crate) use freplace::{forget, freplace};
 
 use crate::arch::callee::{self, Hit, NativeHook, Shape};
-use crate::arch::{barrier, cpu, irq, probe, switch, timer, unwind};
+use crate::arch::{barrier, breakpoint, cpu, irq, probe, switch, timer, unwind};
 use crate::hook;
 use crate::initrd::{self, InitrdError};
 use crate::mm::near::NearMemory;
@@ -155,6 +155,10 @@ impl bpf_vm::host::Host for Host {
 
     fn cpus(&self) -> u32 {
         cpu::MAX_CPUS as u32
+    }
+
+    fn override_return(&self, context: u64, value: u64) -> bool {
+        breakpoint::override_return(context, value)
     }
 
     fn mask_interrupts(&self) -> u64 {

@@ -76,6 +76,8 @@ pub(crate) struct Entry {
     pub at: u64,
     /// Where to go on.
     pub slot: u64,
+    /// Whether a program may have the function return at once: it is at the entry of one that allows that.
+    pub overridable: bool,
     /// What it runs, in the order it came.
     pub programs: Vec<Called>,
 }
@@ -132,16 +134,51 @@ pub(super) fn handle(frame: &mut Frame) -> bool {
         entry.programs.iter().for_each(|p| p.state().miss(context));
     } else {
         active.store(entry.at, Ordering::Relaxed);
+        if entry.overridable {
+            let registers = core::ptr::from_ref(&*frame).addr() as u64;
+            this_cpu().may_return.store(registers, Ordering::Relaxed);
+        }
         for program in &entry.programs {
             match &program.at_return {
                 None => run(program, frame),
                 Some(op) => linux::kretprobe(op, frame),
             }
         }
+        let returns = entry.overridable && take_return(frame);
         active.store(0, Ordering::Relaxed);
+        if returns {
+            return true;
+        }
     }
     frame.elr = entry.slot;
     true
+}
+
+/// Has the function return at once if a program wants it to: as if it had done so at its entry, where x30 is its caller, or what a
+/// kretprobe put in its place.
+fn take_return(frame: &mut Frame) -> bool {
+    let core = this_cpu();
+    core.may_return.store(0, Ordering::Relaxed);
+    let returns = core.returns.load(Ordering::Relaxed);
+    if returns {
+        core.returns.store(false, Ordering::Relaxed);
+        frame.x[0] = core.returned.load(Ordering::Relaxed);
+        frame.elr = frame.x[30];
+    }
+    returns
+}
+
+/// Has the function whose registers at its entry are at `context` return `value` when the programs of its breakpoint have run; false if
+/// that is not where this core is. All of it is this core's: a breakpoint's programs run with interrupts masked, and in an NMI none
+/// does while these do.
+pub(crate) fn override_return(context: u64, value: u64) -> bool {
+    let core = this_cpu();
+    let here = context != 0 && core.may_return.load(Ordering::Relaxed) == context;
+    if here {
+        core.returned.store(value, Ordering::Relaxed);
+        core.returns.store(true, Ordering::Relaxed);
+    }
+    here
 }
 
 /// The breakpoint that this core runs programs of; any context.

@@ -33,6 +33,12 @@ pub(crate) struct PerCpu {
     pub nmis: AtomicU64,
     /// Address of the breakpoint whose programs run here, 0 for none.
     pub breakpoint: AtomicU64,
+    /// Address of the registers of its hit, if the function may return at once; 0 else.
+    pub may_return: AtomicU64,
+    /// Whether it does.
+    pub returns: AtomicBool,
+    /// What it returns.
+    pub returned: AtomicU64,
     /// The core runs tasks; set by itself.
     pub online: AtomicBool,
 }
@@ -51,6 +57,9 @@ impl PerCpu {
             ticks: AtomicU64::new(0),
             nmis: AtomicU64::new(0),
             breakpoint: AtomicU64::new(0),
+            may_return: AtomicU64::new(0),
+            returns: AtomicBool::new(false),
+            returned: AtomicU64::new(0),
             online: AtomicBool::new(false),
         }
     }

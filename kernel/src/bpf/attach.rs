@@ -13,6 +13,7 @@ use crate::offered;
 use crate::targets::{self, Target};
 use crate::types;
 use alloc::format;
+use alloc::string::String;
 use bpf_vm::object::{AttachKind, AttachPoint};
 use bpf_vm::program::ValidatedProgram;
 use trampoline::{Kind, ProbeKind};
@@ -102,6 +103,7 @@ pub(crate) fn attach_at(
         return Err(wrong());
     }
     fits(spec, &program, &at)?;
+    may_override(spec, &program, &at)?;
     let protection = match way {
         WayIn::Springboard => needed(settings.protection, &program),
         // Linux's guards are part of its ways.
@@ -134,6 +136,49 @@ pub(crate) fn attach_at(
         });
     }
     Ok(hooked)
+}
+
+/// Linux's number of `bpf_override_return`.
+const OVERRIDE_RETURN: u32 = 58;
+
+/// Whether a program, or what it may become, has its function return at once only where that can be had: the exception handler of a BRK at
+/// a function's entry can, and the function must allow it.
+fn may_override(spec: &str, program: &ValidatedProgram, at: &At) -> Result<(), BpfError> {
+    let overrides = |program: &ValidatedProgram| {
+        let mut calls = program
+            .instructions()
+            .iter()
+            .filter_map(|i| program.called(i.op));
+        calls.any(|helper| helper.number == OVERRIDE_RETURN)
+    };
+    let targets = tail::targets(program);
+    let mut all = targets
+        .iter()
+        .map(|target| &*target.program)
+        .chain([program]);
+    if !all.any(overrides) {
+        return Ok(());
+    }
+    let refused =
+        |function: String, why: String| Err(BpfError::Hook(HookError::Target { function, why }));
+    match at {
+        At::Probe(place, ProbeKind::Here, ProbeWay::Breakpoint) if place.offset == 0 => {
+            let name = place.function.name;
+            match targets::is(name, Target::Overridable) {
+                true => Ok(()),
+                false => {
+                    let why = targets::missing(Target::Overridable, "bpf_override_return changes what it returns");
+                    refused(name.into(), why)
+                }
+            }
+        }
+        _ => refused(
+            spec.into(),
+            "it calls bpf_override_return, which takes a kprobe at a function's entry by linux-kprobe; a program in fmod_ret/... skips a \
+             function too"
+                .into(),
+        ),
+    }
 }
 
 /// What keeps a program from running inside itself, if nothing else is asked for. One that calls nothing reaches no site, so it needs

@@ -6,6 +6,7 @@ use super::{Change, HookError, HookId, HookInfo, Kernel, Mechanism, Program, Run
 use crate::arch::breakpoint::{self, Called, Entry};
 use crate::arch::linux::Op;
 use crate::arch::lock::SpinLock;
+use crate::targets::{self, Target};
 use alloc::collections::BTreeMap;
 use alloc::string::String;
 use alloc::sync::Arc;
@@ -20,6 +21,8 @@ static ARMED: SpinLock<BTreeMap<u64, Armed>> = SpinLock::new(BTreeMap::new());
 /// A breakpoint and the hooks that share it, in the order they came.
 struct Armed {
     breakpoint: Arc<Breakpoint<Kernel>>,
+    /// It is at the entry of a function that may be made to return at once.
+    overridable: bool,
     hooks: Vec<(HookId, Called)>,
 }
 
@@ -40,6 +43,7 @@ fn publish() {
     let entry = |(at, armed): (&u64, &Armed)| Entry {
         at: *at,
         slot: armed.breakpoint.slot(),
+        overridable: armed.overridable,
         programs: armed
             .hooks
             .iter()
@@ -96,6 +100,8 @@ impl Probe {
             let mut armed = ARMED.lock();
             let armed = armed.entry(at).or_insert_with(|| Armed {
                 breakpoint: breakpoint.clone(),
+                overridable: place.offset == 0
+                    && targets::is(place.function.name, Target::Overridable),
                 hooks: Vec::new(),
             });
             armed.hooks.push((id, called));

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Probes: every instruction of a function, functions without a site, returns, load, contexts, what is refused.
 
+use super::bpf::{call, variable};
 use super::tasks::spawn;
 use super::{Failure, Outcome, Test};
 use crate::arch::callee::{Hit, NativeHook, Shape};
@@ -76,6 +77,11 @@ pub(super) const TESTS: &[Test] = &[
         name: "probes.detached_under_ten_sleepers",
         seconds: 60,
         run: sleepers,
+    },
+    Test {
+        name: "probes.a_function_returns_at_once",
+        seconds: 20,
+        run: overridden,
     },
     Test {
         name: "probes.what_cannot_be_probed_is_refused",
@@ -845,6 +851,44 @@ fn refused() -> Outcome {
         };
         let ambiguous = name.starts_with("OUTLINED") && text.contains("any of");
         check!(ambiguous || text.contains(part), "{name}: {text}");
+    }
+    intact(0)
+}
+
+/// bpf_override_return: the function returns what the program says, to its caller, and only in the call that it says it of.
+fn overridden() -> Outcome {
+    let attach = |engine, way, name: &str| {
+        let at = |how: How, _: Option<&str>| how.at(name);
+        bpf::attach_at("override", engine, way, Settings::default(), at)
+    };
+    for engine in [Engine::Interpreter, Engine::Jit] {
+        let on = attach(engine, WayIn::LinuxKprobe, "workload_call").map_err(|e| failed(&e))?;
+        let before = variable("override", "calls")?;
+        let results = [call(12, 1), call(13, 1), call(14, 1)];
+        detach(on.id)?;
+        let calls = variable("override", "calls")? - before;
+        let said = variable("override", "said")?;
+        check!(
+            (results, calls, said) == ([37, 77, 43], 3, 0),
+            "{engine:?}: {results:?} of 12, 13 and 14, {calls} calls, the helper said {said}"
+        );
+        check!(call(13, 1) == 40, "it is off, and 13 gave another result");
+        for (way, name, part) in [
+            (WayIn::Springboard, "workload_call", "by linux-kprobe"),
+            (WayIn::LinuxKprobe, "workload_call+8", "by linux-kprobe"),
+            (WayIn::LinuxKprobe, "springboard_main", "overridable"),
+        ] {
+            match attach(engine, way, name) {
+                Ok(hooked) => {
+                    detach(hooked.id)?;
+                    check!(false, "{engine:?}: {name} by {way:?} was taken");
+                }
+                Err(e) => {
+                    let text = e.to_string();
+                    check!(text.contains(part), "{name} by {way:?}: {text}");
+                }
+            }
+        }
     }
     intact(0)
 }
