@@ -699,11 +699,9 @@ impl<P: Platform> Engine<P> {
         })
     }
 
-    /// The functions that have an image of their own, by ascending address.
+    /// The functions that have an image of their own, once for each program that is attached, in attach order.
     pub fn with_images(&self) -> impl Iterator<Item = u64> + '_ {
-        let chains = self.chains.iter();
-        let with = chains.filter(|(_, chain)| chain.hook.is_some());
-        with.map(|(function, _)| *function)
+        self.functions.values().copied()
     }
 
     /// The function that a program is attached to.

@@ -183,7 +183,7 @@ impl Plan<'_> {
         }
         words.reserve_exact(stubs);
         for (index, place) in self.places.iter().enumerate() {
-            words.extend(stub(start, stub_at(start, body, index), place)?);
+            words.extend_from_slice(&stub(start, stub_at(start, body, index), place)?);
         }
         let label = Label {
             owner: Owner::Functions { stubs: body as u32 },

@@ -10,7 +10,7 @@ use alloc::format;
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use bpf_vm::map::Map;
+use bpf_vm::map::{Map, MapKind};
 use bpf_vm::object::AttachPoint;
 use bpf_vm::program::ValidatedProgram;
 
@@ -50,10 +50,17 @@ pub(super) fn note(array: &Arc<Map>, index: u32, target: Option<Target>) {
     }));
 }
 
+fn is_array(map: &Arc<Map>) -> bool {
+    map.definition().kind == MapKind::PROG_ARRAY
+}
+
 /// All that a program may become, itself not counted if it cannot become itself.
 pub(super) fn targets(program: &ValidatedProgram) -> Vec<Target> {
-    let slots = SLOTS.lock();
     let mut all: Vec<Target> = Vec::new();
+    if !program.maps().iter().any(is_array) {
+        return all;
+    }
+    let slots = SLOTS.lock();
     let add = |from: &ValidatedProgram, all: &mut Vec<Target>| {
         let refers = |slot: &&Slot| from.maps().iter().any(|map| map.handle() == slot.array);
         for Slot { target, .. } in slots.iter().filter(refers) {

@@ -471,10 +471,15 @@ impl Hooks {
         let (mut last, mut by) = (None, Vec::new());
         let mut covers = Vec::new();
         let mut near = 0;
-        let with_images: Vec<_> = self.engine.with_images().collect();
+        let mut with_images: Vec<_> = self.engine.with_images().collect();
+        with_images.sort_unstable();
+        let all_fresh = others.iter().all(|(all, ..)| *all);
+        covers.resize(others.len(), all_fresh);
         for &function in functions {
-            covers.clear();
-            covers.extend(others.iter().map(|(all, m, _)| *all || m.covers(function)));
+            if !all_fresh {
+                covers.clear();
+                covers.extend(others.iter().map(|(all, m, _)| *all || m.covers(function)));
+            }
             let alone = with_images.binary_search(&function).is_err();
             if alone && !covers.contains(&true) {
                 hooked::clear(function);
