@@ -7,7 +7,7 @@ use super::kinds::call;
 use super::tasks::spawn;
 use super::{Failure, Outcome, Test};
 use crate::arch::callee::{Hit, NativeHook};
-use crate::arch::{cpu, smp, switch, timer};
+use crate::arch::{cpu, irq, smp, switch, timer};
 use crate::bpf::{self, Engine};
 use crate::context::{self, Context};
 use crate::hook::{self, Function, HookId, Native, Point, Protection};
@@ -162,9 +162,16 @@ fn tallied(map: &Map) -> u64 {
 fn own_calls(name: &'static str, work: impl FnOnce() -> Outcome) -> Result<(u64, u64), Failure> {
     let map = tally_map()?;
     let both = Both::attach(name)?;
-    let before = (both.own(), tallied(&map));
+    // Together: a tick in between would be a call that only one of them counts.
+    let counts = || {
+        let state = irq::disable();
+        let counts = (both.own(), tallied(&map));
+        irq::restore(state);
+        counts
+    };
+    let before = counts();
     let done = work();
-    let after = (both.own(), tallied(&map));
+    let after = counts();
     both.detach()?;
     done?;
     Ok((after.0 - before.0, after.1 - before.1))
