@@ -62,7 +62,7 @@ const USER_CRATES: [&str; 3] = ["a64", "trampoline", "bpf-vm"];
 const RANDOM_PROGRAMS: u32 = 100_000;
 /// Inputs that each fuzz target tries in a test run.
 const FUZZ_RUNS: [(fuzz::Target, u64); 4] = [
-    (fuzz::Target::Object, 200_000),
+    (fuzz::Target::Object, 100_000),
     (fuzz::Target::Disassembler, 200_000),
     (fuzz::Target::Interpreter, 200_000),
     (fuzz::Target::Pair, 3_000),
