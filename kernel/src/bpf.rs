@@ -10,6 +10,7 @@ mod tail;
 
 pub(crate) use attach::{attach, attach_at};
 pub(crate) use freplace::{forget, freplace};
+use tail::Whole;
 
 use crate::arch::callee::{self, Hit, NativeHook, Shape};
 use crate::arch::{barrier, breakpoint, cpu, irq, probe, switch, timer, unwind};
@@ -506,15 +507,9 @@ fn runnable(
         }
         Engine::Jit => {
             let (code, made) = compile(spec, &program)?;
-            let targets = tail::targets(&program);
-            let reads = targets
-                .iter()
-                .map(|target| &target.program)
-                .chain([&program]);
-            let reads = context_words(reads).map_or(Words::ALL, Words::of);
-            let stacks = targets.iter().map(|target| target.stack_bytes);
-            let own = made.stack_bytes + called_stack(&program);
-            let stack_bytes = stacks.fold(own, u32::max);
+            let whole = Whole::of(&program);
+            let reads = whole.context_words().map_or(Words::ALL, Words::of);
+            let stack_bytes = whole.stack_bytes(made.stack_bytes + called_stack(&program));
             let make = move |attachment: Attachment| {
                 let compiled = Arc::new(Compiled {
                     attachment,
@@ -570,13 +565,6 @@ pub(crate) fn target(base: u64, arguments: usize) -> jit::Target<'static> {
 fn called_stack(program: &ValidatedProgram) -> u32 {
     let of = |helper: &Helper| helper.function.address().and_then(symbols::stack_of);
     program.callable().filter_map(of).max().unwrap_or(0)
-}
-
-/// The words of the context that any of these programs may read; `None`: any word.
-fn context_words<'p>(programs: impl Iterator<Item = &'p Arc<ValidatedProgram>>) -> Option<u64> {
-    programs
-        .map(|program| program.context_words())
-        .try_fold(0, |all, words| Some(all | words?))
 }
 
 /// A compiled program: its code, what the code is told of its place, and the program that holds the maps that the code names.

@@ -2,7 +2,8 @@
 //! Hooks BPF programs in: the section says by which mechanism, and one place checks what a program may call there.
 
 use super::freplace::{self, Placed};
-use super::{BpfError, Engine, program, runnable, tail};
+use super::tail::Whole;
+use super::{BpfError, Engine, program, runnable};
 use crate::arch::callee::Shape;
 use crate::hook::linux::Way;
 use crate::hook::{
@@ -91,9 +92,10 @@ pub(crate) fn attach_at(
         At::Trampoline(function, kind) => Some((*function, *kind)),
         _ => None,
     };
+    let whole = Whole::of(&program);
     allowed(
         spec,
-        &program,
+        &whole,
         how,
         placed.as_ref().map(|(f, _)| f),
         settings.sleepable,
@@ -102,10 +104,10 @@ pub(crate) fn attach_at(
     if at.how().shape() != section.shape() {
         return Err(wrong());
     }
-    fits(spec, &program, &at)?;
-    may_override(spec, &program, &at)?;
+    fits(spec, &whole, &at)?;
+    may_override(spec, &whole, &at)?;
     let protection = match way {
-        WayIn::Springboard => needed(settings.protection, &program),
+        WayIn::Springboard => needed(settings.protection, &whole),
         // Linux's guards are part of its ways.
         WayIn::LinuxKprobe | WayIn::Linux(_) => settings.protection.unwrap_or_default(),
     };
@@ -143,7 +145,7 @@ const OVERRIDE_RETURN: u32 = 58;
 
 /// Whether a program, or what it may become, has its function return at once only where that can be had: the exception handler of a BRK at
 /// a function's entry can, and the function must allow it.
-fn may_override(spec: &str, program: &ValidatedProgram, at: &At) -> Result<(), BpfError> {
+fn may_override(spec: &str, whole: &Whole<'_>, at: &At) -> Result<(), BpfError> {
     let overrides = |program: &ValidatedProgram| {
         let mut calls = program
             .instructions()
@@ -151,12 +153,7 @@ fn may_override(spec: &str, program: &ValidatedProgram, at: &At) -> Result<(), B
             .filter_map(|i| program.called(i.op));
         calls.any(|helper| helper.number == OVERRIDE_RETURN)
     };
-    let targets = tail::targets(program);
-    let mut all = targets
-        .iter()
-        .map(|target| &*target.program)
-        .chain([program]);
-    if !all.any(overrides) {
+    if !whole.programs().any(overrides) {
         return Ok(());
     }
     let refused =
@@ -183,21 +180,16 @@ fn may_override(spec: &str, program: &ValidatedProgram, at: &At) -> Result<(), B
 
 /// What keeps a program from running inside itself, if nothing else is asked for. One that calls nothing reaches no site, so it needs
 /// nothing: neither can it recurse, nor is it moved in the middle of anything that belongs to a core.
-pub(super) fn needed(asked: Option<Protection>, program: &ValidatedProgram) -> Protection {
+pub(super) fn needed(asked: Option<Protection>, whole: &Whole<'_>) -> Protection {
     let calls = |program: &ValidatedProgram| program.callable().next().is_some();
-    let targets = tail::targets(program);
-    let mut all = targets
-        .iter()
-        .map(|target| &*target.program)
-        .chain([program]);
-    asked.unwrap_or_else(|| match all.any(calls) {
+    asked.unwrap_or_else(|| match whole.programs().any(calls) {
         true => Protection::default(),
         false => Protection::None,
     })
 }
 
 /// Whether a program, and what it may become, reads no more of its context than there is at this place.
-fn fits(spec: &str, program: &ValidatedProgram, at: &At) -> Result<(), BpfError> {
+fn fits(spec: &str, whole: &Whole<'_>, at: &At) -> Result<(), BpfError> {
     let (function, kind) = match at {
         At::Trampoline(function, kind) => (function, *kind),
         At::Linux(functions, way, kind) if way.shape(*kind) != Shape::Registers => {
@@ -219,9 +211,7 @@ fn fits(spec: &str, program: &ValidatedProgram, at: &At) -> Result<(), BpfError>
         Kind::Fentry | Kind::Freplace => 0,
     };
     let words = u32::from(there) + u32::from(results);
-    let targets = tail::targets(program);
-    let all = targets.iter().map(|target| &*target.program);
-    for program in all.chain([program]) {
+    for program in whole.programs() {
         // Of one that reads by an index nothing is known here: it reads what it likes, as it always did.
         let reads = program
             .context_words()
@@ -243,16 +233,12 @@ fn fits(spec: &str, program: &ValidatedProgram, at: &At) -> Result<(), BpfError>
 /// Whether a program, and what it may become, may call what it calls, hooked in so.
 pub(super) fn allowed(
     spec: &str,
-    program: &ValidatedProgram,
+    whole: &Whole<'_>,
     how: How,
     function: Option<&Function>,
     sleepable: bool,
 ) -> Result<(), BpfError> {
-    let targets = tail::targets(program);
-    let mut all = targets
-        .iter()
-        .map(|target| &*target.program)
-        .chain([program]);
+    let mut all = whole.programs();
     all.try_for_each(|program| may_call(spec, program, how, function, sleepable))
 }
 

@@ -11,6 +11,7 @@
 //! Locks: the hooks' one, then [`PLACED`].
 
 use super::attach::{allowed, needed};
+use super::tail::Whole;
 use super::{BpfError, Engine, Loaded, runnable};
 use crate::hook::{
     self, Change, Function, HookError, HookId, HookInfo, How, Kernel, Mechanism, Point, Protection,
@@ -99,9 +100,10 @@ impl Placed {
         let program = program.validate().map_err(|e| unfit(e.to_string()))?;
         let how = How::Trampoline(self.point.kind);
         let sleepable = self.point.sleepable;
-        let allowed = allowed(&self.spec, &program, how, Some(&self.function), sleepable);
+        let whole = Whole::of(&program);
+        let allowed = allowed(&self.spec, &whole, how, Some(&self.function), sleepable);
         let point = Point {
-            protection: needed(self.asked, &program),
+            protection: needed(self.asked, &whole),
             ..self.point
         };
         let made = allowed

@@ -55,7 +55,7 @@ fn is_array(map: &Arc<Map>) -> bool {
 }
 
 /// All that a program may become, itself not counted if it cannot become itself.
-pub(super) fn targets(program: &ValidatedProgram) -> Vec<Target> {
+fn targets(program: &ValidatedProgram) -> Vec<Target> {
     let mut all: Vec<Target> = Vec::new();
     if !program.maps().iter().any(is_array) {
         return all;
@@ -77,6 +77,40 @@ pub(super) fn targets(program: &ValidatedProgram) -> Vec<Target> {
         add(&from, &mut all);
     }
     all
+}
+
+/// A program with all that it may become.
+pub(super) struct Whole<'p> {
+    program: &'p ValidatedProgram,
+    targets: Vec<Target>,
+}
+
+impl<'p> Whole<'p> {
+    /// As program arrays are filled now.
+    pub(super) fn of(program: &'p ValidatedProgram) -> Whole<'p> {
+        Whole {
+            program,
+            targets: targets(program),
+        }
+    }
+
+    /// All of them.
+    pub(super) fn programs(&self) -> impl Iterator<Item = &ValidatedProgram> {
+        let others = self.targets.iter().map(|target| &*target.program);
+        others.chain([self.program])
+    }
+
+    /// The words of the context that any of them may read, a bit each; `None`: any word.
+    pub(super) fn context_words(&self) -> Option<u64> {
+        let words = self.programs().map(ValidatedProgram::context_words);
+        words.reduce(|a, b| Some(a? | b?)).flatten()
+    }
+
+    /// The deepest stack of any of them, if the program itself takes `own` bytes.
+    pub(super) fn stack_bytes(&self, own: u32) -> u32 {
+        let stacks = self.targets.iter().map(|target| target.stack_bytes);
+        stacks.fold(own, u32::max)
+    }
 }
 
 /// Whether all that a program may become gets the same context, and may block where it may.
