@@ -263,11 +263,48 @@ impl Changes {
     /// Hooks in something at a random place of a random function, or takes off what is there; now and then of a whole group.
     pub(crate) fn one(&self, ledger: &'static Ledger, random: &mut Rng) {
         match random.u8(..16) {
-            0 => self.many(ledger, random.usize(..PATTERNS.len()), random),
+            0 => self.many(
+                ledger,
+                random.usize(..PATTERNS.len()),
+                random.bool(),
+                random,
+            ),
             1 => self.swap(ledger, *random.choice(SWAPS).unwrap_or(&SWAPS[0])),
             2 => self.live(ledger),
             _ => self.single(ledger, random),
         }
+    }
+
+    /// Hooks in everything that can be hooked in, one after the other, and takes it off again: what is allocated once for good, at
+    /// the first of its kind, is allocated then. Nobody else changes anything, and nobody calls.
+    pub(crate) fn each_once(&self, ledger: &'static Ledger, random: &mut Rng) {
+        let mut done = Vec::new();
+        for (function, number) in (0..ledger.len()).flat_map(|f| (0..SINGLE).map(move |n| (f, n))) {
+            let Some(entry) = ledger.entry(function) else {
+                continue;
+            };
+            for how in Self::hows(entry, (function, number)) {
+                let place = entry.places.get(number).filter(|_| !done.contains(how));
+                let Some(place) = place else {
+                    continue;
+                };
+                self.attach(ledger, entry, place, (function, number), *how, random);
+                if place.is_attached() {
+                    self.detach(place);
+                    done.push(*how);
+                }
+            }
+        }
+        for (number, exit) in (0..PATTERNS.len()).flat_map(|n| [(n, false), (n, true)]) {
+            self.many(ledger, number, exit, random);
+            self.many(ledger, number, exit, random);
+        }
+        for swap in SWAPS {
+            self.swap(ledger, *swap);
+            self.swap(ledger, *swap);
+        }
+        self.live(ledger);
+        self.until_unpatched(ledger);
     }
 
     fn single(&self, ledger: &'static Ledger, random: &mut Rng) {
@@ -278,11 +315,28 @@ impl Changes {
         let Some(place) = entry.places.get(number).filter(|place| place.take()) else {
             return;
         };
-        match place.is_attached() {
-            true => self.detach(place),
-            false => self.attach(ledger, entry, place, (function, number), random),
+        match (
+            place.is_attached(),
+            random.choice(Self::hows(entry, (function, number))),
+        ) {
+            (true, _) => self.detach(place),
+            (false, Some(how)) => {
+                self.attach(ledger, entry, place, (function, number), *how, random)
+            }
+            (false, None) => {}
         }
         place.give_back();
+    }
+
+    /// The ways that a function may be hooked in at a place of its own. One program a function may skip it, or the ones behind it would
+    /// not be asked; tracers of the Linux way go by the function's row.
+    fn hows(entry: &Entry, (function, number): (usize, usize)) -> &'static [How] {
+        let singles = SINGLES.get(usize::from(number != 0)..);
+        let row = match entry.function.is_linux() {
+            true => LINUX.get(function % LINUX.len()).copied(),
+            false => singles,
+        };
+        row.unwrap_or_default()
     }
 
     fn attach(
@@ -291,18 +345,10 @@ impl Changes {
         entry: &Entry,
         place: &Place,
         (function, number): (usize, usize),
+        how: How,
         random: &mut Rng,
     ) {
         let target = entry.function;
-        // One program a function may skip it, or the ones behind it would not be asked.
-        let singles = SINGLES.get(usize::from(number != 0)..);
-        let row = match target.is_linux() {
-            true => LINUX.get(function % LINUX.len()).copied(),
-            false => singles,
-        };
-        let Some(&how) = random.choice(row.unwrap_or_default()) else {
-            return;
-        };
         let protections = [
             Protection::Program,
             Protection::Context,
@@ -440,8 +486,8 @@ impl Changes {
         detached.is_ok()
     }
 
-    /// Puts a hook on all functions of a group, or takes it off.
-    fn many(&self, ledger: &'static Ledger, number: usize, random: &mut Rng) {
+    /// Puts a hook on all functions of a group, at their entry or exit, or takes it off.
+    fn many(&self, ledger: &'static Ledger, number: usize, exit: bool, random: &mut Rng) {
         let (Some(group), Some(pattern)) = (self.groups.get(number), PATTERNS.get(number)) else {
             return;
         };
@@ -463,7 +509,6 @@ impl Changes {
                 places().for_each(|place| place.detach_returned(off));
             }
             false => {
-                let exit = random.bool();
                 let how = How::Many { exit };
                 let traits = Traits {
                     may_miss: may_miss(how),
@@ -568,15 +613,8 @@ impl Changes {
         group.taken.store(false, Ordering::Release);
     }
 
-    /// Takes off everything that is still on; nobody else changes anything any more.
-    pub(crate) fn detach_all(&self, ledger: &'static Ledger, random: &mut Rng) {
-        for (number, group) in GROUPS.iter().enumerate().take(PATTERNS.len()) {
-            let start = GROUPS.iter().take(number).map(|g| g.len()).sum();
-            let place = ledger.entry(start).and_then(|entry| entry.places.get(MANY));
-            if !group.is_empty() && place.is_some_and(Place::is_attached) {
-                self.many(ledger, number, random);
-            }
-        }
+    /// Goes on with a live patch until it is off.
+    fn until_unpatched(&self, ledger: &'static Ledger) {
         let patched = PATCHED.first().and_then(|(n, ..)| ledger.entry(*n));
         let patched = patched.and_then(|entry| entry.places.get(REPLACED));
         for _ in 0..PATIENCE {
@@ -586,6 +624,18 @@ impl Changes {
             self.live(ledger);
             sched::sleep_ns(1_000_000);
         }
+    }
+
+    /// Takes off everything that is still on; nobody else changes anything any more.
+    pub(crate) fn detach_all(&self, ledger: &'static Ledger, random: &mut Rng) {
+        for (number, group) in GROUPS.iter().enumerate().take(PATTERNS.len()) {
+            let start = GROUPS.iter().take(number).map(|g| g.len()).sum();
+            let place = ledger.entry(start).and_then(|entry| entry.places.get(MANY));
+            if !group.is_empty() && place.is_some_and(Place::is_attached) {
+                self.many(ledger, number, false, random);
+            }
+        }
+        self.until_unpatched(ledger);
         let entries = (0..ledger.len()).filter_map(|function| ledger.entry(function));
         // Those of groups and of the live patch have no hook of their own: what went wrong with these has been said.
         let patched = |number: usize| PATCHED.iter().any(|(patched, ..)| *patched == number);
