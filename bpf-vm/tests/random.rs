@@ -19,7 +19,7 @@ use generate::{MEMORY, generate};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
-use support::{array, run_all, unchecked};
+use support::{VARIANTS, Variant, array, run_by, unchecked};
 
 fn setting(name: &str, default: u64) -> u64 {
     std::env::var(name).map_or(default, |text| text.parse().unwrap())
@@ -48,20 +48,21 @@ fn engines_agree() {
     println!("{count} programs, {executed} instructions");
 }
 
-/// Runs the program of a seed by both engines; returns how many instructions it executed.
+/// Runs the program of a seed by the interpreter and, compiled, as one variant; returns how many instructions it executed.
 fn agree_on() -> impl FnMut(u64) -> u64 {
     let run = by_both();
     move |seed| {
-        let executed = run(generate(seed, &[]));
+        let variant = VARIANTS[seed as usize % VARIANTS.len()];
+        let executed = run(generate(seed, &[]), &[variant]);
         executed.unwrap_or_else(|error| panic!("seed {seed}: {error}"))
     }
 }
 
 /// Runs programs by both engines; returns how many instructions one executed, or where the two disagree.
-fn by_both() -> impl Fn(Vec<Insn>) -> Result<u64, String> {
+fn by_both() -> impl Fn(Vec<Insn>, &[Variant]) -> Result<u64, String> {
     let map = array(8, 3);
     let memory: Vec<u8> = (0..MEMORY as u32).map(|n| (n * 73 + 41) as u8).collect();
-    move |insns| {
+    move |insns, variants| {
         let reset = || {
             for key in 0..3_u32 {
                 let value = u64::from(key) * 0x0123_4567_89ab_cdef;
@@ -71,7 +72,7 @@ fn by_both() -> impl Fn(Vec<Insn>) -> Result<u64, String> {
         };
         let program = unchecked(insns, std::slice::from_ref(&map)).validate();
         let program = Arc::new(program.map_err(|error| error.to_string())?);
-        match run_all(&program, &memory, reset, || values(&map)) {
+        match run_by(variants, &program, &memory, reset, || values(&map)) {
             Ok((outcome, _)) => Ok(outcome.instructions),
             Err(error) => Err(format!("{error}\n{}", text(&program))),
         }
@@ -89,7 +90,7 @@ proptest! {
     /// As [`engines_agree`], of any choices.
     #[test]
     fn engines_agree_on_any_choices(choices in vec(any::<u8>(), 0..2048)) {
-        let outcome = by_both()(generate(1, &choices));
+        let outcome = by_both()(generate(1, &choices), &VARIANTS);
         prop_assert!(outcome.is_ok(), "{}", outcome.unwrap_err());
     }
 }

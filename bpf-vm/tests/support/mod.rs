@@ -129,17 +129,16 @@ const FEW: RegisterSet = {
 };
 
 /// What programs are compiled for; qemu's default core has all of it.
-pub(crate) const VARIANTS: [(Features, RegisterSet); 3] = [
+pub(crate) type Variant = (Features, RegisterSet);
+
+/// Those that every test compiles for.
+pub(crate) const VARIANTS: [Variant; 3] = [
     (Features { lse: false }, RegisterSet::ALL),
     (Features { lse: true }, RegisterSet::ALL),
     (Features { lse: false }, FEW),
 ];
 
-pub(crate) fn compile(
-    program: &ValidatedProgram,
-    base: u64,
-    variant: (Features, RegisterSet),
-) -> Code {
+pub(crate) fn compile(program: &ValidatedProgram, base: u64, variant: Variant) -> Code {
     let (features, registers) = variant;
     let target = Target {
         features,
@@ -238,9 +237,33 @@ pub(crate) fn run_all(
     run_all_with(&Attachment::NONE, program, bytes, before, state, |_| ())
 }
 
+/// As [`run_all`], by the interpreter and code compiled for these variants.
+pub(crate) fn run_by(
+    variants: &[Variant],
+    program: &Arc<ValidatedProgram>,
+    bytes: &[u8],
+    before: impl Fn(),
+    state: impl Fn() -> Vec<u8>,
+) -> Result<(Outcome, Vec<u8>), String> {
+    let attachment = &Attachment::NONE;
+    run(variants, attachment, program, bytes, before, state, |_| ())
+}
+
 /// As [`run_all`], for an attachment; `enter` is told where a tail call enters the program, before each engine runs it (0 for
 /// the interpreter).
 pub(crate) fn run_all_with(
+    attachment: &Attachment,
+    program: &Arc<ValidatedProgram>,
+    bytes: &[u8],
+    before: impl Fn(),
+    state: impl Fn() -> Vec<u8>,
+    enter: impl Fn(u64),
+) -> Result<(Outcome, Vec<u8>), String> {
+    run(&VARIANTS, attachment, program, bytes, before, state, enter)
+}
+
+fn run(
+    variants: &[Variant],
     attachment: &Attachment,
     program: &Arc<ValidatedProgram>,
     bytes: &[u8],
@@ -255,13 +278,13 @@ pub(crate) fn run_all_with(
     let outcome = outcome.map_err(|fault| format!("interpreter: {fault}"))?;
     let (after, values) = (memory.bytes(), state());
     #[cfg(not(target_arch = "aarch64"))]
-    for variant in VARIANTS {
+    for &variant in variants {
         compile(program, 0x8_0000, variant);
     }
     #[cfg(target_arch = "aarch64")]
     {
         let pages = native::Pages::new(1 << 23);
-        for variant in VARIANTS {
+        for &variant in variants {
             let code = compile(program, pages.address(), variant);
             pages.load(&code);
             memory.set(&fresh);
