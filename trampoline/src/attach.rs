@@ -14,10 +14,10 @@
 
 use crate::args::ArgSpec;
 use crate::chain::{Chain, Hook, Stub};
+use crate::chains::Chains;
 use crate::detour::Detour;
 use crate::image::Image;
 use crate::ingredient::{CallerIn, Ingredient};
-use crate::multi::Multi;
 use crate::platform::{Platform, PlatformError, Retired};
 use crate::pool::{Found, Pool, PoolError};
 use crate::program::{Callee, Kind};
@@ -313,14 +313,13 @@ pub struct Line<'a> {
 pub struct Engine<P: Platform> {
     pub(crate) pool: Arc<Pool<P>>,
     sites: SiteTable,
-    pub(crate) chains: BTreeMap<u64, Chain<P>>,
+    pub(crate) chains: Chains<P>,
     claims: BTreeMap<u64, &'static str>,
     /// Probes, by the address of the instruction.
     pub(crate) detours: BTreeMap<u64, Detour<P>>,
     /// Instructions in whose place someone's breakpoint is.
     pub(crate) breakpoints: BTreeMap<u64, u32>,
     functions: BTreeMap<AttachId, u64>,
-    pub(crate) multis: BTreeMap<AttachId, Multi<P>>,
     last: u64,
 }
 
@@ -332,12 +331,11 @@ impl<P: Platform> Engine<P> {
         Ok(Self {
             pool: Pool::new(platform)?,
             sites,
-            chains: BTreeMap::new(),
+            chains: Chains::new(),
             claims: BTreeMap::new(),
             detours: BTreeMap::new(),
             breakpoints: BTreeMap::new(),
             functions: BTreeMap::new(),
-            multis: BTreeMap::new(),
             last: 0,
         })
     }
@@ -383,7 +381,7 @@ impl<P: Platform> Engine<P> {
 
     fn add(&mut self, function: u64, program: Program) -> Result<(), Reason> {
         self.check_site(function)?;
-        let chain = self.chains.get(&function);
+        let chain = self.chains.own(function);
         if program.kind == Kind::Freplace
             && let Some(by) = chain.and_then(Chain::replaced_by)
         {
@@ -425,8 +423,8 @@ impl<P: Platform> Engine<P> {
         if let Some(by) = self.claims.get(&function) {
             return Err(Reason::Claimed { by });
         }
-        let chain = self.chains.get(&function);
-        let first = chain.map_or(Ok(NOP), Chain::site_word)?;
+        let chain = self.chains.get(function);
+        let first = chain.map_or(Ok(NOP), |chain| chain.site_word())?;
         for (at, expected) in [(function, first), (function.wrapping_add(4), NOP)] {
             let found = self.platform().read(at);
             if found != Some(expected) {
@@ -442,8 +440,7 @@ impl<P: Platform> Engine<P> {
 
     /// Builds the image of `programs`, puts it into the function's chain, retires the one that was there.
     fn swap(&mut self, function: u64, programs: Vec<Program>) -> Result<(), Reason> {
-        let chain = self.chains.entry(function);
-        let chain = chain.or_insert_with(|| Chain::new(function));
+        let chain = self.chains.make(function);
         let replaced =
             Image::new(&self.pool, function, chain.body(), &programs).and_then(|image| {
                 let mut older = Vec::new();
@@ -473,9 +470,7 @@ impl<P: Platform> Engine<P> {
 
     /// After a change of a function's chain, whether it was made or not: forgets the chain if nothing is in it.
     fn finish<T>(&mut self, function: u64, outcome: Result<T, Reason>) -> Result<T, Reason> {
-        if self.chains.get(&function).is_some_and(Chain::is_empty) {
-            self.chains.remove(&function);
-        }
+        self.chains.forget_empty(function);
         outcome
     }
 
@@ -489,8 +484,7 @@ impl<P: Platform> Engine<P> {
     /// The stub is published code of the caller's; he frees it a grace period after [`Self::remove_stub`].
     pub fn push_stub(&mut self, function: u64, stub: Stub) -> Result<(), AttachError> {
         let pushed = self.check_site(function).and_then(|()| {
-            let chain = self.chains.entry(function);
-            let chain = chain.or_insert_with(|| Chain::new(function));
+            let chain = self.chains.make(function);
             let pushed = chain.push(self.pool.platform(), stub);
             self.finish(function, pushed)
         });
@@ -501,9 +495,10 @@ impl<P: Platform> Engine<P> {
     ///
     /// Tasks may still be in it, and may leave it by its link, until a grace period is over.
     pub fn remove_stub(&mut self, function: u64, entry: u64) -> Result<bool, AttachError> {
-        let Some(chain) = self.chains.get_mut(&function) else {
+        if self.chains.get(function).is_none() {
             return Ok(false);
-        };
+        }
+        let chain = self.chains.make(function);
         let removed = chain.remove(self.pool.platform(), entry);
         self.finish(function, removed)
             .map_err(|reason| AttachError { function, reason })
@@ -516,8 +511,7 @@ impl<P: Platform> Engine<P> {
         old: Option<u64>,
         new: Option<Stub>,
     ) -> Result<(), Reason> {
-        let chain = self.chains.entry(function);
-        let chain = chain.or_insert_with(|| Chain::new(function));
+        let chain = self.chains.make(function);
         let platform = self.pool.platform();
         let swapped = match (old, new) {
             (Some(old), Some(new)) => chain.swap(platform, old, new),
@@ -561,8 +555,7 @@ impl<P: Platform> Engine<P> {
         to: Option<u64>,
     ) -> Result<(), AttachError> {
         let replaced = self.check_site(function).and_then(|()| {
-            let chain = self.chains.entry(function);
-            let chain = chain.or_insert_with(|| Chain::new(function));
+            let chain = self.chains.make(function);
             let other = chain.replaced_by().filter(|by| Some(*by) != from);
             let replaced = match other {
                 Some(by) => Err(Reason::Replaced { by }),
@@ -575,7 +568,7 @@ impl<P: Platform> Engine<P> {
 
     /// What a function is replaced by, unless it is a program.
     pub fn replacement(&self, function: u64) -> Option<u64> {
-        self.chains.get(&function)?.replacement
+        self.chains.own(function)?.replacement
     }
 
     /// Keeps everybody else from hooking a function, whose site the caller changes by himself; `by` says who he is.
@@ -585,7 +578,7 @@ impl<P: Platform> Engine<P> {
     pub fn claim(&mut self, function: u64, by: &'static str) -> Result<(), AttachError> {
         let claimed = self
             .check_site(function)
-            .and_then(|()| match self.chains.get(&function) {
+            .and_then(|()| match self.chains.get(function) {
                 Some(_) => Err(Reason::Claimed {
                     by: "hooks by trampoline",
                 }),
@@ -607,11 +600,10 @@ impl<P: Platform> Engine<P> {
         AttachId(self.last)
     }
 
-    /// Every site that is not as linked, by ascending address, with the word that belongs there.
+    /// Every site that is not as linked, in no order, with the word that belongs there.
     pub fn changed_sites(&self) -> impl Iterator<Item = (u64, u32)> {
-        let word =
-            |(function, chain): (&u64, &Chain<P>)| Some((*function, chain.site_word().ok()?));
-        self.chains.iter().filter_map(word)
+        let chains = self.chains.all();
+        chains.filter_map(|(function, chain)| Some((function, chain.site_word().ok()?)))
     }
 
     /// Takes a program off its function. Does not wait: what it leaves is freed by [`Platform::defer`].
@@ -623,7 +615,7 @@ impl<P: Platform> Engine<P> {
         let Some(function) = self.functions.get(&id).copied() else {
             return Err(unknown);
         };
-        let Some(chain) = self.chains.get_mut(&function) else {
+        let Some(chain) = self.chains.own_mut(function) else {
             return Err(unknown);
         };
         let Some(hook) = &mut chain.hook else {
@@ -642,7 +634,7 @@ impl<P: Platform> Engine<P> {
             match self.swap(function, rest) {
                 // Detaching must not need memory: the calls become branches where they are.
                 Err(Reason::Pool(_)) => {
-                    let hook = self.chains.get_mut(&function);
+                    let hook = self.chains.own_mut(function);
                     if let Some(hook) = hook.and_then(|chain| chain.hook.as_mut()) {
                         hook.image.silence(id).map_err(stuck)?;
                         hook.programs.retain(|p| p.id != id);
@@ -663,7 +655,7 @@ impl<P: Platform> Engine<P> {
     /// It is not attached; or what [`Self::attach`] says of the other.
     pub fn exchange(&mut self, id: AttachId, callee: Callee) -> Result<(), DetachError> {
         let function = self.function_of(id).ok_or(DetachError::Unknown { id })?;
-        let hook = self.chains.get(&function).and_then(|c| c.hook.as_ref());
+        let hook = self.chains.own(function).and_then(|c| c.hook.as_ref());
         let hook = hook.ok_or(DetachError::Unknown { id })?;
         let mut programs = hook.programs.clone();
         let place = programs.iter_mut().find(|program| program.id == id);
@@ -675,18 +667,19 @@ impl<P: Platform> Engine<P> {
     /// What a function's site leads to; `None` if it has no site.
     pub fn state(&self, function: u64) -> Option<SiteState> {
         self.sites.get(function)?;
-        let head = self.chains.get(&function).and_then(Chain::head);
+        let head = self.chains.get(function).and_then(|chain| chain.head());
         Some(head.map_or(SiteState::Nops, SiteState::Branch))
     }
 
     /// Everything that is attached, function by function, in attach order.
     pub fn attached(&self) -> impl Iterator<Item = Attached<'_>> {
-        self.chains.keys().flat_map(|f| self.attached_to(*f))
+        let functions = self.chains.functions_of_own();
+        functions.flat_map(|function| self.attached_to(function))
     }
 
     /// What is attached to one function, in attach order.
     pub fn attached_to(&self, function: u64) -> impl Iterator<Item = Attached<'_>> {
-        let hook = self.chains.get(&function).and_then(|c| c.hook.as_ref());
+        let hook = self.chains.own(function).and_then(|c| c.hook.as_ref());
         hook.into_iter().flat_map(move |hook| {
             hook.programs.iter().map(move |p| Attached {
                 id: p.id,
@@ -724,11 +717,10 @@ impl<P: Platform> Engine<P> {
                 note: "",
             })
         });
-        let chain = self.chains.get(&function);
-        let stubs = chain.into_iter().flat_map(|chain| &chain.stubs);
-        let multis = stubs.filter_map(move |stub| {
-            let mut all = self.multis.values();
-            all.find(|multi| multi.stub(function) == Some(*stub))
+        let stubs = self.chains.get(function).map(|chain| chain.stubs.clone());
+        let multis = stubs.into_iter().flatten().filter_map(move |stub| {
+            let mut all = self.chains.multis();
+            all.find(|multi| multi.stub(function) == Some(stub))
         });
         let multis = multis.flat_map(move |multi| {
             multi
@@ -742,7 +734,7 @@ impl<P: Platform> Engine<P> {
                     })
                 })
         });
-        let hook = chain.and_then(|c| c.hook.as_ref());
+        let hook = self.chains.own(function).and_then(|c| c.hook.as_ref());
         let image = hook
             .into_iter()
             .flat_map(|hook| hook.image.lines(self.platform()));

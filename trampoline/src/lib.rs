@@ -22,6 +22,7 @@ pub mod args;
 pub mod attach;
 pub mod body;
 mod chain;
+mod chains;
 pub mod detour;
 #[cfg(feature = "fakes")]
 pub mod fakes;

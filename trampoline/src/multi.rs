@@ -50,8 +50,10 @@ pub struct Program {
 /// A program on many functions.
 pub struct Multi<P: Platform> {
     block: Arc<Block<P>>,
-    /// Ascending.
-    functions: Vec<u64>,
+    /// Ascending. All that is kept of each, besides its stub.
+    functions: Arc<[u64]>,
+    /// It is on all of them; else each has a chain of its own that knows.
+    whole: bool,
 }
 
 /// Its code, and what that keeps alive.
@@ -69,8 +71,16 @@ struct Block<P: Platform> {
 
 impl<P: Platform> Multi<P> {
     /// The functions, by ascending address.
-    pub fn functions(&self) -> &[u64] {
+    pub fn functions(&self) -> &Arc<[u64]> {
         &self.functions
+    }
+
+    pub(crate) fn is_whole(&self) -> bool {
+        self.whole
+    }
+
+    pub(crate) fn break_up(&mut self) {
+        self.whole = false;
     }
 
     /// The program.
@@ -258,8 +268,9 @@ impl<P: Platform> Engine<P> {
                 Err(reason) if skip(&reason) => continue,
                 Err(reason) => return Err(refused(reason)),
             }
-            let (unhooked, chain) = (Chain::new(function), self.chains.get(&function));
-            let link = chain.unwrap_or(&unhooked).end().map_err(refused)?;
+            let chain = self.chains.get(function);
+            let link = chain.map_or_else(|| Chain::<P>::new(function).end(), |chain| chain.end());
+            let link = link.map_err(refused)?;
             places.push(Place { target, link });
         }
         let Some(first) = places.first() else {
@@ -308,32 +319,21 @@ impl<P: Platform> Engine<P> {
             let reason = Reason::Platform(failed.error);
             return Err(AttachError { function, reason });
         }
-        let mut fresh = Vec::new();
-        for (index, place) in places.iter().enumerate() {
-            let function = place.target.function;
-            match self.chains.get_mut(&function) {
-                Some(chain) => chain.stubs.push(block.stub(index)),
-                None => {
-                    let mut chain = Chain::new(function);
-                    chain.stubs.push(block.stub(index));
-                    fresh.push((function, chain));
-                }
-            }
-        }
-        // They ascend, so the tree is built of them as a whole, and no place is searched for.
-        match self.chains.is_empty() {
-            true => self.chains = fresh.into_iter().collect(),
-            false => self.chains.extend(fresh),
-        }
         let functions = places.iter().map(|place| place.target.function).collect();
         let id = self.new_id();
-        self.multis.insert(id, Multi { block, functions });
+        let whole = true;
+        let multi = Multi {
+            block,
+            functions,
+            whole,
+        };
+        self.chains.insert(id, multi);
         Ok(Some(id))
     }
 
     /// The program on many functions of that number.
     pub fn multi(&self, id: AttachId) -> Option<&Multi<P>> {
-        self.multis.get(&id)
+        self.chains.multi(id)
     }
 
     /// Takes it off all its functions. Does not wait: what it leaves is freed by [`Platform::defer`].
@@ -344,36 +344,35 @@ impl<P: Platform> Engine<P> {
     /// It is still on all of them; or, if the host could not undo what it had done, on those that it could not be taken off. It can be
     /// detached again in either case.
     pub fn detach_multi(&mut self, id: AttachId) -> Result<(), DetachError> {
-        let multi = self.multis.get(&id).ok_or(DetachError::Unknown { id })?;
+        let multi = self.chains.multi(id).ok_or(DetachError::Unknown { id })?;
         let mut found = Vec::with_capacity(multi.functions.len());
         for (index, &function) in multi.functions.iter().enumerate() {
             let stuck = |reason| DetachError::Stuck { function, reason };
-            let chain = self.chains.get(&function);
+            let chain = self.chains.get(function);
             let removal = chain.map_or(Ok(None), |c| c.removal(multi.block.stub(index).entry));
             if let Some((place, patch)) = removal.map_err(stuck)? {
                 found.push((function, place, patch));
             }
         }
         let patches: Vec<_> = found.iter().map(|(_, _, patch)| *patch).collect();
-        let done = patch_all(self.platform(), &patches);
-        let stuck = matches!(&done, Err(failed) if !failed.undone);
-        for (function, place, patch) in &found {
-            let stays = || stuck && self.platform().read(patch.at) == Some(patch.new);
-            if !(done.is_ok() || stays()) {
-                continue;
+        if let Err(failed) = patch_all(self.platform(), &patches) {
+            if !failed.undone {
+                self.chains.break_up(id);
             }
-            if let Some(chain) = self.chains.get_mut(function) {
-                chain.stubs.remove(*place);
-                if chain.is_empty() {
-                    self.chains.remove(function);
+            for (function, place, patch) in found.iter().filter(|_| !failed.undone) {
+                if self.pool.platform().read(patch.at) == Some(patch.new)
+                    && let Some(chain) = self.chains.own_mut(*function)
+                {
+                    chain.stubs.remove(*place);
+                    self.chains.forget_empty(*function);
                 }
             }
+            return Err(DetachError::Stuck {
+                function: found.get(failed.index).map_or(0, |(f, ..)| *f),
+                reason: Reason::Platform(failed.error),
+            });
         }
-        done.map_err(|failed| DetachError::Stuck {
-            function: found.get(failed.index).map_or(0, |(f, ..)| *f),
-            reason: Reason::Platform(failed.error),
-        })?;
-        if let Some(multi) = self.multis.remove(&id) {
+        if let Some(multi) = self.chains.remove(id) {
             if multi.block.exit {
                 multi.block.silence();
             }

@@ -212,7 +212,7 @@ fn what_cannot_be_hooked_is_left_out_or_an_error() {
         true
     });
     let id = id.unwrap().unwrap();
-    assert_eq!(engine.multi(id).unwrap().functions(), [all[0], all[3]]);
+    assert_eq!(engine.multi(id).unwrap().functions()[..], [all[0], all[3]]);
     assert!(matches!(
         left[..],
         [Reason::Claimed { by: "a test" }, Reason::WordAtSite { .. }]

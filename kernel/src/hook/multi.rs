@@ -157,8 +157,8 @@ struct MultiHook {
     id: AttachId,
     many: Many,
     pattern: String,
-    /// Ascending.
-    functions: Vec<u64>,
+    /// Ascending; the engine's own list.
+    functions: Arc<[u64]>,
     label: String,
     running: Arc<Running>,
     bytes: usize,
@@ -255,14 +255,15 @@ pub(crate) fn attach_multi(
             });
         };
         let attached = engine.multi(id);
-        let hooked_functions = attached.map_or(Vec::new(), |multi| multi.functions().to_vec());
+        let functions = attached.map_or(Arc::default(), |multi| multi.functions().clone());
+        let hooked_functions = functions.to_vec();
         let hook = MultiHook {
             id,
             many,
             pattern,
             label,
             running,
-            functions: hooked_functions.clone(),
+            functions,
             bytes: attached.map_or(0, |multi| multi.bytes() as usize),
             stack_bytes: attached.map_or(0, |multi| multi.stack_bytes() as usize),
         };
