@@ -193,8 +193,21 @@ fn a_detach_that_cannot_be_undone_can_be_gone_on_with() {
     assert_eq!(engine.changed_sites().count(), 49);
     assert!(all.iter().all(|f| engine.check(*f).is_ok()));
     assert_eq!(platform.end_grace_period(), 0);
+    // Others come and go meanwhile.
+    let other = engine.attach_multi(&targets(&all), program(false), |_| false);
+    let other = other.unwrap().unwrap();
+    let ids = [id, other];
+    let [first, second] = ids.map(|id| id.number());
+    assert_eq!(way(&platform, &engine, &ids, all[3]), [second]);
+    assert_eq!(way(&platform, &engine, &ids, all[4]), [first, second]);
     engine.detach_multi(id).unwrap();
+    assert!(
+        all.iter()
+            .all(|f| way(&platform, &engine, &ids, *f) == [second])
+    );
+    engine.detach_multi(other).unwrap();
     assert!(all.iter().all(|f| platform.read(*f) == Some(NOP)));
+    assert_eq!(engine.changed_sites().count(), 0);
     platform.end_grace_period();
     assert_eq!(engine.pool().free_bytes(), free);
 }
