@@ -22,7 +22,7 @@ use core::hint::black_box;
 use core::ops::Range;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use fastrand::Rng;
-use trampoline::{Kind, ProbeKind};
+use trampoline::{Kind, ProbeKind, Site};
 
 /// How many milliseconds a live patch may take to get off at the end.
 const PATIENCE: usize = 10_000;
@@ -378,7 +378,18 @@ impl Changes {
             skips: skipping,
             may_miss: may_miss(how),
         });
-        let at = move |how: How| how.on(entry.hooked);
+        // Behind its site, too, if it runs whenever it is called: nothing takes its place or skips it.
+        let whole = target.is_linux() || !target.is_overridable();
+        let behind = whole && random.bool();
+        let at = move |how: How| {
+            Ok(match how.on(entry.hooked)? {
+                At::Probe(place, ProbeKind::Here, way) if behind => {
+                    let offset = Site::BYTES;
+                    At::Probe(hook::Place { offset, ..place }, ProbeKind::Here, way)
+                }
+                at => at,
+            })
+        };
         let attached = match program {
             Some(program) => self.bpf(program, way_in(how), settings, at, random),
             None => {
