@@ -113,6 +113,12 @@ const OTHERS: &[&str] = &[
      none: r1 = map[4]\nr2 = 8\nr3 = 0\ncall 131\nif r0 == 0 goto out\nr1 = r0\nr2 = 0\ncall 133
      out: *(u64 *)(r10 - 8) = 5\nr1 = map[4]\nr2 = r10\nr2 += -8\nr3 = 8\nr4 = 0\ncall 130\nr1 = map[4]\nr2 = 0\ncall 134
      exit",
+    // Dynptrs: of a record that is written, read and ended either way, of a value.
+    "r1 = map[4]\nr2 = 16\nr3 = 0\nr4 = r10\nr4 += -16\ncall 198\nr1 = r10\nr1 += -16\nr2 = 0\nr3 = 8\ncall 203
+     *(u64 *)(r10 - 24) = 0\nr1 = r10\nr1 += -16\nr2 = 3\nr3 = r10\nr3 += -24\nr4 = 8\nr5 = 0\ncall 202
+     r1 = r10\nr1 += -24\nr2 = 8\nr3 = r10\nr3 += -16\nr4 = 3\nr5 = 0\ncall 201\nr1 = r10\nr1 += -16\nr2 = 0\ncall 199
+     r1 = map[4]\nr2 = 16\nr3 = 0\nr4 = r10\nr4 += -16\ncall 198\nr1 = r10\nr1 += -16\nr2 = 0\ncall 200
+     r1 = map[0][0]+0\nr2 = 8\nr3 = 0\nr4 = r10\nr4 += -16\ncall 197\nexit",
     // Task storage.
     "call 158\nr6 = r0\nr1 = map[5]\nr2 = r6\nr3 = 0\nr4 = 1\ncall 156\nr1 = map[5]\nr2 = r6\ncall 157\nexit",
     // Callbacks, and a tail call that leads nowhere.

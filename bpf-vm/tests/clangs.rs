@@ -38,7 +38,8 @@ const OWN: [&str; 6] = [
     "maps",
 ];
 /// The samples that are not tried, and why.
-const OF_ONE_KERNEL: [(&str, &str); 6] = [
+const OF_ONE_KERNEL: [(&str, &str); 7] = [
+    ("cores", "it reads a variable that only Springboard has"),
     ("offered", "it calls functions that only Springboard has"),
     ("page_in", "it reads a variable that only Springboard has"),
     ("replace", "it calls functions that only Springboard has"),

@@ -16,7 +16,7 @@ use bpf_vm::{
     host::Host,
     map::{
         DEFAULT_TASKS, HeapMemory, Map, MapCreateError, MapDefinition, MapError, MapKind,
-        TailTarget, UpdateFlags, memory::read_bytes,
+        TailTarget, UpdateFlags,
     },
     program::UncheckedProgram,
 };
@@ -794,56 +794,4 @@ fn what_programs_only_read_is_the_hosts_to_write() {
         assert_eq!(map.delete(&key), refused, "{kind}");
         assert_eq!(map.lookup(&key, &mut value), Ok(()));
     }
-}
-
-/// An update in the middle of an update, as an NMI would make it: `EBUSY` on the same bucket or queue, no deadlock,
-/// and lookups answer as before.
-#[test]
-fn an_update_in_the_middle_of_an_update() {
-    let hash = map(MapKind::HASH, 4, 8, 1, 0);
-    let queue = map(MapKind::QUEUE, 0, 8, 2, 0);
-    let key = 1u32.to_ne_bytes();
-    for (map, key) in [(&hash, &key[..]), (&queue, &[][..])] {
-        let value = 5u64.to_ne_bytes();
-        for round in 0..100 {
-            let mut ran = false;
-            // A queue that is full loses its oldest.
-            let flags = if key.is_empty() {
-                UpdateFlags::Exist
-            } else {
-                UpdateFlags::Any
-            };
-            let outer = map.update_with(key, flags, |words| {
-                ran = true;
-                assert_eq!(
-                    map.update(key, &value, UpdateFlags::Any),
-                    Err(MapError::Busy)
-                );
-                if map.key_size() != 0 {
-                    assert_eq!(map.delete(key), Err(MapError::Busy));
-                    let found = map.lookup_address(key).is_some();
-                    assert_eq!(found, round != 0, "lookups do not wait");
-                }
-                // Another map, another lock.
-                let other = if Arc::ptr_eq(map, &hash) {
-                    &queue
-                } else {
-                    &hash
-                };
-                let other_key = if Arc::ptr_eq(map, &hash) {
-                    &[][..]
-                } else {
-                    &1u32.to_ne_bytes()[..]
-                };
-                assert_eq!(other.update(other_key, &value, UpdateFlags::Exist), Ok(()));
-                words.write_bytes(&value);
-            });
-            if map.key_size() == 0 {
-                map.pop(|words| read_bytes(words, &mut [0; 8])).unwrap();
-            }
-            assert_eq!((outer, ran), (Ok(()), true));
-        }
-    }
-    assert_eq!(MASKED.get(), 0);
-    assert_eq!(hash.usage(), Some((1, 6)));
 }

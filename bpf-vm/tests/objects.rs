@@ -132,6 +132,7 @@ fn samples_load() {
             // Some are about what a kernel has.
             Err(error) => {
                 let wants = [
+                    ("cores.bpf.c", "springboard_"),
                     ("offered.bpf.c", "springboard_"),
                     ("page_in.bpf.c", "springboard_"),
                     ("session.bpf.c", "bpf_session_"),

@@ -229,6 +229,11 @@ impl Environment for Offered {
                 core::ptr::from_ref(&springboard_info).expose_provenance(),
                 size_of::<KernelInfo>(),
             ),
+            // Of each core, by `bpf_per_cpu_ptr`.
+            "springboard_cpu" => (
+                core::ptr::from_ref(&cpu::springboard_cpu).expose_provenance(),
+                size_of::<cpu::PerCpu>(),
+            ),
             _ => return None,
         };
         let type_id = self.btf.as_ref().and_then(|btf| {

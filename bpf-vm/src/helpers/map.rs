@@ -252,9 +252,11 @@ pub(super) unsafe extern "C" fn ringbuf_discard(
     unsafe { commit(record, true, flags) }
 }
 
+/// Ends a record; 0.
+///
 /// # Safety
 /// `record` is the address of a record that was reserved in a map that lives, and is not committed.
-unsafe fn commit(record: u64, discard: bool, flags: u64) -> u64 {
+pub(super) unsafe fn commit(record: u64, discard: bool, flags: u64) -> u64 {
     let header = record - HEADER_BYTES;
     let word = with_exposed_provenance_mut(header as usize);
     // SAFETY: a record lies behind its header, an aligned word.

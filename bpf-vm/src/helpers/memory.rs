@@ -176,6 +176,20 @@ impl ProgramOut {
         }
     }
 
+    /// Copies bytes, as many as both have; they may overlap.
+    pub(super) fn move_from(self, from: ProgramBytes) {
+        let len = self.len.min(from.len);
+        let (to, from) = (Self { len, ..self }, ProgramBytes { len, ..from });
+        let copy = |at| to.set_word(at, from.word(at));
+        // What was written is not read any more: downwards from the start on, upwards from the end.
+        let words = (0..len).step_by(WORD_BYTES);
+        if to.address <= from.address {
+            words.for_each(copy);
+        } else {
+            words.rev().for_each(copy);
+        }
+    }
+
     /// Zeroes all of it.
     pub(super) fn clear(self) {
         self.copy_from(core::iter::repeat(0));

@@ -12,6 +12,11 @@
 mod attached;
 #[expect(unsafe_code, reason = "calls a helper by its number")]
 mod dispatch;
+#[expect(
+    unsafe_code,
+    reason = "helpers follow the pointers that programs hand over"
+)]
+pub(crate) mod dynptr;
 mod errno;
 mod format;
 mod lock;
@@ -113,6 +118,9 @@ pub enum Argument {
     MemoryOut,
     /// As [`MemoryOut`](Self::MemoryOut), or 0 if the size is 0.
     MemoryOutOrNull,
+    /// The address of writable memory in a map's values, of as many bytes as the argument after it says, or anything if the size
+    /// is 0.
+    ValueMemory,
     /// The number of bytes, at least 1, of the memory before it.
     Size,
     /// The number of bytes, or 0, of the memory before it.
@@ -130,6 +138,14 @@ pub enum Argument {
     Callback,
     /// A record that `bpf_ringbuf_reserve` returned; the call ends its use.
     Record,
+    /// The address of a `struct bpf_dynptr` on the program's stack that a helper has made, null ones among them.
+    Dynptr,
+    /// The address of room for a `struct bpf_dynptr` on the program's stack: 16 bytes, aligned to 8, which need not be
+    /// initialised. The helper makes one there.
+    DynptrOut,
+    /// As [`Dynptr`](Self::Dynptr), of a record that `bpf_ringbuf_reserve_dynptr` reserved, or null; the call ends its use and that of
+    /// the addresses of its memory.
+    DynptrRecord,
     /// The address of a `struct bpf_spin_lock` in a map's value.
     SpinLock,
     /// A task's address, as `bpf_get_current_task_btf` returns it.
@@ -143,7 +159,11 @@ impl Argument {
     pub const fn is_sized(self) -> bool {
         matches!(
             self,
-            Self::Memory | Self::MemoryOrNull | Self::MemoryOut | Self::MemoryOutOrNull
+            Self::Memory
+                | Self::MemoryOrNull
+                | Self::MemoryOut
+                | Self::MemoryOutOrNull
+                | Self::ValueMemory
         )
     }
 }
@@ -159,6 +179,9 @@ pub enum Returns {
     MapValueOrNull,
     /// The address of as many writable bytes as its [`ConstantSize`](Argument::ConstantSize) argument says, or 0.
     RecordOrNull,
+    /// The address of as many writable bytes of its [`Dynptr`](Argument::Dynptr) argument's memory as its
+    /// [`ConstantSize`](Argument::ConstantSize) argument says, or 0.
+    DynptrMemoryOrNull,
     /// A task's address.
     Task,
     /// The address of one core's copy of the per-CPU variable that it was given, or 0.

@@ -9,6 +9,10 @@ use super::{
         get_attach_cookie, get_func_arg, get_func_arg_cnt, get_func_ip, get_func_ret,
         override_return,
     },
+    dynptr::{
+        dynptr_data, dynptr_from_mem, dynptr_read, dynptr_write, ringbuf_discard_dynptr,
+        ringbuf_reserve_dynptr, ringbuf_submit_dynptr,
+    },
     lock::{spin_lock, spin_unlock},
     map::{
         bpf_loop, for_each_map_elem, map_delete_elem, map_lookup_elem, map_lookup_percpu_elem,
@@ -30,9 +34,10 @@ use super::{
 /// All helpers, by number.
 pub static HELPERS: &[Helper] = {
     use Argument::{
-        Any, Callback, ConstantSize, ConstantString, Context, Map, MapKey, MapValue,
-        MapValueOrNull, MapValueOut, Memory, MemoryOrNull, MemoryOut, MemoryOutOrNull, PerCpu,
-        Record, Scalar, Size, SizeOrZero, SpinLock, Task, WordOut,
+        Any, Callback, ConstantSize, ConstantString, Context, Dynptr, DynptrOut, DynptrRecord, Map,
+        MapKey, MapValue, MapValueOrNull, MapValueOut, Memory, MemoryOrNull, MemoryOut,
+        MemoryOutOrNull, PerCpu, Record, Scalar, Size, SizeOrZero, SpinLock, Task, ValueMemory,
+        WordOut,
     };
     &[
         Helper::new(
@@ -420,6 +425,55 @@ pub static HELPERS: &[Helper] = {
             &[Map, MapKey, Scalar],
             Returns::MapValueOrNull,
             Function::Plain(map_lookup_percpu_elem),
+        ),
+        Helper::new(
+            197,
+            "bpf_dynptr_from_mem",
+            &[ValueMemory, SizeOrZero, Scalar, DynptrOut],
+            Returns::Scalar,
+            Function::Plain(dynptr_from_mem),
+        ),
+        Helper::new(
+            198,
+            "bpf_ringbuf_reserve_dynptr",
+            &[Map, Scalar, Scalar, DynptrOut],
+            Returns::Scalar,
+            Function::Plain(ringbuf_reserve_dynptr),
+        ),
+        Helper::new(
+            199,
+            "bpf_ringbuf_submit_dynptr",
+            &[DynptrRecord, Scalar],
+            Returns::Scalar,
+            Function::Plain(ringbuf_submit_dynptr),
+        ),
+        Helper::new(
+            200,
+            "bpf_ringbuf_discard_dynptr",
+            &[DynptrRecord, Scalar],
+            Returns::Scalar,
+            Function::Plain(ringbuf_discard_dynptr),
+        ),
+        Helper::new(
+            201,
+            "bpf_dynptr_read",
+            &[MemoryOut, SizeOrZero, Dynptr, Scalar, Scalar],
+            Returns::Scalar,
+            Function::Plain(dynptr_read),
+        ),
+        Helper::new(
+            202,
+            "bpf_dynptr_write",
+            &[Dynptr, Scalar, MemoryOrNull, SizeOrZero, Scalar],
+            Returns::Scalar,
+            Function::Plain(dynptr_write),
+        ),
+        Helper::new(
+            203,
+            "bpf_dynptr_data",
+            &[Dynptr, Scalar, ConstantSize],
+            Returns::DynptrMemoryOrNull,
+            Function::Plain(dynptr_data),
         ),
     ]
 };

@@ -3,8 +3,12 @@
 use super::{FaultKind, flat::FUNCTION, memory::Memory};
 use crate::{
     attachment::Attachment,
-    helpers::{Argument, Function, Helper},
+    helpers::{
+        Argument, Function, Helper,
+        dynptr::{DYNPTR_BYTES, Dynptr, Kind},
+    },
     host::host,
+    isa::Size,
     map::Map,
 };
 
@@ -22,6 +26,36 @@ pub(super) fn function(memory: &Memory<'_, '_>, value: u64) -> Option<u32> {
     let functions = memory.program.functions();
     let known = functions.binary_search_by_key(&start, |function| function.start);
     known.ok().map(|_| start)
+}
+
+/// The length of the record that was reserved at an address in one of the program's ring buffers and is not committed.
+fn reserved(memory: &Memory<'_, '_>, record: u64) -> Option<u64> {
+    let maps = memory.program.maps().iter();
+    let mut rings = maps.filter_map(|map| map.ring_buffer());
+    rings.find_map(|ring| ring.reserved(record))
+}
+
+/// Whether a dynptr lies at an address of the program's stack: null, or of a kind that `fits`, whose memory the program may
+/// access now. The program may have written anything there.
+fn is_dynptr(memory: &mut Memory<'_, '_>, address: u64, fits: impl Fn(Kind) -> bool) -> bool {
+    if !memory.is_on_stack(address, DYNPTR_BYTES) {
+        return false;
+    }
+    let mut word = |at| memory.load(address + at, Size::Dw);
+    let (Some(data), Some(size)) = (word(0), word(8)) else {
+        return false;
+    };
+    match Dynptr::from_words([data, size]) {
+        Ok(None) => true,
+        Ok(Some(Dynptr { data, size, kind })) => {
+            let is_there = match kind {
+                Kind::Record => reserved(memory, data) == Some(size),
+                Kind::Value => size == 0 || memory.holds_values(data, size),
+            };
+            fits(kind) && is_there
+        }
+        Err(()) => false,
+    }
 }
 
 /// Checks r1 to r5 by a helper's row; `context` is what the program got in r1, and begins with what the attachment says if the
@@ -72,11 +106,11 @@ pub(super) fn check(
                 value == context && (!asks || touches(Some(words * 8), false))
             }
             Argument::Callback => function(memory, value).is_some(),
-            Argument::Record => {
-                let maps = memory.program.maps().iter();
-                let mut rings = maps.filter_map(|map| map.ring_buffer());
-                rings.any(|ring| ring.reserved(value).is_some())
-            }
+            Argument::Record => reserved(memory, value).is_some(),
+            Argument::ValueMemory => size == 0 || memory.holds_values(value, size),
+            Argument::Dynptr => is_dynptr(memory, value, |_| true),
+            Argument::DynptrOut => memory.is_on_stack(value, DYNPTR_BYTES),
+            Argument::DynptrRecord => is_dynptr(memory, value, |kind| kind == Kind::Record),
             Argument::SpinLock => value.is_multiple_of(4) && touches(Some(4), true),
             Argument::Task => value == host().current_task(),
             Argument::PerCpu => {

@@ -266,6 +266,33 @@ impl<'a, 'f> Memory<'a, 'f> {
         found.is_some()
     }
 
+    /// Whether `bytes` bytes at `address`, which is aligned to 8, lie on the stack of a frame of this run, where no other program
+    /// can write.
+    pub(super) fn is_on_stack(&self, address: u64, bytes: u64) -> bool {
+        let mut frames = self.frames();
+        address.is_multiple_of(8) && frames.any(|frame| frame.allows(address, bytes, true))
+    }
+
+    /// Whether `bytes` bytes at `address` lie in the values of one map, a ring buffer's records not counted, and the program may
+    /// write them.
+    pub(super) fn holds_values(&self, address: u64, bytes: u64) -> bool {
+        let holds = |map: &Map| {
+            let values = values(map).filter(|_| map.ring_buffer().is_none());
+            values.is_some_and(|values| values.allows(address, bytes, true))
+        };
+        let mut maps = self.program.maps().iter();
+        maps.any(|map| holds(map) || map.inner_maps().any(holds))
+    }
+
+    /// The stacks of the frames that run.
+    fn frames(&self) -> impl Iterator<Item = Region<'a>> {
+        let start = self.stack.start;
+        (0..=self.depth).map(move |frame| {
+            let start = start + (frame * STRIDE) as u64;
+            range(start, STACK_BYTES, true)
+        })
+    }
+
     /// Whether there is a string at `address`, of at most [`LONGEST_STRING`] bytes with its end, where nobody else can write: on
     /// this run's stack or in memory that is read only.
     pub(super) fn holds_string(&mut self, address: u64) -> bool {
@@ -303,11 +330,7 @@ impl<'a, 'f> Memory<'a, 'f> {
         if let Some(region) = lasting {
             return Some((region, true));
         }
-        let mut frames = (0..=self.depth).map(|frame| {
-            let start = self.stack.start + (frame * STRIDE) as u64;
-            range(start, STACK_BYTES, true)
-        });
-        let passing = frames.find(&fits).or_else(|| {
+        let passing = self.frames().find(&fits).or_else(|| {
             let mut keys = self.keys.iter().take(self.depth + 1);
             keys.find_map(|&(start, bytes)| Some(range(start, bytes, false)).filter(&fits))
         });

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::host::host;
 
-/// How often the host's copy of a value starts again because the key was updated meanwhile.
+/// How often a copy of a value starts again because the key was updated meanwhile.
 const COPIES: u32 = 256;
 
 /// A table with a value, or one a core, for each element.
@@ -142,10 +142,16 @@ impl Hash {
         self.values.at(element - 1, 0)?.first()
     }
 
-    /// The handle of `key` in a map of maps.
+    /// The handle of `key` in a map of maps: again, if it was given another one meanwhile, since the old one's element is
+    /// emptied then.
     pub(super) fn handle(&self, key: &[u8]) -> Option<u64> {
-        let found = self.table.find(key)?;
-        let handle = self.word(found.element)?.load(Relaxed);
-        (handle != 0).then_some(handle)
+        for _ in 0..COPIES {
+            let found = self.table.find(key)?;
+            let handle = self.word(found.element)?.load(Relaxed);
+            if self.table.is_current(found) {
+                return (handle != 0).then_some(handle);
+            }
+        }
+        None
     }
 }

@@ -220,4 +220,9 @@ impl Lpm {
     pub(super) fn step(&self, at: &mut Position) -> Option<(&[AtomicU64], u64)> {
         self.hash.step(at)
     }
+
+    /// As [`Table::usage`](super::table::Table::usage).
+    pub(super) fn usage(&self) -> (u32, usize) {
+        self.hash.table.usage()
+    }
 }

@@ -779,11 +779,16 @@ impl Map {
         }
     }
 
-    /// Keys in a hash, and its spare elements: two a core when nothing is going on. `None` for other kinds.
+    /// Keys in a map that has elements for them (hashes, LPM tries, task storage, hashes of maps, stack traces), and its
+    /// spare elements: two a core when nothing is going on. `None` for other kinds.
     pub fn usage(&self) -> Option<(u32, usize)> {
         match &self.storage {
             Storage::Hash(hash) => Some(hash.table.usage()),
-            _ => None,
+            Storage::Lpm(lpm) => Some(lpm.usage()),
+            Storage::Tasks(tasks) => Some(tasks.usage()),
+            Storage::Maps(maps) => maps.hash().map(|hash| hash.table.usage()),
+            Storage::Traces(traces) => Some(traces.usage()),
+            Storage::Array(_) | Storage::Queue(_) | Storage::Ring(_) | Storage::Programs(_) => None,
         }
     }
 

@@ -143,6 +143,17 @@ impl StackTraces {
         Err(MapError::Busy)
     }
 
+    /// Ids that have a trace, and elements that are free beyond those that ids may still take, when nothing is going on.
+    pub(super) fn usage(&self) -> (u32, usize) {
+        let is_used = |id: &u32| {
+            self.slot(*id)
+                .is_some_and(|slot| slot.load(Relaxed) & ELEMENT != 0)
+        };
+        let used = (0..self.ids).filter(is_used).count() as u32;
+        let left = (self.ids - used) as usize;
+        (used, self.pool.free().saturating_sub(left))
+    }
+
     /// Forgets the trace of an id.
     pub(super) fn delete(&self, key: &[u8]) -> Result<(), MapError> {
         let id = array::index(key, self.ids).ok_or(MapError::TooBig)?;

@@ -71,9 +71,17 @@ impl TaskStorage {
     ) -> Option<u64> {
         let key = key(task, id);
         self.0.address(&key, 0).or_else(|| {
-            // `Exists`: somebody was faster, and that value is there now.
-            let _ = self.0.update(&key, UpdateFlags::NoExist, fill);
-            self.0.address(&key, 0)
+            let mut made = 0;
+            let fill = |value: ValueWords<'_>| {
+                made = value.address();
+                fill(value);
+            };
+            match self.0.update(&key, UpdateFlags::NoExist, fill) {
+                // Whoever takes it out again meanwhile does so behind this.
+                Ok(_) => Some(made),
+                // `Exists`: somebody was faster, and that value is there now.
+                Err(_) => self.0.address(&key, 0),
+            }
         })
     }
 
@@ -90,5 +98,10 @@ impl TaskStorage {
     /// As [`Hash::step`]; the key is the task's address and id.
     pub(super) fn step(&self, at: &mut Position) -> Option<(&[AtomicU64], u64)> {
         self.0.step(at)
+    }
+
+    /// As [`Table::usage`](super::table::Table::usage).
+    pub(super) fn usage(&self) -> (u32, usize) {
+        self.0.table.usage()
     }
 }

@@ -62,6 +62,11 @@ impl<'a> From<&'a [AtomicU64]> for ValueWords<'a> {
 }
 
 impl ValueWords<'_> {
+    /// Where it lies.
+    pub(super) fn address(&self) -> u64 {
+        address(self.words)
+    }
+
     /// Sets the words, as many as there are, from the first on. Each is whole for whoever reads it meanwhile.
     pub fn write(&self, values: impl IntoIterator<Item = u64>) {
         let lock = self.lock.map(|lock| (lock.offset / WORD_BYTES, lock.mask));

@@ -65,24 +65,42 @@ impl PerCpu {
     }
 }
 
-static CPUS: [PerCpu; MAX_CPUS] = [const { PerCpu::new() }; MAX_CPUS];
+/// The boot core's block. As the variables in Linux's section of this name it stands for every core's: `bpf_per_cpu_ptr` leads from
+/// it to each.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = ".data..percpu")]
+pub(crate) static springboard_cpu: PerCpu = PerCpu::new();
+
+/// Those of the cores from 1 on.
+static OTHERS: [PerCpu; MAX_CPUS - 1] = [const { PerCpu::new() }; MAX_CPUS - 1];
+
+/// The block of core `index`, if there may be such a core.
+fn block(index: usize) -> Option<&'static PerCpu> {
+    match index.checked_sub(1) {
+        None => Some(&springboard_cpu),
+        Some(other) => OTHERS.get(other),
+    }
+}
 
 /// The block of core `index`; indices of cores that do not exist wrap to ones that may.
 pub(crate) fn per_cpu(index: usize) -> &'static PerCpu {
-    &CPUS[index % MAX_CPUS]
+    block(index % MAX_CPUS).unwrap_or(&springboard_cpu)
 }
 
 /// Tells this core which block is its own: the boot core's first act, the others come with it set.
 pub(crate) fn init_boot_core() {
     // The block lives as long as the image.
-    msr!("tpidr_el1", core::ptr::from_ref(&CPUS[0]).addr() as u64);
+    msr!(
+        "tpidr_el1",
+        core::ptr::from_ref(&springboard_cpu).addr() as u64
+    );
 }
 
 /// This core's block. The caller may be moved to another core the next moment unless it is not preemptible.
 #[inline(always)]
 pub(crate) fn this_cpu() -> &'static PerCpu {
     let block = mrs!("tpidr_el1") as usize;
-    // SAFETY: `init_boot_core` and SECONDARY_BOOT set TPIDR_EL1 to an element of CPUS before any Rust that comes here.
+    // SAFETY: `init_boot_core` and SECONDARY_BOOT set TPIDR_EL1 to a core's block before any Rust that comes here.
     unsafe { &*(block as *const PerCpu) }
 }
 
@@ -96,13 +114,13 @@ pub(crate) fn index() -> usize {
 /// there cannot be such a core.
 pub(crate) fn copy_of(variable: usize, index: usize) -> Option<usize> {
     let offset = variable.checked_sub(address(0))?;
-    let block = CPUS.get(index).filter(|_| offset < size_of::<PerCpu>())?;
+    let block = block(index).filter(|_| offset < size_of::<PerCpu>())?;
     Some(core::ptr::from_ref(block).addr() + offset)
 }
 
 /// Cores that run tasks.
 pub(crate) fn online() -> impl Iterator<Item = usize> {
-    (0..MAX_CPUS).filter(|&i| CPUS[i].online.load(Ordering::Acquire))
+    (0..MAX_CPUS).filter(|&i| per_cpu(i).online.load(Ordering::Acquire))
 }
 
 /// Address of a block, for SECONDARY_BOOT.

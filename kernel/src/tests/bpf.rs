@@ -96,6 +96,11 @@ pub(super) const TESTS: &[Test] = &[
         run: ring,
     },
     Test {
+        name: "bpf.records_have_the_length_that_a_call_asks_for",
+        seconds: 20,
+        run: dynptr,
+    },
+    Test {
         name: "bpf.what_calls_nothing_has_no_guard",
         seconds: 20,
         run: no_needless_guard,
@@ -571,6 +576,64 @@ fn ring() -> Outcome {
             read as u64 == FIT && records == expected,
             "{engine:?}: {read} records, the first of them {:?}",
             records.first()
+        );
+    }
+    Ok(())
+}
+
+/// Records of a length that the program learns when it runs; what is not submitted is not read, and what does not fit is refused.
+fn dynptr() -> Outcome {
+    const EINVAL: i64 = -22;
+    const E2BIG: i64 = -7;
+    for engine in ENGINES {
+        let Some(map) = bpf::map("dynptr.lines") else {
+            check!(false, "there is no map dynptr.lines");
+            return Ok(());
+        };
+        let is = |name: &str| variable("dynptr", name).map(u64::cast_signed);
+        let before = (is("submitted")?, is("given_up")?);
+        hooked("dynptr", engine, || {
+            for (size, last, reserved, written) in [
+                (8, 1, 0, 0),
+                (100, 2, 0, 0),
+                (1001, 3, 0, 0),
+                // Given up: by the program, since it is too short for a word, since it does not fit.
+                (16, 0, 0, 0),
+                (7, 4, 0, E2BIG),
+                (4096, 5, EINVAL, EINVAL),
+                (1 << 24, 6, E2BIG, EINVAL),
+                (24, 7, 0, 0),
+            ] {
+                call(size, last);
+                let answers = (is("reserved")?, is("written")?, is("back")?);
+                let back = if written == 0 { last } else { 0 };
+                check!(
+                    answers == (reserved, written, back.cast_signed()),
+                    "{engine:?}: {size} bytes: {answers:?}"
+                );
+            }
+            Ok(())
+        })?;
+        let mut records = Vec::new();
+        let read = |record: bpf_vm::map::ringbuf::Record<'_>| {
+            let mut bytes = alloc::vec![0; record.len()];
+            record.copy_to(&mut bytes);
+            let word = |at: usize| {
+                let word = bytes.get(at..).and_then(|rest| rest.first_chunk());
+                word.map_or(0, |word| u64::from_le_bytes(*word))
+            };
+            records.push((bytes.len(), word(0), word(bytes.len().saturating_sub(8))));
+        };
+        let read = map.ring_buffer().map_or(0, |ring| ring.drain(read));
+        let expected = [(8, 1, 1), (100, 100, 2), (1001, 1001, 3), (24, 24, 7)];
+        check!(
+            read == expected.len() && records == expected,
+            "{engine:?}: {read}: {records:?}"
+        );
+        let after = (is("submitted")? - before.0, is("given_up")? - before.1);
+        check!(
+            after == (4, 4),
+            "{engine:?}: {after:?} submitted and given up"
         );
     }
     Ok(())

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Helpers that ask this kernel: memory that may not be there, tasks, stacks, locks.
 
-use super::bpf::{ENGINES, call, failed, hooked, hooked_with};
+use super::bpf::{ENGINES, call, failed, hooked, hooked_with, variable};
 use super::hooks::function;
 use super::tasks::spawn;
 use super::{Failure, Outcome, Test};
@@ -48,6 +48,11 @@ pub(super) const TESTS: &[Test] = &[
         name: "helpers.a_program_learns_who_called",
         seconds: 20,
         run: who,
+    },
+    Test {
+        name: "helpers.each_core_has_its_block",
+        seconds: 60,
+        run: cores,
     },
     Test {
         name: "helpers.a_lock_excludes_the_other_cores",
@@ -321,6 +326,57 @@ fn races() -> Outcome {
     other.join()?;
     check!(whole + nothing > 0, "nothing was probed");
     crate::println!("    {whole} whole, {nothing} nothing, {mixed} cut");
+    Ok(())
+}
+
+/// A per-CPU variable of the kernel: every core's copy, asked for on every core.
+fn cores() -> Outcome {
+    for engine in ENGINES {
+        for home in cpu::online() {
+            let asked = sched::spawn_on("asks", 1 << home, move || {
+                hooked("cores", engine, || {
+                    (0..=cpu::MAX_CPUS).try_for_each(|core| ask(engine, home, core))
+                })
+            });
+            check!(asked.is_some(), "no task");
+            asked.map_or(Ok(()), |task| task.join())?;
+        }
+    }
+    Ok(())
+}
+
+/// What the program sees of a core on core `home`, which runs this.
+fn ask(engine: bpf::Engine, home: usize, core: usize) -> Outcome {
+    let ticks = |core| cpu::per_cpu(core).ticks.load(Ordering::Relaxed);
+    let before = (ticks(core), ticks(home));
+    call(core as u64, 0);
+    let after = (ticks(core), ticks(home));
+    let is = |name: &str| variable("cores", name);
+    let own = (is("own")?, is("core")?, is("own_ticks")?);
+    check!(
+        (own.0, own.1) == (home as u64, home as u64) && (before.1..=after.1).contains(&own.2),
+        "{engine:?}: on core {home}, of its own block: {own:?}, ticks from {} to {}",
+        before.1,
+        after.1
+    );
+    let there = is("there")?;
+    check!(
+        there == u64::from(core < cpu::MAX_CPUS),
+        "{engine:?}: on core {home}, of core {core}: {there}"
+    );
+    if there != 0 {
+        let seen = (is("number")?, is("online")?, is("ticks")?);
+        let online = cpu::online().any(|one| one == core);
+        check!(
+            // A core that never came has a block of zeros.
+            seen.0 == if online { core as u64 } else { 0 }
+                && seen.1 == u64::from(online)
+                && (before.0..=after.0).contains(&seen.2),
+            "{engine:?}: on core {home}, of core {core}: {seen:?}, ticks from {} to {}",
+            before.0,
+            after.0
+        );
+    }
     Ok(())
 }
 

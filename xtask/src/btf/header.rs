@@ -16,6 +16,8 @@ const HEAD: &str = include_str!("header_head.h");
 const TAIL: &str = "#pragma clang attribute pop\n\n#endif\n";
 /// The line in [`HEAD`] that the kinds of maps replace.
 const KINDS: &str = "/* kinds of maps */\n";
+/// The section whose variables each core has its own of, as Linux's BTF names it.
+const PER_CPU: &str = ".data..percpu";
 /// How many pointers, arrays and functions a declaration may go through.
 const MOST_NESTED: usize = 64;
 /// Integers by the names that `linux/types.h` gives them.
@@ -349,10 +351,23 @@ impl Writer<'_> {
                 );
             }
         }
-        text.push_str(" *\n * Variables:\n *\n");
-        for (_, found) in graph.types() {
+        text.push_str(" *\n * Variables, for `extern const ... __ksym`:\n *\n");
+        let per_cpu = |id| {
+            graph.types().any(|(_, found)| match found {
+                Type::Section {
+                    name, variables, ..
+                } => name == PER_CPU && variables.iter().any(|(variable, ..)| *variable == id),
+                _ => false,
+            })
+        };
+        for (id, found) in graph.types() {
             if let Type::Variable { name, of } = found {
-                let _ = writeln!(text, " *     {};", self.declare(*of, name.clone(), 0, 0));
+                let declared = self.declare(*of, name.clone(), 0, 0);
+                let note = match per_cpu(id) {
+                    true => " (one for each core: bpf_per_cpu_ptr, bpf_this_cpu_ptr)",
+                    false => "",
+                };
+                let _ = writeln!(text, " *     {declared};{note}");
             }
         }
         text.push_str(" */\n");

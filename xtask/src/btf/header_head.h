@@ -99,6 +99,11 @@ struct bpf_spin_lock {
 	__u32 val;
 };
 
+/* On the stack, and only for helpers to look into. */
+struct bpf_dynptr {
+	__u64 __opaque[2];
+} __attribute__((aligned(8)));
+
 struct bpf_lpm_trie_key {
 	__u32 prefixlen;
 	__u8 data[0];
