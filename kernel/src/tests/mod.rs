@@ -13,6 +13,8 @@ mod integrity;
 mod interrupts;
 mod kinds;
 mod linux;
+mod linux_failures;
+mod linux_returns;
 mod memory;
 mod multi;
 mod overflow;
@@ -64,6 +66,8 @@ const TESTS: &[&[Test]] = &[
     hooks::TESTS,
     kinds::TESTS,
     linux::TESTS,
+    linux_returns::TESTS,
+    linux_failures::TESTS,
     multi::TESTS,
     probes::TESTS,
     replace::TESTS,
