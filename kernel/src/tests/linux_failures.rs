@@ -29,6 +29,11 @@ pub(super) const TESTS: &[Test] = &[
         failed_return,
     ),
     test("linux.what_cannot_be_undone_is_a_hook", 30, failed_twice),
+    test(
+        "linux.a_detach_that_failed_changes_nothing",
+        60,
+        failed_detach,
+    ),
 ];
 
 fn refused() -> Outcome {
@@ -221,6 +226,65 @@ fn failed_twice() -> Outcome {
         );
         detach(id)?;
         nothing_left(&probe, free)?;
+    }
+    Ok(())
+}
+
+fn failed_detach() -> Outcome {
+    let free = free_at_rest();
+    let refused = |faults, id| {
+        let detached = with_faults(faults, || hook::detach(id));
+        check!(
+            matches!(detached, Err(HookError::Refused(..))),
+            "faults {faults:#b}: {detached:?}"
+        );
+        Ok(())
+    };
+    // The first change fails, and of what puts it back none, the first, the second, or all.
+    for faults in [0b1, 0b11, 0b101, u64::MAX] {
+        // A trampoline loses one of two programs, and then the other.
+        let probes: [Arc<Probe>; 2] = Default::default();
+        let [entry, exit] = &probes;
+        let first = attach("workload_call", Way::Trampoline, Kind::Fentry, entry)?;
+        let second = attach("workload_call", Way::Trampoline, Kind::Fexit, exit)?;
+        let hit = |expected| {
+            let found = (call(1, 2), [entry, exit].map(|p| p.take_hits()[0]));
+            check!(
+                found == (5, expected),
+                "faults {faults:#b}: result and hits {found:?}, not {expected:?}"
+            );
+            Ok(())
+        };
+        refused(faults, second)?;
+        hit([1, 1])?;
+        detach(second)?;
+        hit([1, 0])?;
+        refused(faults, first)?;
+        hit([1, 0])?;
+        detach(first)?;
+        hit([0, 0])?;
+        nothing_left(entry, free)?;
+        nothing_left(exit, free)?;
+    }
+    // Of two functions the second one fails, and then the first one's way back as well.
+    let six = black_box(workload_six as extern "C" fn(u64, u64, u64, u64, u64, u64) -> u64);
+    for way in [Way::CallOps { all: false }, Way::FprobeExit] {
+        for (faults, expected) in [(0b10, 2), (0b110, 1)] {
+            let probe = Arc::new(Probe::default());
+            let names = ["workload_six", "workload_call"];
+            let id = attach_to(&names, way, Point::of(Kind::Fentry), &probe);
+            let id = id.map_err(|e| failed(&e))?;
+            refused(faults, id)?;
+            let right = six(1, 0, 0, 0, 0, 1) == 7 && call(1, 2) == 5;
+            let hits = probe.take_hits()[0];
+            check!(
+                right && hits == expected,
+                "{} with faults {faults:#b}: right: {right}, {hits} hits, not {expected}",
+                way.name()
+            );
+            detach(id)?;
+            nothing_left(&probe, free)?;
+        }
     }
     Ok(())
 }
