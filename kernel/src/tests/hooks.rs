@@ -2,7 +2,7 @@
 //! Hooks: attach, detach, arguments, several on one function, errors, and all of it under load.
 
 use super::tasks::spawn;
-use super::{Failure, Outcome, Test};
+use super::{Failure, Outcome, Test, failed};
 use crate::arch::callee::{Hit, NativeHook};
 use crate::arch::{code, cpu, timer};
 use crate::hook::linux::Way;
@@ -77,10 +77,6 @@ pub(super) const TESTS: &[Test] = &[
     },
 ];
 
-pub(super) fn failed(e: &dyn core::fmt::Display) -> Failure {
-    Failure::Failed(e.to_string())
-}
-
 /// The function of that name.
 pub(super) fn function(name: &str) -> Result<Function, Failure> {
     hook::resolve(name).map_err(|e| failed(&e))
@@ -125,7 +121,8 @@ fn attach<T: NativeHook>(name: &str, hook: &Arc<T>) -> Result<HookId, Failure> {
     .map_err(|e| failed(&e))
 }
 
-fn detach(id: HookId) -> Outcome {
+/// Takes a hook off.
+pub(super) fn detach(id: HookId) -> Outcome {
     hook::detach(id).map_err(|e| failed(&e))
 }
 

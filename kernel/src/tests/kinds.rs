@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Kinds of hooks and what protects them: fexit, fmod_ret, sessions, many on one function, recursion in each context, blocking.
 
-use super::hooks::function;
+use super::above;
+use super::hooks::{call, detach, function};
 use super::tasks::spawn;
-use super::{Failure, Outcome, Test};
+use super::{Failure, Outcome, Test, failed};
 use crate::arch::callee::{Hit, NativeHook};
-use crate::arch::{code, cpu, smp};
-use crate::context::{self, Context, Softirq};
+use crate::arch::code;
 use crate::hook::{self, HookId, How, Point, ProbeWay, Protection, Settings};
-use crate::workload::{set_gate, workload_blocks, workload_call, workload_twelve};
+use crate::workload::{set_gate, workload_blocks, workload_twelve};
 use crate::{check, rcu, sched};
 use alloc::string::ToString;
 use alloc::sync::Arc;
@@ -80,10 +80,6 @@ pub(super) const TESTS: &[Test] = &[
     },
 ];
 
-fn failed(e: &dyn core::fmt::Display) -> Failure {
-    Failure::Failed(e.to_string())
-}
-
 /// What a program does beside noting what it saw.
 #[derive(Default)]
 struct Program {
@@ -134,30 +130,7 @@ impl NativeHook for Program {
 impl Program {
     /// Calls the hooked function from the next higher context, in the middle of this hit.
     fn climb(&self) {
-        let here = context::current();
-        self.contexts[here as usize].fetch_add(1, Relaxed);
-        call(1, 1); // in the same context: turned away
-        let above = match here {
-            Context::Task => {
-                context::raise(Softirq::Test);
-                Context::Softirq
-            }
-            Context::Softirq => {
-                smp::send(cpu::index(), smp::Ipi::Test);
-                Context::Hardirq
-            }
-            Context::Hardirq => {
-                smp::send_nmi(cpu::index());
-                Context::Nmi
-            }
-            Context::Nmi => return,
-        };
-        for _ in 0..1_000_000 {
-            if self.contexts[above as usize].load(Relaxed) != 0 {
-                break;
-            }
-            core::hint::spin_loop();
-        }
+        above::climb(&self.contexts, call_once);
     }
 
     fn take_hits(&self) -> u64 {
@@ -169,18 +142,9 @@ impl Program {
     }
 }
 
-/// Calls the hooked function through a pointer that the compiler does not see through.
-pub(super) fn call(a: u64, b: u64) -> u64 {
-    black_box(workload_call as extern "C" fn(u64, u64) -> u64)(a, b)
-}
-
 fn attach(name: &str, point: Point, program: &Arc<Program>) -> Result<HookId, Failure> {
     hook::attach_hook(&function(name)?, point, "test".into(), program.clone())
         .map_err(|e| failed(&e))
-}
-
-fn detach(id: HookId) -> Outcome {
-    hook::detach(id).map_err(|e| failed(&e))
 }
 
 /// All ways to protect a program that nothing here makes recurse.
@@ -375,15 +339,9 @@ fn recursion() -> Outcome {
 
 fn contexts() -> Outcome {
     let program = Arc::new(Program::default());
-    for slot in SLOTS {
-        slot.set(Some(&(call_from_above as fn())));
-    }
     program.climb.store(1, Relaxed);
     let id = attach("workload_call", Point::of(Kind::Fentry), &program)?;
-    let result = call(1, 2);
-    for slot in SLOTS {
-        slot.set(None);
-    }
+    let result = above::calling(&(call_once as fn()), || call(1, 2));
     let misses = hook::misses(id);
     detach(id)?;
     check!(result == 5, "a wrong result: {result}");
@@ -399,14 +357,7 @@ fn contexts() -> Outcome {
     Ok(())
 }
 
-/// Where tests hang in, from softirq up.
-pub(super) const SLOTS: [&context::Slot; 3] = [
-    &context::TEST_SOFTIRQ,
-    &context::TEST_HARDIRQ,
-    &context::TEST_NMI,
-];
-
-fn call_from_above() {
+fn call_once() {
     call(1, 1);
 }
 

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Hooks the Linux way: what programs get, who is turned away, and sites that change there and back.
 
-use super::hooks::{call, failed, function, stress_with};
+use super::above;
+use super::hooks::{call, detach, function, stress_with};
 use super::tasks::spawn;
-use super::{Failure, Outcome, Test};
+use super::{Failure, Outcome, Test, failed};
 use crate::arch::callee::{Hit, NativeHook};
-use crate::arch::{code, cpu, smp, unwind};
-use crate::context::{self, Context, Softirq};
+use crate::arch::{code, unwind};
+use crate::context::{self, Context};
 use crate::hook::linux::{WAYS, Way};
 use crate::hook::{self, At, HookError, HookId, How, Point, Program, Protection, Settings, WayIn};
 use crate::workload::{workload_call, workload_six, workload_twelve};
@@ -102,32 +103,12 @@ fn call_from_above() {
 
 /// Has the hooked function called from softirq, hardirq and NMI, one after the other.
 fn climb() {
-    let rungs: [fn(); 3] = [
-        || context::raise(Softirq::Test),
-        || smp::send(cpu::index(), smp::Ipi::Test),
-        || smp::send_nmi(cpu::index()),
-    ];
-    for rung in rungs {
-        let before = ABOVE.load(Relaxed);
-        rung();
-        for _ in 0..1_000_000 {
-            if ABOVE.load(Relaxed) != before {
-                break;
-            }
-            core::hint::spin_loop();
-        }
-    }
-}
-
-/// Where tests hang in, from softirq up.
-const SLOTS: [&context::Slot; 3] = [
-    &context::TEST_SOFTIRQ,
-    &context::TEST_HARDIRQ,
-    &context::TEST_NMI,
-];
-
-fn set_slots(function: Option<&'static fn()>) {
-    SLOTS.iter().for_each(|slot| slot.set(function));
+    let calls = || ABOVE.load(Relaxed);
+    let mut before = calls();
+    above::each(|| {
+        above::wait(|| calls() != before);
+        before = calls();
+    });
 }
 
 pub(super) fn attach_to(
@@ -149,10 +130,6 @@ pub(super) fn attach(
     probe: &Arc<Probe>,
 ) -> Result<HookId, Failure> {
     attach_to(&[name], way, Point::of(kind), probe).map_err(|e| failed(&e))
-}
-
-pub(super) fn detach(id: HookId) -> Outcome {
-    hook::detach(id).map_err(|e| failed(&e))
 }
 
 /// How much of the pool is free once nothing is on its way back to it.
@@ -368,9 +345,7 @@ fn guard(way: Way, point: Point) -> Result<[[u64; 4]; 4], Failure> {
     let id = on()?;
     probe.recursing.store(0, Relaxed);
     probe.climbs.store(true, Relaxed);
-    set_slots(Some(&(call_from_above as fn())));
-    call(1, 2);
-    set_slots(None);
+    above::calling(&(call_from_above as fn()), || call(1, 2));
     let (above, away) = (probe.take_hits(), hook::misses(id));
     detach(id)?;
     Ok([recursed, turned, above, away])

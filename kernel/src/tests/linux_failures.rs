@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What the Linux way refuses, and what is left when a site cannot be changed.
 
-use super::hooks::{call, failed, function};
-use super::linux::{Probe, attach, attach_to, detach, free_at_rest, nothing_left, test};
+use super::hooks::{call, detach, function};
+use super::linux::{Probe, attach, attach_to, free_at_rest, nothing_left, test};
 use super::linux_returns::call_blocks;
 use super::tasks::spawn;
-use super::{Failure, Outcome, Test};
+use super::{Failure, Outcome, Test, failed};
 use crate::hook::linux::{WAYS, Way};
 use crate::hook::{self, HookError, HookId, Point, Settings, WayIn};
 use crate::workload::{set_gate, workload_six};

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Returns that the Linux way takes: how many can be under way, and what is taken off, or dies, while some are.
 
-use super::hooks::{call, failed, function};
-use super::linux::{Probe, attach, detach, free_at_rest, nothing_left, settle, test};
+use super::hooks::{call, detach, function};
+use super::linux::{Probe, attach, free_at_rest, nothing_left, settle, test};
 use super::overflow::dies;
 use super::tasks::spawn;
-use super::{Failure, Outcome, Test};
+use super::{Failure, Outcome, Test, failed};
 use crate::arch::callee::Shape;
 use crate::arch::{code, cpu, crash};
 use crate::hook::linux::Way;

@@ -5,6 +5,7 @@
 //! `@test skip NAME: why`. A panic or a fault ends the run with its report, and a test that takes longer than its limit
 //! in emulated time panics: `cargo xtask test` then counts that one as failed and goes on behind it.
 
+mod above;
 mod bpf;
 mod grace;
 mod helpers;
@@ -32,7 +33,8 @@ use crate::arch::timer;
 use crate::command_line::Options;
 use crate::mm::stack;
 use crate::println;
-use alloc::string::String;
+use alloc::string::{String, ToString};
+use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 /// How a test ended, unless it passed.
@@ -45,6 +47,11 @@ pub(crate) enum Failure {
 
 /// What a test returns.
 pub(crate) type Outcome = Result<(), Failure>;
+
+/// The failure that an error is.
+fn failed(e: &dyn fmt::Display) -> Failure {
+    Failure::Failed(e.to_string())
+}
 
 /// A test.
 pub(crate) struct Test {

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! One program on many functions: arguments, cookie and function of each, beside other hooks, under load, asleep, on the whole kernel.
 
-use super::hooks::function;
+use super::hooks::{detach, function};
 use super::tasks::spawn;
-use super::{Failure, Outcome, Test};
+use super::{Failure, Outcome, Test, failed};
 use crate::arch::callee::{Hit, NativeHook, Shape};
 use crate::arch::pmu::{self, Counter};
 use crate::arch::{switch, timer};
@@ -69,10 +69,6 @@ pub(super) const TESTS: &[Test] = &[
     },
 ];
 
-fn failed(e: &dyn core::fmt::Display) -> Failure {
-    Failure::Failed(e.to_string())
-}
-
 /// The functions that [`calls`] calls, by name.
 const CALLED: [&str; 4] = [
     "workload_call",
@@ -115,10 +111,6 @@ fn calls(n: u64) -> bool {
 
 fn cookie(function: u64) -> u64 {
     function.rotate_left(17) ^ 0x5bd1
-}
-
-fn detach(id: HookId) -> Outcome {
-    hook::detach(id).map_err(|e| failed(&e))
 }
 
 /// What `programs/multi.bpf.c` noted of a function.

@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Hooks on what the kernel itself runs on: scheduler, timer interrupt, allocator, console. Nothing is lost without a count.
 
-use super::bpf::{failed, variable};
-use super::hooks::function;
-use super::kinds::call;
+use super::bpf::variable;
+use super::hooks::{call, function};
 use super::tasks::spawn;
-use super::{Failure, Outcome, Test};
+use super::{Failure, Outcome, Test, failed};
 use crate::arch::callee::{Hit, NativeHook};
 use crate::arch::{cpu, irq, smp, switch, timer};
 use crate::bpf::{self, Engine};

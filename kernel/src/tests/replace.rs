@@ -2,9 +2,9 @@
 //! Replacing functions: by each other, and several together without a task that runs half old, half new.
 
 use super::bpf::sum;
-use super::hooks::function;
+use super::hooks::{call, detach, function};
 use super::tasks::spawn;
-use super::{Failure, Outcome, Test};
+use super::{Failure, Outcome, Test, failed};
 use crate::arch::callee::{Hit, NativeHook, Shape};
 use crate::arch::trap::Frame;
 use crate::arch::{cpu, switch, timer, unwind};
@@ -100,20 +100,8 @@ pub(super) const TESTS: &[Test] = &[
     },
 ];
 
-fn failed(e: &dyn core::fmt::Display) -> Failure {
-    Failure::Failed(e.to_string())
-}
-
-fn detach(id: HookId) -> Outcome {
-    hook::detach(id).map_err(|e| failed(&e))
-}
-
 fn replace(name: &str, by: &str) -> Result<HookId, Failure> {
     hook::replace(&function(name)?, &function(by)?).map_err(|e| failed(&e))
-}
-
-fn call(a: u64, b: u64) -> u64 {
-    black_box(workload_call as extern "C" fn(u64, u64) -> u64)(a, b)
 }
 
 fn exchange(value: u64, pause: Pause) -> u64 {

@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The helper that sleeps: programs that read slow memory block until it is there, and only where a task may block.
 
-use super::bpf::{ENGINES, call, failed, hooked, object, refused, variable};
-use super::hooks::function;
-use super::kinds::{SLOTS, first_word, hidden_image};
+use super::above;
+use super::bpf::{ENGINES, hooked, object, refused, variable};
+use super::hooks::{call, function};
+use super::kinds::{first_word, hidden_image};
 use super::tasks::spawn;
-use super::{Failure, Outcome, Test};
-use crate::arch::{cpu, irq, smp, timer};
+use super::{Failure, Outcome, Test, failed};
+use crate::arch::{irq, timer};
 use crate::bpf::{self, Engine};
-use crate::context::{self, Softirq};
 use crate::hook::linux::Way;
 use crate::hook::{Native, Point};
 use crate::mm::layout::PAGE;
@@ -201,24 +201,18 @@ fn atomic() -> Outcome {
         let kept = read(32);
         sched::preempt_enable();
         check!(masked && kept, "a wrong result where no task may block");
-        for slot in SLOTS {
-            slot.set(Some(&(read_from_above as fn())));
-        }
         FROM_ABOVE.store(0, Relaxed);
-        context::raise(Softirq::Test);
-        sched::migrate_disable();
-        smp::send(cpu::index(), smp::Ipi::Test);
-        smp::send_nmi(cpu::index());
-        sched::migrate_enable();
-        for _ in 0..1000 {
-            if FROM_ABOVE.load(Relaxed) == 3 {
-                break;
+        above::calling(&(read_from_above as fn()), || {
+            sched::migrate_disable();
+            above::each(|| ());
+            sched::migrate_enable();
+            for _ in 0..1000 {
+                if FROM_ABOVE.load(Relaxed) == 3 {
+                    break;
+                }
+                sched::sleep_ns(1_000_000);
             }
-            sched::sleep_ns(1_000_000);
-        }
-        for slot in SLOTS {
-            slot.set(None);
-        }
+        });
         let right = FROM_ABOVE.load(Relaxed);
         check!(right == 3, "{right} of 3 calls from above were right");
         Ok(())

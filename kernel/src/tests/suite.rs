@@ -4,12 +4,12 @@
 //! r0, memory and the maps' values have to be what the text says and the same by both, the interpreter's count of
 //! instructions what the text says, and the stack that compiled code used within what the compiler said beforehand.
 
-use super::{Failure, Outcome, Test};
+use super::{Failure, Outcome, Test, failed};
 use crate::arch::{callee, cpu, stack_use};
 use crate::bench::jit::{self as jit_bench, Memory};
 use crate::check;
 use alloc::format;
-use alloc::string::{String, ToString};
+use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec;
 use alloc::vec::Vec;
@@ -64,10 +64,6 @@ macro_rules! texts {
 }
 texts! {
     "base32", "base64", "divmul32", "divmul64", "atomic32", "atomic64", "memory", "jumps", "calls", "tail_calls", "helpers",
-}
-
-fn failed(e: &dyn core::fmt::Display) -> Failure {
-    Failure::Failed(e.to_string())
 }
 
 fn none_is_left_out() -> Outcome {
