@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Hooks: attach, detach, arguments, several on one function, errors, and all of it under load.
 
+use super::sleepers::pool_is_back;
 use super::tasks::spawn;
 use super::{Failure, Outcome, Test, failed};
 use crate::arch::callee::{Hit, NativeHook};
@@ -279,13 +280,7 @@ fn pool_returns() -> Outcome {
         detach(id)?;
         detach(second)?;
     }
-    rcu::barrier();
-    let after = hook::pool_free();
-    check!(
-        before == after,
-        "{before} bytes of the pool were free, now {after}"
-    );
-    Ok(())
+    pool_is_back(before)
 }
 
 fn pool_full() -> Outcome {

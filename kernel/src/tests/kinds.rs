@@ -3,12 +3,12 @@
 
 use super::above;
 use super::hooks::{call, detach, function};
+use super::sleepers::{Image, pool_is_back, under_ten_sleepers};
 use super::tasks::spawn;
 use super::{Failure, Outcome, Test, failed};
 use crate::arch::callee::{Hit, NativeHook};
-use crate::arch::code;
 use crate::hook::{self, HookId, How, Point, ProbeWay, Protection, Settings};
-use crate::workload::{set_gate, workload_blocks, workload_twelve};
+use crate::workload::workload_twelve;
 use crate::{check, rcu, sched};
 use alloc::string::ToString;
 use alloc::sync::Arc;
@@ -276,13 +276,7 @@ fn sixty() -> Outcome {
         detach(*id)?;
         check!(call(2, 3) == 9, "a wrong result after {index} detached");
     }
-    rcu::barrier();
-    let after = hook::pool_free();
-    check!(
-        before == after,
-        "{before} bytes of the pool were free, now {after}"
-    );
-    Ok(())
+    pool_is_back(before)
 }
 
 fn cookies() -> Outcome {
@@ -384,40 +378,14 @@ fn sleepable() -> Outcome {
     Ok(())
 }
 
-/// The address of a hooked function's image, inverted: an address on this stack would keep the image alive.
-#[inline(never)]
-pub(super) fn hidden_image(function: &hook::Function) -> usize {
-    let word = code::read(function.address);
-    let image = word.and_then(|word| a64::branch_target(word, function.address as u64));
-    image.map_or(0, |image| !(image as usize))
-}
-
-/// The first word of an image, by its inverted address.
-#[inline(never)]
-pub(super) fn first_word(hidden: usize) -> Option<u32> {
-    code::read(!black_box(hidden))
-}
-
 fn sleepers() -> Outcome {
     rcu::barrier();
     let free = hook::pool_free();
     let program = Arc::new(Program::default());
     let function = function("workload_blocks")?;
     let id = attach("workload_blocks", Point::of(Kind::Fexit), &program)?;
-    let hidden = hidden_image(&function);
-    check!(hidden != 0, "no branch at the hooked entry");
-    set_gate(false);
-    let tasks: Result<Vec<_>, _> = (0..10)
-        .map(|n| spawn("sleeper", move || workload_blocks(n, 5) == n + 10))
-        .collect();
-    let tasks = tasks?;
-    sched::sleep_ns(5_000_000);
-    detach(id)?;
-    // Longer than any grace period takes: the image has to stay, for ten tasks will return into it.
-    sched::sleep_ns(50_000_000);
-    let kept = first_word(hidden).is_some_and(|word| word != trampoline::pool::FILL);
-    set_gate(true);
-    let right = tasks.into_iter().all(|t| t.join());
+    let image = Image::behind(function.address)?;
+    let (kept, right) = under_ten_sleepers(|| detach(id), || image.is_there())?;
     check!(
         kept,
         "the image was freed under ten tasks that sleep in the function"
@@ -428,15 +396,8 @@ fn sleepers() -> Outcome {
     );
     let hits = program.take_hits();
     check!(hits == 0, "{hits} hits after the detach");
-    rcu::barrier();
-    let word = first_word(hidden);
-    check!(
-        word == Some(trampoline::pool::FILL),
-        "the freed image holds {word:x?}, not BRK"
-    );
-    let now = hook::pool_free();
-    check!(free == now, "{free} bytes of the pool were free, now {now}");
-    Ok(())
+    image.check_freed()?;
+    pool_is_back(free)
 }
 
 fn refused() -> Outcome {

@@ -4,10 +4,11 @@
 use super::hooks::{call, detach, function};
 use super::linux::{Probe, attach, free_at_rest, nothing_left, settle, test};
 use super::overflow::dies;
+use super::sleepers::{Image, under_ten_sleepers};
 use super::tasks::spawn;
 use super::{Failure, Outcome, Test, failed};
 use crate::arch::callee::Shape;
-use crate::arch::{code, cpu, crash};
+use crate::arch::{cpu, crash};
 use crate::hook::linux::Way;
 use crate::hook::{self, HookId, Place, Point, ProbeWay, Program};
 use crate::workload::{set_gate, workload_blocks};
@@ -169,20 +170,6 @@ fn kretprobe_load() -> Outcome {
     Ok(())
 }
 
-/// What a hooked function's second word leads to, inverted: an address on this stack would look as if someone returned there.
-#[inline(never)]
-fn hidden_target(function: &hook::Function) -> usize {
-    let at = function.address + 4;
-    let target = code::read(at).and_then(|word| a64::branch_target(word, at as u64));
-    target.map_or(0, |target| !(target as usize))
-}
-
-/// The first word there.
-#[inline(never)]
-fn first_word(hidden: usize) -> Option<u32> {
-    code::read(!black_box(hidden))
-}
-
 fn sleepers() -> Outcome {
     for way in [Way::Trampoline, Way::FprobeExit] {
         rcu::barrier();
@@ -191,21 +178,9 @@ fn sleepers() -> Outcome {
         let probe = Arc::new(Probe::default());
         let function = function("workload_blocks")?;
         let id = attach("workload_blocks", way, Kind::Fexit, &probe)?;
-        let hidden = hidden_target(&function);
-        check!(hidden != 0, "{name}: no branch at the hooked entry");
-        set_gate(false);
-        let tasks: Result<Vec<_>, _> = (0..10)
-            .map(|n| spawn("sleeper", move || call_blocks(n, 5) == n + 10))
-            .collect();
-        let tasks = tasks?;
-        sched::sleep_ns(5_000_000);
-        detach(id)?;
-        // Longer than any grace period takes: ten tasks will return into what was taken off.
-        sched::sleep_ns(50_000_000);
-        let weak = Arc::strong_count(&probe);
-        let kept = first_word(hidden).is_some_and(|word| word != trampoline::pool::FILL);
-        set_gate(true);
-        let right = tasks.into_iter().all(|t| t.join());
+        let image = Image::behind(function.address + 4)?;
+        let look = || (image.is_there(), Arc::strong_count(&probe));
+        let ((kept, weak), right) = under_ten_sleepers(|| detach(id), look)?;
         check!(
             kept && weak > 1,
             "{name}: freed under ten tasks that sleep in the function"
@@ -219,11 +194,7 @@ fn sleepers() -> Outcome {
             "{name}: the program is not freed"
         );
         if way == Way::Trampoline {
-            let word = first_word(hidden);
-            check!(
-                word == Some(trampoline::pool::FILL),
-                "the freed image holds {word:x?}, not BRK"
-            );
+            image.check_freed()?;
         }
     }
     Ok(())

@@ -23,6 +23,7 @@ mod probes;
 mod recursion;
 mod rendezvous;
 mod replace;
+mod sleepers;
 mod slow;
 mod stress;
 mod suite;

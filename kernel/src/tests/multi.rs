@@ -2,6 +2,7 @@
 //! One program on many functions: arguments, cookie and function of each, beside other hooks, under load, asleep, on the whole kernel.
 
 use super::hooks::{detach, function};
+use super::sleepers::{pool_is_back, under_ten_sleepers};
 use super::tasks::spawn;
 use super::{Failure, Outcome, Test, failed};
 use crate::arch::callee::{Hit, NativeHook, Shape};
@@ -13,8 +14,7 @@ use crate::hook::{
     self, At, HookId, HookedIn, How, Many, Native, Point, Protection, Settings, WayIn,
 };
 use crate::workload::{
-    TRANSFER_BYTES, Transfer, set_gate, workload_blocks, workload_call, workload_nested,
-    workload_six, workload_twelve,
+    TRANSFER_BYTES, Transfer, workload_call, workload_nested, workload_six, workload_twelve,
 };
 use crate::{check, println, rcu, sched};
 use alloc::format;
@@ -393,10 +393,7 @@ fn orders() -> Outcome {
             }
         }
     }
-    rcu::barrier();
-    let now = hook::pool_free();
-    check!(free == now, "{free} bytes of the pool were free, now {now}");
-    Ok(())
+    pool_is_back(free)
 }
 
 /// The orders of four things.
@@ -449,10 +446,7 @@ fn load() -> Outcome {
             "{hits} hits of {most} calls, {times} times on and off"
         );
     }
-    rcu::barrier();
-    let now = hook::pool_free();
-    check!(free == now, "{free} bytes of the pool were free, now {now}");
-    Ok(())
+    pool_is_back(free)
 }
 
 fn sleepers() -> Outcome {
@@ -460,26 +454,13 @@ fn sleepers() -> Outcome {
     let free = hook::pool_free();
     let program = Arc::new(Program::default());
     let hooked = put(PATTERN, many_at(true), &program)?;
-    set_gate(false);
-    let tasks: Result<Vec<_>, _> = (0..10)
-        .map(|n| spawn("sleeper", move || workload_blocks(n, 5) == n + 10))
-        .collect();
-    let tasks = tasks?;
-    sched::sleep_ns(5_000_000);
-    detach(hooked.id)?;
-    // Longer than any grace period takes: the landing has to stay, for ten tasks will return there.
-    sched::sleep_ns(50_000_000);
-    let kept = hook::pool_free() < free;
-    set_gate(true);
-    let right = tasks.into_iter().all(|task| task.join());
+    let kept = || hook::pool_free() < free;
+    let (kept, right) = under_ten_sleepers(|| detach(hooked.id), kept)?;
     check!(kept, "the code was freed under ten tasks that return to it");
     check!(right, "a call over which the hook was taken off went wrong");
     let hits = program.take_hits();
     check!(hits == 0, "{hits} hits after the detach");
-    rcu::barrier();
-    let now = hook::pool_free();
-    check!(free == now, "{free} bytes of the pool were free, now {now}");
-    Ok(())
+    pool_is_back(free)
 }
 
 /// Calls itself `n` times, by a pointer that nothing sees through; `n`.
@@ -620,8 +601,5 @@ fn everything() -> Outcome {
         );
     }
     tcp.run(TRANSFER_BYTES).map_err(|e| failed(&e))?;
-    rcu::barrier();
-    let now = hook::pool_free();
-    check!(free == now, "{free} bytes of the pool were free, now {now}");
-    Ok(())
+    pool_is_back(free)
 }

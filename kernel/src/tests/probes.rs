@@ -4,6 +4,7 @@
 use super::above;
 use super::bpf::variable;
 use super::hooks::{call, detach};
+use super::sleepers::{Image, pool_is_back, under_ten_sleepers};
 use super::tasks::spawn;
 use super::{Failure, Outcome, Test, failed};
 use crate::arch::callee::{Hit, NativeHook, Shape};
@@ -13,7 +14,7 @@ use crate::context::{self};
 use crate::hook::{
     self, At, HookId, How, Native, Place, Point, ProbeWay as Way, Program, Settings, WayIn,
 };
-use crate::workload::{set_gate, workload_blocks, workload_call};
+use crate::workload::workload_call;
 use crate::{check, integrity, rcu, sched};
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -690,23 +691,8 @@ fn load() -> Outcome {
     );
     check!(missed == 0, "{missed} misses");
     check!(counted == [calls; 2], "{calls} calls, {counted:?} hits");
-    rcu::barrier();
-    let now = hook::pool_free();
-    check!(free == now, "{free} bytes of the pool were free, now {now}");
+    pool_is_back(free)?;
     intact(0)
-}
-
-/// Where the code that a hooked entry leads to begins, inverted: an address on this stack would keep the code alive.
-#[inline(never)]
-fn hidden(function: u64) -> u64 {
-    let word = code::read(function as usize);
-    let target = word.and_then(|word| a64::branch_target(word, function));
-    target.map_or(0, |target| !target)
-}
-
-#[inline(never)]
-fn word_of(hidden: u64) -> Option<u32> {
-    code::read(!black_box(hidden) as usize)
 }
 
 fn sleepers() -> Outcome {
@@ -718,21 +704,9 @@ fn sleepers() -> Outcome {
         watch(&place, ProbeKind::Return, &gone)?,
         watch(&place, ProbeKind::Return, &stays)?,
     ];
-    let image = hidden(place.address());
-    check!(image != 0, "no branch at the probed entry");
-    set_gate(false);
-    let tasks: Result<Vec<_>, _> = (0..10)
-        .map(|n| spawn("sleeper", move || workload_blocks(n, 5) == n + 10))
-        .collect();
-    let tasks = tasks?;
-    sched::sleep_ns(5_000_000);
+    let image = Image::behind(place.address() as usize)?;
     let [first, second] = ids;
-    detach(first)?;
-    // Longer than any grace period takes: the probe has to stay, for ten tasks will return into it.
-    sched::sleep_ns(50_000_000);
-    let kept = word_of(image).is_some_and(|word| word != trampoline::pool::FILL);
-    set_gate(true);
-    let right = tasks.into_iter().all(|t| t.join());
+    let (kept, right) = under_ten_sleepers(|| detach(first), || image.is_there())?;
     let hits = [&gone, &stays].map(|w| w.hits.load(Relaxed));
     detach(second)?;
     check!(
@@ -747,15 +721,8 @@ fn sleepers() -> Outcome {
         hits == [0, 10],
         "hits of the one that was taken off meanwhile and of the other: {hits:?}"
     );
-    rcu::barrier();
-    let word = word_of(image);
-    check!(
-        word == Some(trampoline::pool::FILL),
-        "the freed probe holds {word:x?}, not BRK"
-    );
-    let now = hook::pool_free();
-    check!(free == now, "{free} bytes of the pool were free, now {now}");
-    Ok(())
+    image.check_freed()?;
+    pool_is_back(free)
 }
 
 fn refused() -> Outcome {

@@ -3,6 +3,7 @@
 
 use super::bpf::sum;
 use super::hooks::{call, detach, function};
+use super::sleepers::pool_is_back;
 use super::tasks::spawn;
 use super::{Failure, Outcome, Test, failed};
 use crate::arch::callee::{Hit, NativeHook, Shape};
@@ -255,10 +256,7 @@ fn by_program() -> Outcome {
         );
         check!(call(10, 1) == 31, "{engine:?}: not given back");
     }
-    rcu::barrier();
-    let now = hook::pool_free();
-    check!(free == now, "{free} bytes of the pool were free, now {now}");
-    Ok(())
+    pool_is_back(free)
 }
 
 fn original() -> Outcome {
@@ -388,10 +386,7 @@ fn freplace() -> Outcome {
         let left = hook::list().len();
         check!(left == 0, "{left} hooks are left");
     }
-    rcu::barrier();
-    let now = hook::pool_free();
-    check!(free == now, "{free} bytes of the pool were free, now {now}");
-    Ok(())
+    pool_is_back(free)
 }
 
 type Twelve = extern "C" fn(u64, u64, u64, u64, u64, u64, u64, u64, u64, u64, u64, u64) -> u64;
@@ -519,10 +514,7 @@ fn waits() -> Outcome {
     check!(!is_new() && exchange(7, Pause::None) == 7, "not off");
     let report = integrity::check().map_err(|e| failed(&e))?;
     check!(report.unaccounted == 0, "words that no one owns");
-    rcu::barrier();
-    let now = hook::pool_free();
-    check!(free == now, "{free} bytes of the pool were free, now {now}");
-    Ok(())
+    pool_is_back(free)
 }
 
 fn turned() -> Outcome {

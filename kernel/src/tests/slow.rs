@@ -4,7 +4,7 @@
 use super::above;
 use super::bpf::{ENGINES, hooked, object, refused, variable};
 use super::hooks::{call, function};
-use super::kinds::{first_word, hidden_image};
+use super::sleepers::{Image, pool_is_back};
 use super::tasks::spawn;
 use super::{Failure, Outcome, Test, failed};
 use crate::arch::{irq, timer};
@@ -144,7 +144,7 @@ fn detached() -> Outcome {
         let before = counts()?;
         let function = function("workload_call")?;
         let id = bpf::attach(PROGRAM, &function, engine).map_err(|e| failed(&e))?;
-        let hidden = hidden_image(&function);
+        let image = Image::behind(function.address)?;
         slow::hold(true);
         let tasks: Result<Vec<_>, _> = (0..TASKS)
             .map(|n| spawn("reader", move || read(n * 8)))
@@ -154,7 +154,7 @@ fn detached() -> Outcome {
         let detached = hook::detach(id);
         // Longer than any grace period takes: the image has to stay, for ten tasks are inside.
         sched::sleep_ns(50_000_000);
-        let kept = first_word(hidden).is_some_and(|word| word != trampoline::pool::FILL);
+        let kept = image.is_there();
         slow::hold(false);
         let right = tasks.into_iter().all(|task| task.join());
         detached.map_err(|e| failed(&e))?;
@@ -170,17 +170,8 @@ fn detached() -> Outcome {
             changed == [TASKS, 0, TASKS],
             "{engine:?}: read, failed, right: {changed:?} of {TASKS}"
         );
-        rcu::barrier();
-        let word = first_word(hidden);
-        check!(
-            word == Some(trampoline::pool::FILL),
-            "{engine:?}: the freed image holds {word:x?}, not BRK"
-        );
-        let now = hook::pool_free();
-        check!(
-            free == now,
-            "{engine:?}: {free} bytes of the pool were free, now {now}"
-        );
+        image.check_freed()?;
+        pool_is_back(free)?;
     }
     Ok(())
 }
