@@ -7,6 +7,7 @@ use super::sleepers::{Image, pool_is_back, under_ten_sleepers};
 use super::tasks::spawn;
 use super::{Failure, Outcome, Test, failed};
 use crate::arch::callee::{Hit, NativeHook};
+use crate::arch::code;
 use crate::hook::{self, HookId, How, Point, ProbeWay, Protection, Settings};
 use crate::workload::workload_twelve;
 use crate::{check, rcu, sched};
@@ -72,6 +73,11 @@ pub(super) const TESTS: &[Test] = &[
         name: "kinds.a_hit_that_takes_too_much_stack_is_refused",
         seconds: 20,
         run: too_much_stack,
+    },
+    Test {
+        name: "kinds.each_word_of_an_image_says_what_it_is_for",
+        seconds: 20,
+        run: listed,
     },
     Test {
         name: "kinds.what_a_function_does_not_allow_is_refused",
@@ -398,6 +404,79 @@ fn sleepers() -> Outcome {
     check!(hits == 0, "{hits} hits after the detach");
     image.check_freed()?;
     pool_is_back(free)
+}
+
+/// The words of a hooked function's site and image as they are in memory, without a gap, and their ingredients: all of `some` and
+/// none of `none` among them.
+fn check_listing(function: &hook::Function, some: &[&str], none: &[&str]) -> Outcome {
+    let lines = hook::describe(function.address);
+    let (site, image) = lines.split_at_checked(2).unwrap_or_default();
+    check!(
+        site.len() == 2 && site.iter().all(|line| line.ingredient == "site"),
+        "no site is listed"
+    );
+    for line in &lines {
+        let there = code::read(line.address);
+        check!(
+            there == Some(line.word) && !line.ingredient.is_empty(),
+            "{:#x} is listed as {:08x}, for {:?}; there is {there:08x?}",
+            line.address,
+            line.word,
+            line.ingredient
+        );
+    }
+    let gap = image.windows(2).find_map(|pair| match pair {
+        [one, next] if next.address != one.address + 4 => Some(one.address),
+        _ => None,
+    });
+    check!(gap.is_none(), "what is behind {gap:x?} is not listed");
+    let is_there = |name: &&&str| image.iter().any(|line| line.ingredient == **name);
+    let missing = some.iter().find(|name| !is_there(name));
+    let wrong = none.iter().find(is_there);
+    check!(
+        missing.is_none() && wrong.is_none(),
+        "no word is for {missing:?}, or one is for {wrong:?}"
+    );
+    Ok(())
+}
+
+fn listed() -> Outcome {
+    const ALWAYS: [&str; 4] = ["save", "program", "restore", "return"];
+    let function = function("workload_call")?;
+    let program = Arc::new(Program::default());
+    for kind in [Kind::Fentry, Kind::Fexit, Kind::FmodRet, Kind::Fsession] {
+        for protection in PROTECTIONS {
+            let id = attach(
+                "workload_call",
+                Point {
+                    protection,
+                    ..Point::of(kind)
+                },
+                &program,
+            )?;
+            let guard = matches!(protection, Protection::Program | Protection::Context);
+            let (mut some, mut none) = (ALWAYS.to_vec(), Vec::new());
+            if guard { &mut some } else { &mut none }.extend(["guard", "literal"]);
+            if kind.calls_function() {
+                &mut some
+            } else {
+                &mut none
+            }
+            .push("function");
+            let found = check_listing(&function, &some, &none);
+            detach(id)?;
+            if let Err(Failure::Failed(why)) = found {
+                check!(false, "{kind:?}, {protection:?}: {why}");
+            }
+        }
+    }
+    let lines = hook::describe(function.address);
+    check!(
+        lines.len() == 2,
+        "{} words are listed of a function that nothing hooks",
+        lines.len()
+    );
+    Ok(())
 }
 
 fn refused() -> Outcome {
