@@ -16,11 +16,15 @@
 //! | 56..64 | BTF (`linux/btf.h`, from its magic number on): length in bytes, offset in the blob, a multiple of 8 |
 //! | 64..72 | worst cases of stack: count, offset in the blob |
 //! | 72..80 | the code as linked, from the image's first byte on: length in bytes, offset in the blob |
+//! | 80..88 | functions that were inlined away: count, offset in the blob |
 //!
 //! A symbol is four words: offset in the image, size in bytes, offset of the name, flags (low half) and length of the name
 //! (high half). A site is one word: the offset in the image of a function's *entry*, the first of its two NOPs. Symbols are
 //! sorted by address, the best name of an address first; sites are sorted. A worst case is two words: the offset in the image of a
-//! function of the hook path, and the most bytes of stack that a call of it takes, with all that it calls; sorted. Names are demangled, without the crate hash.
+//! function of the hook path, and the most bytes of stack that a call of it takes, with all that it calls; sorted. A function that was
+//! inlined away is five words: offset of the name, length of the name (low half) and how many functions its code is part of (high
+//! half), and three of those by their number among the symbols, those with a site first, [`NO_HOST`] where there are fewer. Names are
+//! demangled, without the crate hash; of those that were inlined away without the arguments of generic functions too.
 //!
 //! Nothing of the kernel: `xtask` includes this file to test what it writes.
 
@@ -28,15 +32,21 @@ use crate::glob::Glob;
 use core::fmt;
 
 /// The blob's first bytes.
-pub(crate) const MAGIC: [u8; 8] = *b"SPRBLOB2";
+pub(crate) const MAGIC: [u8; 8] = *b"SPRBLOB3";
 /// Length of the header, bytes.
-pub(crate) const HEADER: usize = 80;
+pub(crate) const HEADER: usize = 88;
 /// Length of a symbol record, bytes.
 pub(crate) const SYMBOL: usize = 16;
 /// Length of a site record, bytes.
 pub(crate) const SITE: usize = 4;
 /// Length of a worst case's record, bytes.
 pub(crate) const STACK: usize = 8;
+/// Length of the record of a function that was inlined away, bytes.
+pub(crate) const INLINED: usize = 8 + 4 * HOSTS;
+/// How many of the functions that such a function's code is part of are named.
+pub(crate) const HOSTS: usize = 3;
+/// Stands for no symbol.
+pub(crate) const NO_HOST: u32 = u32::MAX;
 
 /// Why bytes are not a blob.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,7 +76,7 @@ impl fmt::Display for BlobError {
             Self::Magic(found) => {
                 write!(
                     f,
-                    "symbol blob: starts with {found:02x?}, not with SPRBLOB2; {REMEDY}"
+                    "symbol blob: starts with {found:02x?}, not with SPRBLOB3; {REMEDY}"
                 )
             }
             Self::Section(name) => {
@@ -131,6 +141,17 @@ pub(crate) struct Symbol<'a> {
     pub flags: Flags,
 }
 
+/// A function that the image has only inside others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Inlined<'a> {
+    /// Demangled name.
+    pub name: &'a str,
+    /// How many functions its code is part of.
+    pub count: usize,
+    /// The first few of them, those with a site first; `None` fills up where there are fewer.
+    pub hosts: [Option<Symbol<'a>>; HOSTS],
+}
+
 /// A checked blob.
 #[derive(Clone, Copy)]
 pub(crate) struct Blob<'a> {
@@ -142,6 +163,7 @@ pub(crate) struct Blob<'a> {
     btf: &'a [u8],
     stacks: &'a [[u8; STACK]],
     text: &'a [u8],
+    inlined: &'a [[u8; INLINED]],
 }
 
 fn word(bytes: &[u8], at: usize) -> u32 {
@@ -169,6 +191,17 @@ fn section<'a>(
 fn name_range(record: &[u8; SYMBOL]) -> core::ops::Range<usize> {
     let start = word(record, 8) as usize;
     start..start + (word(record, 12) >> 16) as usize
+}
+
+/// Where the name of a function that was inlined away is among the names.
+fn inlined_name_range(record: &[u8; INLINED]) -> core::ops::Range<usize> {
+    let start = word(record, 0) as usize;
+    start..start + (word(record, 4) & 0xffff) as usize
+}
+
+/// The numbers of the functions that such a function's code is part of.
+fn hosts(record: &[u8; INLINED]) -> impl Iterator<Item = u32> {
+    (0..HOSTS).map(|i| word(record, 8 + 4 * i))
 }
 
 impl<'a> Blob<'a> {
@@ -207,6 +240,9 @@ impl<'a> Blob<'a> {
             btf: section(bytes, 56, 1, "types")?,
             stacks: section(bytes, 64, STACK, "stacks")?.as_chunks().0,
             text: section(bytes, 72, 1, "code")?,
+            inlined: section(bytes, 80, INLINED, "inlined functions")?
+                .as_chunks()
+                .0,
         };
         for (index, record) in blob.symbols.iter().enumerate() {
             let next = blob.symbols.get(index + 1);
@@ -214,6 +250,12 @@ impl<'a> Blob<'a> {
                 || blob.name(record).is_none()
             {
                 return Err(BlobError::Record("symbol", index));
+            }
+        }
+        for (index, record) in blob.inlined.iter().enumerate() {
+            let known = |host: u32| host == NO_HOST || (host as usize) < blob.symbols.len();
+            if blob.names.get(inlined_name_range(record)).is_none() || !hosts(record).all(known) {
+                return Err(BlobError::Record("inlined function", index));
             }
         }
         if !blob.stacks.is_sorted_by_key(|record| word(record, 0)) {
@@ -272,9 +314,28 @@ impl<'a> Blob<'a> {
     }
 
     /// All functions, by address.
-    pub(crate) fn symbols(&self) -> impl Iterator<Item = Symbol<'a>> + use<'a> {
+    pub(crate) fn symbols(&self) -> impl Iterator<Item = Symbol<'a>> + Clone + use<'a> {
         let blob = *self;
         self.symbols.iter().map(move |record| blob.symbol(record))
+    }
+
+    /// All functions that were inlined away, by name.
+    pub(crate) fn inlined(&self) -> impl Iterator<Item = Inlined<'a>> + Clone + use<'a> {
+        let blob = *self;
+        self.inlined.iter().map(move |record| {
+            let mut numbers = hosts(record);
+            Inlined {
+                name: blob
+                    .names
+                    .get(inlined_name_range(record))
+                    .unwrap_or_default(),
+                count: (word(record, 4) >> 16) as usize,
+                hosts: core::array::from_fn(|_| {
+                    let host = numbers.next()? as usize;
+                    Some(blob.symbol(blob.symbols.get(host)?))
+                }),
+            }
+        })
     }
 
     /// Entry addresses of all functions that may be hooked, ascending.
@@ -340,11 +401,15 @@ impl<'a> Blob<'a> {
         &self,
         name: &'n str,
     ) -> impl Iterator<Item = Symbol<'a>> + use<'a, 'n> {
-        let exact = self.symbols().any(|symbol| symbol.name == name);
-        self.symbols().filter(move |symbol| match exact {
-            true => symbol.name == name,
-            false => is_path_suffix(symbol.name, name),
-        })
+        named(self.symbols(), |symbol| symbol.name, name)
+    }
+
+    /// Functions called `name`, as in [`Blob::by_name`], that the image has only inside others.
+    pub(crate) fn inlined_by_name<'n>(
+        &self,
+        name: &'n str,
+    ) -> impl Iterator<Item = Inlined<'a>> + use<'a, 'n> {
+        named(self.inlined(), |inlined| inlined.name, name)
     }
 
     /// Functions whose name fits `pattern`, in which `*` stands for any characters, `::` included.
@@ -393,6 +458,19 @@ impl<'a> Blob<'a> {
         }
         best.map(|entry| entry.map(|(_, symbol)| symbol))
     }
+}
+
+/// Of `all` those that are called exactly `name`, or, if there are none, those whose path ends in it.
+fn named<'a, 'n, T>(
+    all: impl Iterator<Item = T> + Clone,
+    name_of: fn(&T) -> &'a str,
+    name: &'n str,
+) -> impl Iterator<Item = T> {
+    let exact = all.clone().any(|item| name_of(&item) == name);
+    all.filter(move |item| match exact {
+        true => name_of(item) == name,
+        false => is_path_suffix(name_of(item), name),
+    })
 }
 
 /// Whether `name` ends in `suffix` at a path boundary, angle brackets aside.

@@ -488,7 +488,7 @@ impl<'e, 'a, 'b> Emitter<'e, 'a, 'b> {
                     self.asm.bind(label);
                     self.unprotect(&part);
                     self.asm.branch(ops::b(), self.exit);
-                    self.span(Ingredient::Guard, None);
+                    self.span(Ingredient::Exit, None);
                 }
             }
         }

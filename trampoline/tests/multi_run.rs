@@ -8,11 +8,11 @@
 mod machine;
 
 use a64::inst::PairMode;
-use a64::ops::{add, add_imm, br, cbz, ldp, lsl_imm, mov_sp, nop, ret, stp, sub_imm};
+use a64::ops::{add, add_imm, cbz, ldp, lsl_imm, mov_sp, nop, ret, stp, sub_imm};
 use a64::reg::*;
 use a64::{Fixup, LabelSlot, SP, Size};
 use core::arch::asm;
-use machine::{ADMIT, ENTRIES, MISS, Memory, admit, miss, pushed, task, write};
+use machine::{ADMIT, ENTRIES, MISS, Memory, admit, branch_far, miss, pushed, spoil, task};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use trampoline::multi::{Program, Target};
 use trampoline::registers::{self, Words};
@@ -59,16 +59,7 @@ extern "C" fn program(ctx: *const u64, data: *const u64) -> u64 {
         0 => {}
         function => drop(call(function, 0)),
     }
-    // SAFETY: overwrites what a function may overwrite (AAPCS64 6.1.1), all of it declared.
-    unsafe {
-        asm!(
-            "mov x0, #-1", "mov x1, #-1", "mov x2, #-1", "mov x3, #-1", "mov x4, #-1", "mov x5, #-1",
-            "mov x6, #-1", "mov x7, #-1", "mov x8, #-1", "mov x9, #-1", "mov x10, #-1", "mov x11, #-1",
-            "mov x12, #-1", "mov x13, #-1", "mov x14, #-1", "mov x15, #-1", "mov x16, #-1",
-            "mov x17, #-1", "mov x30, #-1", "cmp x0, #0",
-            clobber_abi("C"), out("x30") _,
-        )
-    }
+    spoil();
     u64::MAX
 }
 
@@ -115,11 +106,7 @@ impl Bench {
             (ADMIT, admit as *const ()),
             (MISS, miss as *const ()),
         ] {
-            // The test binary may be out of BL's reach.
-            write(&memory, text + at, |asm| {
-                asm.mov_imm(X16, to as u64);
-                asm.emit(br(X16));
-            });
+            branch_far(&memory, text + at, to);
         }
         for number in 0..COUNT {
             function(&memory, text + FIRST + EACH * number, number);

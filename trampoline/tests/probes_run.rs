@@ -10,13 +10,13 @@ mod machine;
 use a64::imm::{Imm19, Imm21};
 use a64::inst::{Cond, LiteralOp, PairMode};
 use a64::ops::{
-    self, add, add_imm, b_cond, br, cbnz, cbz, cmp_imm, cset, ldp, ldr, mov, mov_sp, mrs, nop, ret,
+    self, add, add_imm, b_cond, cbnz, cbz, cmp_imm, cset, ldp, ldr, mov, mov_sp, mrs, nop, ret,
     stp, str as store, tbz,
 };
 use a64::reg::*;
 use a64::{Fixup, Inst, LabelSlot, SP, Size, SysReg};
 use core::arch::asm;
-use machine::{ADMIT, ENTRIES, MISS, Memory, admit, miss, pushed, task, write};
+use machine::{ADMIT, ENTRIES, MISS, Memory, admit, branch_far, miss, pushed, spoil, task, write};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use trampoline::{
     AttachId, Callee, Engine, Guard, Platform, ProbeKind, Site, SiteTable, Spot, State, registers,
@@ -51,16 +51,7 @@ extern "C" fn program(ctx: *const u64, data: u64) -> u64 {
         // SAFETY: the probe stored so many words at ctx.
         slot.store(unsafe { ctx.wrapping_add(i).read() }, Relaxed);
     }
-    // SAFETY: overwrites what a function may overwrite (AAPCS64 6.1.1), all of it declared.
-    unsafe {
-        asm!(
-            "mov x0, #-1", "mov x1, #-1", "mov x2, #-1", "mov x3, #-1", "mov x4, #-1", "mov x5, #-1",
-            "mov x6, #-1", "mov x7, #-1", "mov x8, #-1", "mov x9, #-1", "mov x10, #-1", "mov x11, #-1",
-            "mov x12, #-1", "mov x13, #-1", "mov x14, #-1", "mov x15, #-1", "mov x16, #-1",
-            "mov x17, #-1", "mov x30, #-1", "cmp x0, #0",
-            clobber_abi("C"), out("x30") _,
-        )
-    }
+    spoil();
     u64::MAX
 }
 
@@ -77,11 +68,7 @@ fn bench(site: bool) -> Bench {
         (ADMIT, admit as *const ()),
         (MISS, miss as *const ()),
     ] {
-        // The test binary may be out of BL's reach.
-        write(&memory, text + at, |asm| {
-            asm.mov_imm(X16, to as u64);
-            asm.emit(br(X16));
-        });
+        branch_far(&memory, text + at, to);
     }
     let sites = [FUNCTION, 0x3f00].map(|address| Site {
         address: text + address,

@@ -8,11 +8,11 @@
 mod machine;
 
 use a64::inst::PairMode;
-use a64::ops::{add_imm, br, mov_sp, nop, ret, stp, str as store};
+use a64::ops::{add_imm, mov_sp, nop, ret, stp, str as store};
 use a64::reg::*;
 use a64::{SP, Size, XZR};
 use core::arch::asm;
-use machine::{ADMIT, BYTES, Memory, admit, task, times_left, write};
+use machine::{ADMIT, BYTES, Memory, admit, branch_far, spoil, task, times_left, write};
 use std::sync::atomic::{AtomicU64, Ordering};
 use trampoline::{ArgSpec, Callee, Engine, Guard, Kind, Site, SiteTable, State};
 
@@ -72,31 +72,7 @@ extern "C" fn program(ctx: *const u64, data: u64) -> u64 {
             Ordering::Relaxed,
         );
     }
-    // SAFETY: overwrites what a function may overwrite (AAPCS64 6.1.1), all of it declared.
-    unsafe {
-        asm!(
-            "mov x0, #-1",
-            "mov x1, #-1",
-            "mov x2, #-1",
-            "mov x3, #-1",
-            "mov x4, #-1",
-            "mov x5, #-1",
-            "mov x6, #-1",
-            "mov x7, #-1",
-            "mov x8, #-1",
-            "mov x9, #-1",
-            "mov x10, #-1",
-            "mov x11, #-1",
-            "mov x12, #-1",
-            "mov x13, #-1",
-            "mov x14, #-1",
-            "mov x15, #-1",
-            "mov x16, #-1",
-            "mov x17, #-1",
-            "cmp x0, #0",
-            clobber_abi("C"),
-        )
-    }
+    spoil();
     u64::MAX
 }
 
@@ -132,17 +108,13 @@ fn bench() -> Bench {
     let memory = Memory::new();
     let (function, seen) = (memory.0 + 0x1000, seen());
     target(&memory, function, seen);
-    // The test binary may be out of BL's reach.
     let stub = memory.0 + 0x2000;
     for (at, to) in [
         (stub, program as *const ()),
         (stub + 0x40, acting as *const ()),
         (memory.0 + ADMIT, admit as *const ()),
     ] {
-        write(&memory, at, |asm| {
-            asm.mov_imm(X16, to as u64);
-            asm.emit(br(X16));
-        });
+        branch_far(&memory, at, to);
     }
     let sites = SiteTable::new([Site {
         address: function,

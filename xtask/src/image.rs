@@ -11,6 +11,7 @@ use crate::Outcome;
 use crate::audit;
 use crate::btf;
 use crate::files;
+use crate::inlined;
 use crate::linked::Linked;
 use crate::notrace::{self, Notrace};
 use crate::rules::{self, Rules};
@@ -105,12 +106,14 @@ pub(crate) fn make(workspace: &Workspace, elf: &Path, image: &Path) -> Outcome<(
     }
     let (linked, set, rules) = examine(workspace, elf)?;
     let version = format!("{KERNEL} {}", env!("CARGO_PKG_VERSION"));
-    let graph = btf::of_elf(&files::read(elf)?)?;
+    let file = files::read(elf)?;
+    let graph = btf::of_elf(&file)?;
     files::write(&header, btf::header::header(&graph).as_bytes())?;
     let btf = btf::write::write(&graph)?;
     let stacks = audit::stack_table(&linked, &set, &rules);
     let notrace = |index| set.contains(index);
-    let blob = symbols::blob(&linked, notrace, &stacks, &version, &btf)?;
+    let inlined = inlined::of_elf(&file, &linked)?;
+    let blob = symbols::blob(&linked, notrace, &stacks, &version, &btf, &inlined)?;
     Ok(files::write(image, &assemble(linked.bytes, &blob)?)?)
 }
 

@@ -103,7 +103,7 @@ pub(crate) struct Linked {
 const SYNTHETIC: [&str; 3] = ["OUTLINED_FUNCTION_", "__CortexA53843419_", "__AArch64"];
 
 /// The name as people write it, and whether it was mangled.
-fn readable(symbol: &str) -> (String, bool) {
+pub(crate) fn readable(symbol: &str) -> (String, bool) {
     match rustc_demangle::try_demangle(symbol) {
         Ok(name) => (format!("{name:#}"), true),
         Err(_) => (symbol.to_owned(), false),

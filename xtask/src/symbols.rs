@@ -3,7 +3,8 @@
 
 use std::collections::BTreeMap;
 
-use crate::ksyms::{Flags, HEADER, MAGIC, SITE, STACK, SYMBOL};
+use crate::inlined::Inlined;
+use crate::ksyms::{Flags, HEADER, HOSTS, INLINED, MAGIC, NO_HOST, SITE, STACK, SYMBOL};
 use crate::linked::Linked;
 
 /// What every section's offset is a multiple of.
@@ -29,6 +30,11 @@ fn word(what: &'static str, value: u64) -> Result<u32, SymbolError> {
     fit(what, value, u32::MAX.into())
 }
 
+/// A number that has half a word.
+fn half(what: &'static str, value: usize) -> Result<u32, SymbolError> {
+    fit::<u16>(what, value as u64, u16::MAX.into()).map(u32::from)
+}
+
 /// The functions that hooks may touch, by index: one an address, those of the compiler, without the notrace set.
 pub(crate) fn sites(linked: &Linked, notrace: impl Fn(usize) -> bool) -> Vec<usize> {
     let mut sites: Vec<usize> = Vec::new();
@@ -44,13 +50,15 @@ pub(crate) fn sites(linked: &Linked, notrace: impl Fn(usize) -> bool) -> Vec<usi
 }
 
 /// The blob of a kernel, its types (`btf`) and its code as linked included. `notrace(i)` says whether function `i` belongs to the
-/// hook path; it keeps its name and loses its site. `stacks` are worst cases of stack in bytes, by address.
+/// hook path; it keeps its name and loses its site. `stacks` are worst cases of stack in bytes, by address; `inlined` is what was
+/// inlined away.
 pub(crate) fn blob(
     linked: &Linked,
     notrace: impl Fn(usize) -> bool,
     stacks: &BTreeMap<u64, u64>,
     version: &str,
     btf: &[u8],
+    inlined: &Inlined,
 ) -> Result<Vec<u8>, SymbolError> {
     let mut records = Vec::with_capacity(linked.functions.len() * SYMBOL);
     let hookable = sites(linked, &notrace);
@@ -73,16 +81,12 @@ pub(crate) fn blob(
             .filter(|(set, _)| *set)
             .fold(Flags::default(), |all, (_, flag)| all.with(*flag));
         let offset = word("an address", function.address - linked.base)?;
-        let length: u16 = fit(
-            "a name's length",
-            function.name.len() as u64,
-            u16::MAX.into(),
-        )?;
+        let length = half("a name's length", function.name.len())?;
         for field in [
             offset,
             word("a function's size", function.size)?,
             word("the names' length", names.len() as u64)?,
-            u32::from(flags.0) | u32::from(length) << 16,
+            u32::from(flags.0) | length << 16,
         ] {
             records.extend(field.to_le_bytes());
         }
@@ -96,6 +100,26 @@ pub(crate) fn blob(
         worst.extend(word("an address", address - linked.base)?.to_le_bytes());
         worst.extend(word("a function's stack", *bytes)?.to_le_bytes());
     }
+    let mut away = Vec::with_capacity(inlined.len() * INLINED);
+    for (name, hosts) in inlined {
+        let site = |host: &&usize| hookable.binary_search(host).is_ok();
+        let first = hosts.iter().filter(site);
+        let then = hosts.iter().filter(|host| !site(host));
+        let count = half(
+            "the number of functions that one was inlined into",
+            hosts.len(),
+        )?;
+        let mut fields = vec![
+            word("the names' length", names.len() as u64)?,
+            half("a name's length", name.len())? | count << 16,
+        ];
+        for host in first.chain(then).take(HOSTS) {
+            fields.push(word("a symbol's number", *host as u64)?);
+        }
+        fields.resize(INLINED / 4, NO_HOST);
+        away.extend(fields.into_iter().flat_map(u32::to_le_bytes));
+        names.push_str(name);
+    }
     let sections = [
         (linked.functions.len(), records),
         (sites.len() / SITE, sites),
@@ -104,6 +128,7 @@ pub(crate) fn blob(
         (btf.len(), btf.to_vec()),
         (stacks.len(), worst),
         (linked.text().len(), linked.text().to_vec()),
+        (inlined.len(), away),
     ];
     let mut blob = vec![0; HEADER];
     let mut fields = Vec::new();
@@ -116,7 +141,7 @@ pub(crate) fn blob(
         blob.extend(bytes);
     }
     let length = word("the length", blob.len() as u64)?;
-    let [symbols, sites, names, version, btf, stacks, text] = fields[..] else {
+    let [symbols, sites, names, version, btf, stacks, text, inlined] = fields[..] else {
         return Ok(blob);
     };
     let mut header = MAGIC.to_vec();
@@ -127,7 +152,7 @@ pub(crate) fn blob(
     }
     header.extend([0; 4]);
     header.extend(linked.base.to_le_bytes());
-    for (count, offset) in [btf, stacks, text] {
+    for (count, offset) in [btf, stacks, text, inlined] {
         header.extend(count.to_le_bytes());
         header.extend(offset.to_le_bytes());
     }
@@ -146,6 +171,14 @@ mod tests {
 
     const SITE_WORDS: &[u32] = &[NOP, NOP, 0xd65f_03c0];
 
+    /// What was inlined away: names and the numbers of functions.
+    fn inlined(functions: &[(&str, &[usize])]) -> Inlined {
+        let into = |(name, hosts): &(&str, &[usize])| {
+            ((*name).to_owned(), hosts.iter().copied().collect())
+        };
+        functions.iter().map(into).collect()
+    }
+
     fn sample() -> Vec<u8> {
         let linked = made_up(&[
             ("smoltcp::socket::tcp::Socket::process", SITE_WORDS),
@@ -157,7 +190,13 @@ mod tests {
         ]);
         let stacks = BTreeMap::from([(linked.base + 12, 160), (linked.base + 24, 16)]);
         let notrace = |i| i == 3;
-        blob(&linked, notrace, &stacks, "springboard 0.1.0", b"types").expect("blob")
+        let inlined = inlined(&[
+            ("<kernel::udp::Socket>::bind", &[0, 1, 2, 3, 5]),
+            ("<kernel::tcp::Socket>::bind", &[2, 3]),
+            ("kernel::rcu::poll", &[2, 3, 5]),
+        ]);
+        let version = "springboard 0.1.0";
+        blob(&linked, notrace, &stacks, version, b"types", &inlined).expect("blob")
     }
 
     #[test]
@@ -211,7 +250,8 @@ mod tests {
             twin.name.push_str("_twin");
             linked.functions.insert(at + 1, twin);
         }
-        let bytes = blob(&linked, |index| index >= 2, &BTreeMap::new(), "", &[]).expect("blob");
+        let (stacks, inlined) = (BTreeMap::new(), Inlined::new());
+        let bytes = blob(&linked, |index| index >= 2, &stacks, "", &[], &inlined).expect("blob");
         let blob = Blob::parse(&bytes).expect("parse");
         let flags: Vec<_> = blob.symbols().map(|s| (s.name, s.flags)).collect();
         let (first, alias) = (Flags::GLOBAL, Flags::ALIAS.with(Flags::GLOBAL));
@@ -262,6 +302,34 @@ mod tests {
     }
 
     #[test]
+    fn what_was_inlined_away_says_where_it_went() {
+        let bytes = sample();
+        let blob = Blob::parse(&bytes).expect("parse");
+        let found = |name| {
+            let mut found: Vec<_> = blob.inlined_by_name(name).collect();
+            let only = found.pop().filter(|_| found.is_empty())?;
+            let hosts: Vec<_> = only.hosts.iter().flatten().map(|s| s.name).collect();
+            Some((only.name, only.count, hosts))
+        };
+        // The function with a site first, though another stands before it.
+        let (udp, unsited) = ("<kernel::udp::Socket>::process", "core::str::from_utf8");
+        let quiet = "kernel::rcu::quiet";
+        let poll = "kernel::rcu::poll";
+        assert_eq!(
+            found("rcu::poll"),
+            Some((poll, 3, vec![udp, unsited, quiet]))
+        );
+        assert_eq!(found(poll), found("poll"));
+        let (_, count, hosts) = found("udp::Socket::bind").expect("one of two");
+        assert_eq!((count, hosts.len(), hosts[2]), (5, HOSTS, udp));
+        let (_, count, hosts) = found("tcp::Socket::bind").expect("the other");
+        assert_eq!((count, hosts), (2, vec![unsited, quiet]));
+        assert_eq!(blob.inlined_by_name("bind").count(), 2);
+        assert_eq!((found("oll"), found("process")), (None, None));
+        assert_eq!(blob.by_name("poll").count(), 0);
+    }
+
+    #[test]
     fn damaged_blobs_are_refused_or_harmless() {
         let good = sample();
         for length in 0..good.len() {
@@ -273,7 +341,8 @@ mod tests {
                 bad[at] = value;
                 if let Ok(blob) = Blob::parse(&bad) {
                     let _ = (blob.lookup(blob.base() + 20), blob.nearest::<3>("x"));
-                    assert!(blob.symbols().count() + blob.sites().count() < 1000);
+                    let inlined = blob.inlined_by_name("bind").map(|i| i.hosts).count();
+                    assert!(inlined + blob.symbols().count() + blob.sites().count() < 1000);
                 }
             }
         }

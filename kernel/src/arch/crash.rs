@@ -3,12 +3,15 @@
 
 use super::callee::{Hit, NativeHook};
 use crate::context::{self, Softirq};
-use crate::hook::{self, Point};
+use crate::hook::linux::Way;
+use crate::hook::{self, Point, Program};
 use crate::sched::{self, Mutex};
+use crate::workload::{call_loop, workload_call};
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use core::arch::asm;
 use core::hint::black_box;
+use trampoline::Kind;
 
 /// A way to go wrong: its name, and the act, which does not return if the kernel is right.
 pub(crate) struct Crash {
@@ -81,6 +84,10 @@ pub(crate) const CRASHES: &[Crash] = &[
     Crash {
         name: "stack-hooked",
         act: run_away_hooked,
+    },
+    Crash {
+        name: "stack-linux",
+        act: run_away_counted,
     },
     Crash {
         name: "recursion",
@@ -205,7 +212,7 @@ fn in_a_hook(act: fn()) {
     let Ok(function) = hook::resolve("workload_call") else {
         return;
     };
-    let point = Point::of(trampoline::Kind::Fentry);
+    let point = Point::of(Kind::Fentry);
     let attached = hook::attach_hook(
         &function,
         point,
@@ -213,7 +220,7 @@ fn in_a_hook(act: fn()) {
         Arc::new(Forbidden(act)),
     );
     if attached.is_ok() {
-        crate::workload::call_loop(crate::workload::workload_call, 1);
+        call_loop(workload_call, 1);
     }
 }
 
@@ -253,9 +260,22 @@ fn run_away_hooked() {
     let Ok(function) = hook::resolve("arch::crash::deeper") else {
         return;
     };
-    let point = Point::of(trampoline::Kind::Fentry);
+    let point = Point::of(Kind::Fentry);
     if hook::attach_hook(&function, point, "deep".into(), Arc::new(Deep)).is_ok() {
         in_a_task(run_away);
+    }
+}
+
+/// In a trampoline of the Linux way, which counts who is inside.
+fn run_away_counted() {
+    let Ok(function) = hook::resolve("workload_call") else {
+        return;
+    };
+    let (way, point) = (Way::Trampoline, Point::of(Kind::Fexit));
+    let hook = Arc::new(Forbidden(run_away));
+    let program = Program::native("forbidden".into(), hook, way.shape(point.kind));
+    if hook::linux::attach(&[function], way, point, program).is_ok() {
+        in_a_task(|| _ = call_loop(workload_call, 1));
     }
 }
 

@@ -2,6 +2,7 @@
 //! One program on all functions that fit a pattern, at their entries or when they return.
 
 use super::platform::Kernel;
+use super::resolve::inlined;
 use super::{
     Change, Function, HookError, HookId, HookInfo, HookedIn, Mechanism, Program, Protection,
     Running,
@@ -135,6 +136,11 @@ pub(crate) fn select(pattern: &str) -> Result<Selection, HookError> {
     skipped.note("without a site", count(Fit::NoSite));
     functions.retain(|(_, fit)| *fit == Fit::Site);
     if functions.is_empty() {
+        if skipped.count() == 0
+            && let Some(error) = blob.and_then(|blob| inlined(blob, pattern))
+        {
+            return Err(HookError::Name(error));
+        }
         let name = pattern.replace('*', "");
         let nearest = blob.map(|blob| blob.nearest::<3>(&name));
         let nearest = nearest.iter().flatten().flatten().map(|s| s.name).collect();

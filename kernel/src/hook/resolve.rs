@@ -2,7 +2,7 @@
 //! Names to functions that can be hooked.
 
 use super::Place;
-use crate::ksyms::{Flags, Symbol};
+use crate::ksyms::{Blob, Flags, Symbol};
 use crate::symbols;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -20,6 +20,15 @@ pub(crate) struct Function {
 /// Why a name is no function that can be hooked.
 #[derive(Debug)]
 pub(crate) enum ResolveError {
+    /// The image has its code only inside other functions.
+    Inlined {
+        /// The function.
+        name: &'static str,
+        /// The first few functions that its code is part of: if it is part of any that can be hooked, such ones.
+        hosts: Vec<Symbol<'static>>,
+        /// How many others it is part of.
+        others: usize,
+    },
     /// No function has that name.
     Unknown {
         /// What was asked for.
@@ -48,11 +57,38 @@ pub(crate) enum ResolveError {
 impl fmt::Display for ResolveError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            ResolveError::Inlined {
+                name,
+                hosts,
+                others,
+            } => {
+                write!(f, "{name} was inlined away: its code is part of ")?;
+                for (index, host) in hosts.iter().enumerate() {
+                    let last = index + 1 == hosts.len() && *others == 0;
+                    let between = match index {
+                        0 => "",
+                        _ if last => " and ",
+                        _ => ", ",
+                    };
+                    write!(f, "{between}{}", host.name)?;
+                }
+                match others {
+                    0 => Ok(()),
+                    1 => f.write_str(" and 1 other"),
+                    more => write!(f, " and {more} others"),
+                }?;
+                let hookable = hosts.iter().any(|h| h.flags.contains(Flags::SITE));
+                f.write_str(match (hookable, hosts.len()) {
+                    (false, _) => ", of which none can be hooked; mark it #[inline(never)]",
+                    (true, 1) if *others == 0 => "; hook that, or mark it #[inline(never)]",
+                    (true, _) => "; hook one of these, or mark it #[inline(never)]",
+                })
+            }
             ResolveError::Unknown { asked, nearest } => {
                 write!(
                     f,
-                    "no function is called {asked:?}: it is misspelt, or no copy of it is left in the image, for the compiler put it into its \
-                     callers; hook one of these, or mark it #[inline(never)]; the nearest names are {}",
+                    "no function is called {asked:?}: it is misspelt, or nothing in the image uses it, or core, alloc or std defines it and \
+                     every use was inlined; the nearest names are {}",
                     nearest.join(", ")
                 )
             }
@@ -76,19 +112,42 @@ impl fmt::Display for ResolveError {
 fn named(name: &str) -> Result<Vec<Symbol<'static>>, ResolveError> {
     let blob = symbols::blob().ok_or(ResolveError::NoSymbols)?;
     let all: Vec<Symbol<'static>> = blob.by_name(name).collect();
-    let exact: Vec<_> = all.iter().copied().filter(|s| s.name == name).collect();
-    match (all.is_empty(), exact.is_empty()) {
-        (true, _) => Err(ResolveError::Unknown {
+    if !all.is_empty() {
+        return Ok(all);
+    }
+    Err(inlined(blob, name).unwrap_or_else(|| {
+        let nearest = blob.nearest::<3>(name);
+        ResolveError::Unknown {
             asked: name.into(),
-            nearest: blob
-                .nearest::<3>(name)
-                .iter()
-                .flatten()
-                .map(|s| s.name)
-                .collect(),
-        }),
-        (_, true) => Ok(all),
-        (_, false) => Ok(exact),
+            nearest: nearest.iter().flatten().map(|s| s.name).collect(),
+        }
+    }))
+}
+
+/// Where functions of that name went, if the image has them only inside others.
+pub(super) fn inlined(blob: &Blob<'static>, name: &str) -> Option<ResolveError> {
+    let found: Vec<_> = blob.inlined_by_name(name).collect();
+    let [one] = found.as_slice() else {
+        return found
+            .first()
+            .map(|_| ambiguous(name, found.iter().map(|i| i.name)));
+    };
+    let mut hosts: Vec<_> = one.hosts.iter().flatten().copied().collect();
+    if hosts.iter().any(|host| host.flags.contains(Flags::SITE)) {
+        hosts.retain(|host| host.flags.contains(Flags::SITE));
+    }
+    Some(ResolveError::Inlined {
+        name: one.name,
+        others: one.count.saturating_sub(hosts.len()),
+        hosts,
+    })
+}
+
+/// The error that `asked` could be any of these.
+fn ambiguous(asked: &str, names: impl Iterator<Item = &'static str>) -> ResolveError {
+    ResolveError::Ambiguous {
+        asked: asked.into(),
+        candidates: names.take(8).collect(),
     }
 }
 
@@ -120,10 +179,7 @@ pub(crate) fn resolve_place(name: &str) -> Result<Place, ResolveError> {
             function: *function,
             offset,
         }),
-        _ => Err(ResolveError::Ambiguous {
-            asked: asked.into(),
-            candidates: found.iter().take(8).map(|s| s.name).collect(),
-        }),
+        _ => Err(ambiguous(asked, found.iter().map(|s| s.name))),
     }
 }
 
@@ -147,9 +203,6 @@ pub(crate) fn resolve(name: &str) -> Result<Function, ResolveError> {
                 "it was compiled without a site (assembly, or from a prebuilt crate); a probe (kprobe, kretprobe) needs none, except of assembly"
             },
         }),
-        (several, _) => Err(ResolveError::Ambiguous {
-            asked: name.into(),
-            candidates: several.iter().take(8).map(|s| s.name).collect(),
-        }),
+        (several, _) => Err(ambiguous(name, several.iter().map(|s| s.name))),
     }
 }

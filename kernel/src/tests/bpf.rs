@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! BPF programs as hooks: the samples by both engines, and objects that are no good.
 
-use super::hooks::function;
+use super::hooks::{call, function};
 use super::tasks::spawn;
-use super::{Failure, Outcome, Test};
+use super::{Failure, Outcome, Test, failed};
 use crate::arch::{callee, cpu, irq, pmu, smp, switch, timer};
 use crate::bench::attach as attach_bench;
 use crate::bpf::{self, Engine};
 use crate::hook::linux::Way;
 use crate::hook::{How, ProbeWay, Protection, Settings, WayIn};
-use crate::workload::{workload_call, workload_six};
+use crate::workload::workload_six;
 use crate::{check, hook, initrd, mm, rcu, trace};
 use alloc::format;
 use alloc::string::ToString;
@@ -124,10 +124,6 @@ pub(super) const TESTS: &[Test] = &[
 
 pub(super) const ENGINES: [Engine; 2] = [Engine::Interpreter, Engine::Jit];
 
-pub(super) fn failed(e: &dyn core::fmt::Display) -> Failure {
-    Failure::Failed(e.to_string())
-}
-
 /// Runs `calls` with a program hooked onto `workload_call`.
 pub(super) fn hooked(program: &str, engine: Engine, calls: impl FnOnce() -> Outcome) -> Outcome {
     hooked_with(program, engine, 0, calls)
@@ -151,10 +147,6 @@ pub(super) fn hooked_with(
     let outcome = calls();
     hook::detach(hooked.id).map_err(|e| failed(&e))?;
     outcome
-}
-
-pub(super) fn call(a: u64, b: u64) -> u64 {
-    black_box(workload_call as extern "C" fn(u64, u64) -> u64)(a, b)
 }
 
 /// The sum of all 64-bit values of a map.

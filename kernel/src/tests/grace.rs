@@ -2,7 +2,7 @@
 //! Grace periods: whom each flavour waits for, that none holds up another, and what is said of one that takes long.
 
 use super::hooks::function;
-use super::kinds::{first_word, hidden_image};
+use super::sleepers::{Image, pool_is_back};
 use super::tasks::spawn;
 use super::{Failure, Outcome, Test};
 use crate::arch::callee::{Hit, NativeHook};
@@ -19,7 +19,6 @@ use alloc::vec::Vec;
 use core::hint::black_box;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use trampoline::Kind;
-use trampoline::pool::FILL;
 
 pub(super) const TESTS: &[Test] = &[
     Test {
@@ -400,7 +399,7 @@ fn preempted() -> Outcome {
     let point = Point::of(Kind::Fentry);
     let id = hook::attach_hook(&function, point, "spin".into(), spin.clone());
     let id = id.map_err(|e| Failure::Failed(format!("{e}")))?;
-    let hidden = hidden_image(&function);
+    let image = Image::behind(function.address)?;
     let call = black_box(workload_call as extern "C" fn(u64, u64) -> u64);
     let tasks: Result<Vec<_>, _> = (0..TASKS)
         .map(|n| spawn("spinner", move || call(n, 7) == 3 * n + 7))
@@ -414,22 +413,15 @@ fn preempted() -> Outcome {
     let detached = hook::detach(id);
     // Longer than any grace period takes that nothing holds up: the image has to stay, for ten tasks are in it, on fewer cores.
     sched::sleep_ns(SHORT);
-    let kept = first_word(hidden).is_some_and(|word| word != FILL);
+    let kept = image.is_there();
     spin.leave.raise();
     let right = tasks?.into_iter().all(JoinHandle::join);
     detached.map_err(|e| Failure::Failed(format!("{e}")))?;
     check!(inside == TASKS, "{inside} of {TASKS} tasks came in");
     check!(kept, "the image was freed under ten tasks that are in it");
     check!(right, "a call returned a wrong result");
-    rcu::barrier();
-    let word = first_word(hidden);
-    check!(
-        word == Some(FILL),
-        "the freed image holds {word:x?}, not BRK"
-    );
-    let now = hook::pool_free();
-    check!(free == now, "{free} bytes of the pool were free, now {now}");
-    Ok(())
+    image.check_freed()?;
+    pool_is_back(free)
 }
 
 fn all_end() -> Outcome {

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Helpers that ask this kernel: memory that may not be there, tasks, stacks, locks.
 
-use super::bpf::{ENGINES, call, failed, hooked, hooked_with, variable};
-use super::hooks::function;
+use super::bpf::{ENGINES, hooked, hooked_with, variable};
+use super::hooks::{call, function};
 use super::tasks::spawn;
-use super::{Failure, Outcome, Test};
+use super::{Failure, Outcome, Test, failed};
 use crate::arch::{cpu, irq, probe, smp, switch};
 use crate::bpf;
 use crate::context::{self, Softirq};

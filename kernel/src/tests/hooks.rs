@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Hooks: attach, detach, arguments, several on one function, errors, and all of it under load.
 
+use super::sleepers::pool_is_back;
 use super::tasks::spawn;
-use super::{Failure, Outcome, Test};
+use super::{Failure, Outcome, Test, failed};
 use crate::arch::callee::{Hit, NativeHook};
 use crate::arch::{code, cpu, timer};
-use crate::hook::{self, Function, HookId, Native, Point};
+use crate::hook::linux::Way;
+use crate::hook::{self, Function, HookId, How, Native, Point, ProbeWay};
 use crate::mm::layout::POOL;
 use crate::sched;
 use crate::workload::{workload_call, workload_six};
@@ -16,7 +18,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::hint::black_box;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use trampoline::Kind;
+use trampoline::{Kind, ProbeKind};
 
 pub(super) const TESTS: &[Test] = &[
     Test {
@@ -76,10 +78,6 @@ pub(super) const TESTS: &[Test] = &[
     },
 ];
 
-pub(super) fn failed(e: &dyn core::fmt::Display) -> Failure {
-    Failure::Failed(e.to_string())
-}
-
 /// The function of that name.
 pub(super) fn function(name: &str) -> Result<Function, Failure> {
     hook::resolve(name).map_err(|e| failed(&e))
@@ -124,7 +122,8 @@ fn attach<T: NativeHook>(name: &str, hook: &Arc<T>) -> Result<HookId, Failure> {
     .map_err(|e| failed(&e))
 }
 
-fn detach(id: HookId) -> Outcome {
+/// Takes a hook off.
+pub(super) fn detach(id: HookId) -> Outcome {
     hook::detach(id).map_err(|e| failed(&e))
 }
 
@@ -281,13 +280,7 @@ fn pool_returns() -> Outcome {
         detach(id)?;
         detach(second)?;
     }
-    rcu::barrier();
-    let after = hook::pool_free();
-    check!(
-        before == after,
-        "{before} bytes of the pool were free, now {after}"
-    );
-    Ok(())
+    pool_is_back(before)
 }
 
 fn pool_full() -> Outcome {
@@ -321,6 +314,55 @@ fn pool_full() -> Outcome {
     counts()
 }
 
+/// Has no code of its own: it is part of [`melts`], and of that only.
+#[inline(always)]
+fn melted(number: u64) -> u64 {
+    black_box(number) + 7
+}
+
+#[inline(never)]
+fn melts(number: u64) -> u64 {
+    melted(number)
+}
+
+/// However it is asked for, the error says where the code is; the site there is as it was.
+fn inlined_away() -> Outcome {
+    const WHERE: &str = "springboard::tests::hooks::melted was inlined away: its code is part of \
+        springboard::tests::hooks::melts; hook that, or mark it #[inline(never)]";
+    check!(black_box(melts)(3) == 10, "the target does not add seven");
+    let says = |name: &str, how: How, text: &str| match how.at(name) {
+        Ok(_) => Err(Failure::Failed(format!("{how:?} found {name}"))),
+        Err(e) => {
+            check!(e.to_string().contains(text), "{how:?}: {e}");
+            Ok(())
+        }
+    };
+    for how in [
+        How::Trampoline(Kind::Fentry),
+        How::Probe(ProbeKind::Here, ProbeWay::Detour),
+        How::Many { exit: false },
+        How::Linux(Way::List { all: false }, Kind::Fentry),
+    ] {
+        for name in [
+            "melted",
+            "hooks::melted",
+            "springboard::tests::hooks::melted",
+        ] {
+            says(name, how, WHERE)?;
+        }
+        says("elted", how, "no function")?;
+        // Part of more than three.
+        says(
+            "torture::functions::mix",
+            how,
+            " others; hook one of these, or mark",
+        )?;
+    }
+    let site = words(&function("hooks::melts")?);
+    check!(site == [Some(NOP); 4], "the site is {site:x?}");
+    Ok(())
+}
+
 fn refused() -> Outcome {
     for (name, part) in [
         ("workload_cal", "workload_call"),
@@ -334,6 +376,7 @@ fn refused() -> Outcome {
             Err(e) => check!(e.to_string().contains(part), "{name:?}: {e}"),
         }
     }
+    inlined_away()?;
     let nowhere = Function {
         address: function("workload_call")?.address + 8,
         name: "not_an_entry",

@@ -2,7 +2,7 @@
 //! What is hooked shows: marks in reports, and the text against what was linked.
 
 use super::tasks::spawn;
-use super::{Failure, Outcome, Test};
+use super::{Failure, Outcome, Test, failed};
 use crate::arch::callee::{Hit, NativeHook, Shape, callee};
 use crate::arch::{code, timer};
 use crate::bpf::{self, Engine};
@@ -59,10 +59,6 @@ pub(super) const TESTS: &[Test] = &[
         run: stacks,
     },
 ];
-
-fn failed(e: &dyn core::fmt::Display) -> Failure {
-    Failure::Failed(e.to_string())
-}
 
 /// An address inside a function that no other test hooks meanwhile.
 fn inside() -> u64 {

@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Kinds of hooks and what protects them: fexit, fmod_ret, sessions, many on one function, recursion in each context, blocking.
 
-use super::hooks::function;
+use super::above;
+use super::hooks::{call, detach, function};
+use super::sleepers::{Image, pool_is_back, under_ten_sleepers};
 use super::tasks::spawn;
-use super::{Failure, Outcome, Test};
+use super::{Failure, Outcome, Test, failed};
 use crate::arch::callee::{Hit, NativeHook};
-use crate::arch::{code, cpu, smp};
-use crate::context::{self, Context, Softirq};
+use crate::arch::code;
 use crate::hook::{self, HookId, How, Point, ProbeWay, Protection, Settings};
-use crate::workload::{set_gate, workload_blocks, workload_call, workload_twelve};
+use crate::workload::workload_twelve;
 use crate::{check, rcu, sched};
 use alloc::string::ToString;
 use alloc::sync::Arc;
@@ -74,15 +75,16 @@ pub(super) const TESTS: &[Test] = &[
         run: too_much_stack,
     },
     Test {
+        name: "kinds.each_word_of_an_image_says_what_it_is_for",
+        seconds: 20,
+        run: listed,
+    },
+    Test {
         name: "kinds.what_a_function_does_not_allow_is_refused",
         seconds: 20,
         run: refused,
     },
 ];
-
-fn failed(e: &dyn core::fmt::Display) -> Failure {
-    Failure::Failed(e.to_string())
-}
 
 /// What a program does beside noting what it saw.
 #[derive(Default)]
@@ -116,10 +118,10 @@ impl NativeHook for Program {
                 self.matched[usize::from(exit)].fetch_add(1, Relaxed);
             }
         }
-        if self.recursing.load(Relaxed) != 0 {
-            call(1, 1);
-        }
         // By pointers that nothing sees through: what a hook may not do is not on the path of hooks (linker/audit.rules).
+        if self.recursing.load(Relaxed) != 0 {
+            black_box(call_once as fn())();
+        }
         match self.sleeps.load(Relaxed) {
             0 => {}
             time => black_box(sched::sleep_ns as fn(u64))(time),
@@ -134,30 +136,7 @@ impl NativeHook for Program {
 impl Program {
     /// Calls the hooked function from the next higher context, in the middle of this hit.
     fn climb(&self) {
-        let here = context::current();
-        self.contexts[here as usize].fetch_add(1, Relaxed);
-        call(1, 1); // in the same context: turned away
-        let above = match here {
-            Context::Task => {
-                context::raise(Softirq::Test);
-                Context::Softirq
-            }
-            Context::Softirq => {
-                smp::send(cpu::index(), smp::Ipi::Test);
-                Context::Hardirq
-            }
-            Context::Hardirq => {
-                smp::send_nmi(cpu::index());
-                Context::Nmi
-            }
-            Context::Nmi => return,
-        };
-        for _ in 0..1_000_000 {
-            if self.contexts[above as usize].load(Relaxed) != 0 {
-                break;
-            }
-            core::hint::spin_loop();
-        }
+        above::climb(&self.contexts, call_once);
     }
 
     fn take_hits(&self) -> u64 {
@@ -169,18 +148,9 @@ impl Program {
     }
 }
 
-/// Calls the hooked function through a pointer that the compiler does not see through.
-pub(super) fn call(a: u64, b: u64) -> u64 {
-    black_box(workload_call as extern "C" fn(u64, u64) -> u64)(a, b)
-}
-
 fn attach(name: &str, point: Point, program: &Arc<Program>) -> Result<HookId, Failure> {
     hook::attach_hook(&function(name)?, point, "test".into(), program.clone())
         .map_err(|e| failed(&e))
-}
-
-fn detach(id: HookId) -> Outcome {
-    hook::detach(id).map_err(|e| failed(&e))
 }
 
 /// All ways to protect a program that nothing here makes recurse.
@@ -312,13 +282,7 @@ fn sixty() -> Outcome {
         detach(*id)?;
         check!(call(2, 3) == 9, "a wrong result after {index} detached");
     }
-    rcu::barrier();
-    let after = hook::pool_free();
-    check!(
-        before == after,
-        "{before} bytes of the pool were free, now {after}"
-    );
-    Ok(())
+    pool_is_back(before)
 }
 
 fn cookies() -> Outcome {
@@ -375,15 +339,9 @@ fn recursion() -> Outcome {
 
 fn contexts() -> Outcome {
     let program = Arc::new(Program::default());
-    for slot in SLOTS {
-        slot.set(Some(&(call_from_above as fn())));
-    }
     program.climb.store(1, Relaxed);
     let id = attach("workload_call", Point::of(Kind::Fentry), &program)?;
-    let result = call(1, 2);
-    for slot in SLOTS {
-        slot.set(None);
-    }
+    let result = above::calling(&(call_once as fn()), || call(1, 2));
     let misses = hook::misses(id);
     detach(id)?;
     check!(result == 5, "a wrong result: {result}");
@@ -399,14 +357,7 @@ fn contexts() -> Outcome {
     Ok(())
 }
 
-/// Where tests hang in, from softirq up.
-pub(super) const SLOTS: [&context::Slot; 3] = [
-    &context::TEST_SOFTIRQ,
-    &context::TEST_HARDIRQ,
-    &context::TEST_NMI,
-];
-
-fn call_from_above() {
+fn call_once() {
     call(1, 1);
 }
 
@@ -433,40 +384,14 @@ fn sleepable() -> Outcome {
     Ok(())
 }
 
-/// The address of a hooked function's image, inverted: an address on this stack would keep the image alive.
-#[inline(never)]
-pub(super) fn hidden_image(function: &hook::Function) -> usize {
-    let word = code::read(function.address);
-    let image = word.and_then(|word| a64::branch_target(word, function.address as u64));
-    image.map_or(0, |image| !(image as usize))
-}
-
-/// The first word of an image, by its inverted address.
-#[inline(never)]
-pub(super) fn first_word(hidden: usize) -> Option<u32> {
-    code::read(!black_box(hidden))
-}
-
 fn sleepers() -> Outcome {
     rcu::barrier();
     let free = hook::pool_free();
     let program = Arc::new(Program::default());
     let function = function("workload_blocks")?;
     let id = attach("workload_blocks", Point::of(Kind::Fexit), &program)?;
-    let hidden = hidden_image(&function);
-    check!(hidden != 0, "no branch at the hooked entry");
-    set_gate(false);
-    let tasks: Result<Vec<_>, _> = (0..10)
-        .map(|n| spawn("sleeper", move || workload_blocks(n, 5) == n + 10))
-        .collect();
-    let tasks = tasks?;
-    sched::sleep_ns(5_000_000);
-    detach(id)?;
-    // Longer than any grace period takes: the image has to stay, for ten tasks will return into it.
-    sched::sleep_ns(50_000_000);
-    let kept = first_word(hidden).is_some_and(|word| word != trampoline::pool::FILL);
-    set_gate(true);
-    let right = tasks.into_iter().all(|t| t.join());
+    let image = Image::behind(function.address)?;
+    let (kept, right) = under_ten_sleepers(|| detach(id), || image.is_there())?;
     check!(
         kept,
         "the image was freed under ten tasks that sleep in the function"
@@ -477,14 +402,80 @@ fn sleepers() -> Outcome {
     );
     let hits = program.take_hits();
     check!(hits == 0, "{hits} hits after the detach");
-    rcu::barrier();
-    let word = first_word(hidden);
+    image.check_freed()?;
+    pool_is_back(free)
+}
+
+/// The words of a hooked function's site and image as they are in memory, without a gap, and their ingredients: all of `some` and
+/// none of `none` among them.
+fn check_listing(function: &hook::Function, some: &[&str], none: &[&str]) -> Outcome {
+    let lines = hook::describe(function.address);
+    let (site, image) = lines.split_at_checked(2).unwrap_or_default();
     check!(
-        word == Some(trampoline::pool::FILL),
-        "the freed image holds {word:x?}, not BRK"
+        site.len() == 2 && site.iter().all(|line| line.ingredient == "site"),
+        "no site is listed"
     );
-    let now = hook::pool_free();
-    check!(free == now, "{free} bytes of the pool were free, now {now}");
+    for line in &lines {
+        let there = code::read(line.address);
+        check!(
+            there == Some(line.word) && !line.ingredient.is_empty(),
+            "{:#x} is listed as {:08x}, for {:?}; there is {there:08x?}",
+            line.address,
+            line.word,
+            line.ingredient
+        );
+    }
+    let gap = image.windows(2).find_map(|pair| match pair {
+        [one, next] if next.address != one.address + 4 => Some(one.address),
+        _ => None,
+    });
+    check!(gap.is_none(), "what is behind {gap:x?} is not listed");
+    let is_there = |name: &&&str| image.iter().any(|line| line.ingredient == **name);
+    let missing = some.iter().find(|name| !is_there(name));
+    let wrong = none.iter().find(is_there);
+    check!(
+        missing.is_none() && wrong.is_none(),
+        "no word is for {missing:?}, or one is for {wrong:?}"
+    );
+    Ok(())
+}
+
+fn listed() -> Outcome {
+    const ALWAYS: [&str; 4] = ["save", "program", "restore", "return"];
+    let function = function("workload_call")?;
+    let program = Arc::new(Program::default());
+    for kind in [Kind::Fentry, Kind::Fexit, Kind::FmodRet, Kind::Fsession] {
+        for protection in PROTECTIONS {
+            let id = attach(
+                "workload_call",
+                Point {
+                    protection,
+                    ..Point::of(kind)
+                },
+                &program,
+            )?;
+            let guard = matches!(protection, Protection::Program | Protection::Context);
+            let (mut some, mut none) = (ALWAYS.to_vec(), Vec::new());
+            if guard { &mut some } else { &mut none }.extend(["guard", "literal"]);
+            if kind.calls_function() {
+                &mut some
+            } else {
+                &mut none
+            }
+            .push("function");
+            let found = check_listing(&function, &some, &none);
+            detach(id)?;
+            if let Err(Failure::Failed(why)) = found {
+                check!(false, "{kind:?}, {protection:?}: {why}");
+            }
+        }
+    }
+    let lines = hook::describe(function.address);
+    check!(
+        lines.len() == 2,
+        "{} words are listed of a function that nothing hooks",
+        lines.len()
+    );
     Ok(())
 }
 

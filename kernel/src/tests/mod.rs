@@ -5,6 +5,7 @@
 //! `@test skip NAME: why`. A panic or a fault ends the run with its report, and a test that takes longer than its limit
 //! in emulated time panics: `cargo xtask test` then counts that one as failed and goes on behind it.
 
+mod above;
 mod bpf;
 mod grace;
 mod helpers;
@@ -13,6 +14,8 @@ mod integrity;
 mod interrupts;
 mod kinds;
 mod linux;
+mod linux_failures;
+mod linux_returns;
 mod memory;
 mod multi;
 mod overflow;
@@ -20,6 +23,7 @@ mod probes;
 mod recursion;
 mod rendezvous;
 mod replace;
+mod sleepers;
 mod slow;
 mod stress;
 mod suite;
@@ -30,7 +34,8 @@ use crate::arch::timer;
 use crate::command_line::Options;
 use crate::mm::stack;
 use crate::println;
-use alloc::string::String;
+use alloc::string::{String, ToString};
+use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 /// How a test ended, unless it passed.
@@ -43,6 +48,11 @@ pub(crate) enum Failure {
 
 /// What a test returns.
 pub(crate) type Outcome = Result<(), Failure>;
+
+/// The failure that an error is.
+fn failed(e: &dyn fmt::Display) -> Failure {
+    Failure::Failed(e.to_string())
+}
 
 /// A test.
 pub(crate) struct Test {
@@ -64,6 +74,8 @@ const TESTS: &[&[Test]] = &[
     hooks::TESTS,
     kinds::TESTS,
     linux::TESTS,
+    linux_returns::TESTS,
+    linux_failures::TESTS,
     multi::TESTS,
     probes::TESTS,
     replace::TESTS,

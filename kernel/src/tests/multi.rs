@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! One program on many functions: arguments, cookie and function of each, beside other hooks, under load, asleep, on the whole kernel.
 
-use super::hooks::function;
+use super::hooks::{detach, function};
+use super::sleepers::{pool_is_back, under_ten_sleepers};
 use super::tasks::spawn;
-use super::{Failure, Outcome, Test};
+use super::{Failure, Outcome, Test, failed};
 use crate::arch::callee::{Hit, NativeHook, Shape};
 use crate::arch::pmu::{self, Counter};
 use crate::arch::{switch, timer};
@@ -14,8 +15,7 @@ use crate::hook::{
 };
 use crate::mm::heap;
 use crate::workload::{
-    TRANSFER_BYTES, Transfer, set_gate, workload_blocks, workload_call, workload_nested,
-    workload_six, workload_twelve,
+    TRANSFER_BYTES, Transfer, workload_call, workload_nested, workload_six, workload_twelve,
 };
 use crate::{check, hooked, println, rcu, sched};
 use alloc::format;
@@ -70,10 +70,6 @@ pub(super) const TESTS: &[Test] = &[
     },
 ];
 
-fn failed(e: &dyn core::fmt::Display) -> Failure {
-    Failure::Failed(e.to_string())
-}
-
 /// The functions that [`calls`] calls, by name.
 const CALLED: [&str; 4] = [
     "workload_call",
@@ -116,10 +112,6 @@ fn calls(n: u64) -> bool {
 
 fn cookie(function: u64) -> u64 {
     function.rotate_left(17) ^ 0x5bd1
-}
-
-fn detach(id: HookId) -> Outcome {
-    hook::detach(id).map_err(|e| failed(&e))
 }
 
 /// What `programs/multi.bpf.c` noted of a function.
@@ -402,10 +394,7 @@ fn orders() -> Outcome {
             }
         }
     }
-    rcu::barrier();
-    let now = hook::pool_free();
-    check!(free == now, "{free} bytes of the pool were free, now {now}");
-    Ok(())
+    pool_is_back(free)
 }
 
 /// The orders of four things.
@@ -458,10 +447,7 @@ fn load() -> Outcome {
             "{hits} hits of {most} calls, {times} times on and off"
         );
     }
-    rcu::barrier();
-    let now = hook::pool_free();
-    check!(free == now, "{free} bytes of the pool were free, now {now}");
-    Ok(())
+    pool_is_back(free)
 }
 
 fn sleepers() -> Outcome {
@@ -469,26 +455,13 @@ fn sleepers() -> Outcome {
     let free = hook::pool_free();
     let program = Arc::new(Program::default());
     let hooked = put(PATTERN, many_at(true), &program)?;
-    set_gate(false);
-    let tasks: Result<Vec<_>, _> = (0..10)
-        .map(|n| spawn("sleeper", move || workload_blocks(n, 5) == n + 10))
-        .collect();
-    let tasks = tasks?;
-    sched::sleep_ns(5_000_000);
-    detach(hooked.id)?;
-    // Longer than any grace period takes: the landing has to stay, for ten tasks will return there.
-    sched::sleep_ns(50_000_000);
-    let kept = hook::pool_free() < free;
-    set_gate(true);
-    let right = tasks.into_iter().all(|task| task.join());
+    let kept = || hook::pool_free() < free;
+    let (kept, right) = under_ten_sleepers(|| detach(hooked.id), kept)?;
     check!(kept, "the code was freed under ten tasks that return to it");
     check!(right, "a call over which the hook was taken off went wrong");
     let hits = program.take_hits();
     check!(hits == 0, "{hits} hits after the detach");
-    rcu::barrier();
-    let now = hook::pool_free();
-    check!(free == now, "{free} bytes of the pool were free, now {now}");
-    Ok(())
+    pool_is_back(free)
 }
 
 /// Calls itself `n` times, by a pointer that nothing sees through; `n`.
@@ -636,8 +609,5 @@ fn everything() -> Outcome {
         );
     }
     tcp.run(TRANSFER_BYTES).map_err(|e| failed(&e))?;
-    rcu::barrier();
-    let now = hook::pool_free();
-    check!(free == now, "{free} bytes of the pool were free, now {now}");
-    Ok(())
+    pool_is_back(free)
 }

@@ -1,17 +1,20 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Probes: every instruction of a function, functions without a site, returns, load, contexts, what is refused.
 
-use super::bpf::{call, variable};
+use super::above;
+use super::bpf::variable;
+use super::hooks::{call, detach};
+use super::sleepers::{Image, pool_is_back, under_ten_sleepers};
 use super::tasks::spawn;
-use super::{Failure, Outcome, Test};
+use super::{Failure, Outcome, Test, failed};
 use crate::arch::callee::{Hit, NativeHook, Shape};
-use crate::arch::{code, cpu, smp, timer};
+use crate::arch::{code, timer};
 use crate::bpf::{self, Engine};
-use crate::context::{self, Context, Softirq};
+use crate::context::{self};
 use crate::hook::{
     self, At, HookId, How, Native, Place, Point, ProbeWay as Way, Program, Settings, WayIn,
 };
-use crate::workload::{set_gate, workload_blocks, workload_call};
+use crate::workload::workload_call;
 use crate::{check, integrity, rcu, sched};
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -90,10 +93,6 @@ pub(super) const TESTS: &[Test] = &[
     },
 ];
 
-fn failed(e: &dyn core::fmt::Display) -> Failure {
-    Failure::Failed(e.to_string())
-}
-
 fn place(name: &str) -> Result<Place, Failure> {
     hook::resolve_place(name).map_err(|e| failed(&e))
 }
@@ -109,10 +108,6 @@ fn count_by(way: Way, place: &Place, kind: ProbeKind) -> Result<HookId, hook::Ho
 
 fn hits(id: HookId) -> u64 {
     hook::hits(id).unwrap_or(u64::MAX)
-}
-
-fn detach(id: HookId) -> Outcome {
-    hook::detach(id).map_err(|e| failed(&e))
 }
 
 /// No word of the code differs from what was linked but by hooks.
@@ -415,7 +410,7 @@ impl NativeHook for Watch {
             hits.fetch_add(1, Relaxed);
         }
         if self.recursing.load(Relaxed) {
-            black_box(call_from_above as fn())();
+            black_box(call_once as fn())();
         }
         if self.climb.load(Relaxed) {
             black_box(Watch::climb as fn(&Watch))(self);
@@ -431,37 +426,7 @@ impl Watch {
 
     /// Calls the probed function from the next higher context, in the middle of this hit.
     fn climb(&self) {
-        let here = context::current();
-        if let Some(hits) = self.contexts.get(here as usize) {
-            hits.fetch_add(1, Relaxed);
-        }
-        call_from_above(); // in the same context: turned away
-        let above = match here {
-            Context::Task => {
-                context::raise(Softirq::Test);
-                Context::Softirq
-            }
-            Context::Softirq => {
-                smp::send(cpu::index(), smp::Ipi::Test);
-                Context::Hardirq
-            }
-            Context::Hardirq => {
-                smp::send_nmi(cpu::index());
-                Context::Nmi
-            }
-            Context::Nmi => return,
-        };
-        let reached = || {
-            self.contexts
-                .get(above as usize)
-                .is_some_and(|c| c.load(Relaxed) != 0)
-        };
-        for _ in 0..1_000_000 {
-            if reached() {
-                break;
-            }
-            core::hint::spin_loop();
-        }
+        above::climb(&self.contexts, call_once);
     }
 }
 
@@ -527,16 +492,11 @@ fn kept() -> Outcome {
     Ok(())
 }
 
-fn call_from_above() {
-    black_box(workload_call as extern "C" fn(u64, u64) -> u64)(1, 1);
+fn call_once() {
+    call(1, 1);
 }
 
 fn contexts() -> Outcome {
-    let slots = [
-        &context::TEST_SOFTIRQ,
-        &context::TEST_HARDIRQ,
-        &context::TEST_NMI,
-    ];
     let middle = Place {
         offset: 8,
         ..place("workload_call")?
@@ -546,15 +506,9 @@ fn contexts() -> Outcome {
         (place("workload_call")?, ProbeKind::Return),
     ] {
         let program = Arc::new(Watch::default());
-        for slot in slots {
-            slot.set(Some(&(call_from_above as fn())));
-        }
         program.climb.store(true, Relaxed);
         let id = watch(&place, kind, &program)?;
-        let result = black_box(workload_call as extern "C" fn(u64, u64) -> u64)(1, 2);
-        for slot in slots {
-            slot.set(None);
-        }
+        let result = above::calling(&(call_once as fn()), || call(1, 2));
         let misses = hook::misses(id);
         detach(id)?;
         check!(result == 5, "a wrong result: {result}");
@@ -579,11 +533,11 @@ fn broken_inside() -> Outcome {
         let attach =
             |w| watch_by(Way::Breakpoint, &place, ProbeKind::Here, w).map_err(|e| failed(&e));
         let ids = [attach(&first)?, attach(&second)?];
-        let result = black_box(workload_call as extern "C" fn(u64, u64) -> u64)(4, 5);
+        let result = call(4, 5);
         let misses = ids.map(|id| hook::misses(id)[0]);
         let [id, other] = ids;
         detach(id)?;
-        let alone = black_box(workload_call as extern "C" fn(u64, u64) -> u64)(4, 5);
+        let alone = call(4, 5);
         let hits = [&first, &second].map(|w| w.hits.load(Relaxed));
         detach(other)?;
         check!(
@@ -608,28 +562,17 @@ fn broken_contexts() -> Outcome {
     let program = Arc::new(Watch::default());
     let id = watch_by(Way::Breakpoint, &middle, ProbeKind::Here, &program);
     let id = id.map_err(|e| failed(&e))?;
-    let slots = [
-        &context::TEST_SOFTIRQ,
-        &context::TEST_HARDIRQ,
-        &context::TEST_NMI,
-    ];
-    for slot in slots {
-        slot.set(Some(&(call_from_above as fn())));
-    }
-    call_from_above();
-    context::raise(Softirq::Test);
-    smp::send(cpu::index(), smp::Ipi::Test);
-    smp::send_nmi(cpu::index());
     let hits = || program.contexts.each_ref().map(|c| c.load(Relaxed));
-    for _ in 0..100 {
-        if hits() == [1; 4] {
-            break;
+    above::calling(&(call_once as fn()), || {
+        call_once();
+        above::each(|| ());
+        for _ in 0..100 {
+            if hits() == [1; 4] {
+                break;
+            }
+            sched::sleep_ns(1_000_000);
         }
-        sched::sleep_ns(1_000_000);
-    }
-    for slot in slots {
-        slot.set(None);
-    }
+    });
     let misses = hook::misses(id);
     detach(id)?;
     let hits = hits();
@@ -748,23 +691,8 @@ fn load() -> Outcome {
     );
     check!(missed == 0, "{missed} misses");
     check!(counted == [calls; 2], "{calls} calls, {counted:?} hits");
-    rcu::barrier();
-    let now = hook::pool_free();
-    check!(free == now, "{free} bytes of the pool were free, now {now}");
+    pool_is_back(free)?;
     intact(0)
-}
-
-/// Where the code that a hooked entry leads to begins, inverted: an address on this stack would keep the code alive.
-#[inline(never)]
-fn hidden(function: u64) -> u64 {
-    let word = code::read(function as usize);
-    let target = word.and_then(|word| a64::branch_target(word, function));
-    target.map_or(0, |target| !target)
-}
-
-#[inline(never)]
-fn word_of(hidden: u64) -> Option<u32> {
-    code::read(!black_box(hidden) as usize)
 }
 
 fn sleepers() -> Outcome {
@@ -776,21 +704,9 @@ fn sleepers() -> Outcome {
         watch(&place, ProbeKind::Return, &gone)?,
         watch(&place, ProbeKind::Return, &stays)?,
     ];
-    let image = hidden(place.address());
-    check!(image != 0, "no branch at the probed entry");
-    set_gate(false);
-    let tasks: Result<Vec<_>, _> = (0..10)
-        .map(|n| spawn("sleeper", move || workload_blocks(n, 5) == n + 10))
-        .collect();
-    let tasks = tasks?;
-    sched::sleep_ns(5_000_000);
+    let image = Image::behind(place.address() as usize)?;
     let [first, second] = ids;
-    detach(first)?;
-    // Longer than any grace period takes: the probe has to stay, for ten tasks will return into it.
-    sched::sleep_ns(50_000_000);
-    let kept = word_of(image).is_some_and(|word| word != trampoline::pool::FILL);
-    set_gate(true);
-    let right = tasks.into_iter().all(|t| t.join());
+    let (kept, right) = under_ten_sleepers(|| detach(first), || image.is_there())?;
     let hits = [&gone, &stays].map(|w| w.hits.load(Relaxed));
     detach(second)?;
     check!(
@@ -805,15 +721,8 @@ fn sleepers() -> Outcome {
         hits == [0, 10],
         "hits of the one that was taken off meanwhile and of the other: {hits:?}"
     );
-    rcu::barrier();
-    let word = word_of(image);
-    check!(
-        word == Some(trampoline::pool::FILL),
-        "the freed probe holds {word:x?}, not BRK"
-    );
-    let now = hook::pool_free();
-    check!(free == now, "{free} bytes of the pool were free, now {now}");
-    Ok(())
+    image.check_freed()?;
+    pool_is_back(free)
 }
 
 fn refused() -> Outcome {

@@ -1,16 +1,15 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Hooks on what the kernel itself runs on: scheduler, timer interrupt, allocator, console. Nothing is lost without a count.
 
-use super::bpf::{failed, variable};
-use super::hooks::function;
-use super::kinds::call;
+use super::bpf::variable;
+use super::hooks::{call, detach, function};
 use super::tasks::spawn;
-use super::{Failure, Outcome, Test};
-use crate::arch::callee::{Hit, NativeHook};
-use crate::arch::{cpu, irq, smp, switch, timer};
+use super::{Failure, Outcome, Test, failed};
+use crate::arch::callee::{Hit, NativeHook, Shape};
+use crate::arch::{cpu, irq, probe, smp, switch, timer};
 use crate::bpf::{self, Engine};
 use crate::context::{self, Context};
-use crate::hook::{self, Function, HookId, Native, Point, Protection};
+use crate::hook::{self, Function, HookId, Native, Place, Point, ProbeWay, Program, Protection};
 use crate::ksyms::Flags;
 use crate::workload::{workload_call, workload_six};
 use crate::{check, integrity, println, rcu, sched, symbols};
@@ -22,7 +21,7 @@ use alloc::vec::Vec;
 use bpf_vm::map::Map;
 use core::hint::black_box;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use trampoline::Kind;
+use trampoline::{Kind, ProbeKind};
 
 pub(super) const TESTS: &[Test] = &[
     Test {
@@ -54,6 +53,11 @@ pub(super) const TESTS: &[Test] = &[
         name: "recursion.two_hooks_that_call_each_other",
         seconds: 20,
         run: mutual,
+    },
+    Test {
+        name: "recursion.a_synchronous_exception_keeps_the_word",
+        seconds: 20,
+        run: synchronous,
     },
     Test {
         name: "recursion.a_hook_preempted_in_its_guard_keeps_its_word",
@@ -431,6 +435,50 @@ fn call_six() {
 
 fn call_call() {
     call(1, 1);
+}
+
+/// Reads where nothing is, which is a data abort, and goes on.
+fn abort_and_call_six() {
+    black_box(probe::read(&mut [0; 8], 0x10));
+    call_six();
+}
+
+/// A hook has a data abort, and then calls a function with a BRK in it, whose program calls the hooked function: it is still the
+/// context of the hook, which is turned away.
+fn synchronous() -> Outcome {
+    let calls = |target| {
+        Arc::new(Calls {
+            target,
+            hits: AtomicU64::new(0),
+        })
+    };
+    let (outer, inner) = (calls(abort_and_call_six as fn()), calls(call_call as fn()));
+    let six = function("workload_six")?.address;
+    let place = Place::of(six, 8).ok_or_else(|| failed(&"no symbols"))?;
+    let program = Program::native("calls".into(), inner.clone(), Shape::Registers);
+    let (kind, point) = (ProbeKind::Here, Point::of(Kind::Fentry));
+    let brk = hook::attach_probe(&place, kind, ProbeWay::Breakpoint, point, program);
+    let brk = brk.map_err(|e| failed(&e))?;
+    let call_hook = function("workload_call").and_then(|f| {
+        hook::attach_hook(&f, point, "calls".into(), outer.clone()).map_err(|e| failed(&e))
+    });
+    let hook = match call_hook {
+        Ok(hook) => hook,
+        Err(e) => {
+            detach(brk)?;
+            return Err(e);
+        }
+    };
+    let result = call(1, 2);
+    let misses = [hook, brk].map(hook::misses);
+    detach(hook)?;
+    detach(brk)?;
+    let hits = [&outer, &inner].map(|calls| calls.hits.load(Relaxed));
+    check!(
+        (result, hits, misses) == (5, [1, 1], [[1, 0, 0, 0], [0; 4]]),
+        "returned {result}; of the hook and the BRK hits {hits:?}, misses {misses:?}"
+    );
+    Ok(())
 }
 
 fn mutual() -> Outcome {

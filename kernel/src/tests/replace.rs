@@ -2,9 +2,10 @@
 //! Replacing functions: by each other, and several together without a task that runs half old, half new.
 
 use super::bpf::sum;
-use super::hooks::function;
+use super::hooks::{call, detach, function};
+use super::sleepers::pool_is_back;
 use super::tasks::spawn;
-use super::{Failure, Outcome, Test};
+use super::{Failure, Outcome, Test, failed};
 use crate::arch::callee::{Hit, NativeHook, Shape};
 use crate::arch::trap::Frame;
 use crate::arch::{cpu, switch, timer, unwind};
@@ -100,20 +101,8 @@ pub(super) const TESTS: &[Test] = &[
     },
 ];
 
-fn failed(e: &dyn core::fmt::Display) -> Failure {
-    Failure::Failed(e.to_string())
-}
-
-fn detach(id: HookId) -> Outcome {
-    hook::detach(id).map_err(|e| failed(&e))
-}
-
 fn replace(name: &str, by: &str) -> Result<HookId, Failure> {
     hook::replace(&function(name)?, &function(by)?).map_err(|e| failed(&e))
-}
-
-fn call(a: u64, b: u64) -> u64 {
-    black_box(workload_call as extern "C" fn(u64, u64) -> u64)(a, b)
 }
 
 fn exchange(value: u64, pause: Pause) -> u64 {
@@ -267,10 +256,7 @@ fn by_program() -> Outcome {
         );
         check!(call(10, 1) == 31, "{engine:?}: not given back");
     }
-    rcu::barrier();
-    let now = hook::pool_free();
-    check!(free == now, "{free} bytes of the pool were free, now {now}");
-    Ok(())
+    pool_is_back(free)
 }
 
 fn original() -> Outcome {
@@ -400,10 +386,7 @@ fn freplace() -> Outcome {
         let left = hook::list().len();
         check!(left == 0, "{left} hooks are left");
     }
-    rcu::barrier();
-    let now = hook::pool_free();
-    check!(free == now, "{free} bytes of the pool were free, now {now}");
-    Ok(())
+    pool_is_back(free)
 }
 
 type Twelve = extern "C" fn(u64, u64, u64, u64, u64, u64, u64, u64, u64, u64, u64, u64) -> u64;
@@ -531,10 +514,7 @@ fn waits() -> Outcome {
     check!(!is_new() && exchange(7, Pause::None) == 7, "not off");
     let report = integrity::check().map_err(|e| failed(&e))?;
     check!(report.unaccounted == 0, "words that no one owns");
-    rcu::barrier();
-    let now = hook::pool_free();
-    check!(free == now, "{free} bytes of the pool were free, now {now}");
-    Ok(())
+    pool_is_back(free)
 }
 
 fn turned() -> Outcome {

@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The helper that sleeps: programs that read slow memory block until it is there, and only where a task may block.
 
-use super::bpf::{ENGINES, call, failed, hooked, object, refused, variable};
-use super::hooks::function;
-use super::kinds::{SLOTS, first_word, hidden_image};
+use super::above;
+use super::bpf::{ENGINES, hooked, object, refused, variable};
+use super::hooks::{call, function};
+use super::sleepers::{Image, pool_is_back};
 use super::tasks::spawn;
-use super::{Failure, Outcome, Test};
-use crate::arch::{cpu, irq, smp, timer};
+use super::{Failure, Outcome, Test, failed};
+use crate::arch::{irq, timer};
 use crate::bpf::{self, Engine};
-use crate::context::{self, Softirq};
 use crate::hook::linux::Way;
 use crate::hook::{Native, Point};
 use crate::mm::layout::PAGE;
@@ -144,7 +144,7 @@ fn detached() -> Outcome {
         let before = counts()?;
         let function = function("workload_call")?;
         let id = bpf::attach(PROGRAM, &function, engine).map_err(|e| failed(&e))?;
-        let hidden = hidden_image(&function);
+        let image = Image::behind(function.address)?;
         slow::hold(true);
         let tasks: Result<Vec<_>, _> = (0..TASKS)
             .map(|n| spawn("reader", move || read(n * 8)))
@@ -154,7 +154,7 @@ fn detached() -> Outcome {
         let detached = hook::detach(id);
         // Longer than any grace period takes: the image has to stay, for ten tasks are inside.
         sched::sleep_ns(50_000_000);
-        let kept = first_word(hidden).is_some_and(|word| word != trampoline::pool::FILL);
+        let kept = image.is_there();
         slow::hold(false);
         let right = tasks.into_iter().all(|task| task.join());
         detached.map_err(|e| failed(&e))?;
@@ -170,17 +170,8 @@ fn detached() -> Outcome {
             changed == [TASKS, 0, TASKS],
             "{engine:?}: read, failed, right: {changed:?} of {TASKS}"
         );
-        rcu::barrier();
-        let word = first_word(hidden);
-        check!(
-            word == Some(trampoline::pool::FILL),
-            "{engine:?}: the freed image holds {word:x?}, not BRK"
-        );
-        let now = hook::pool_free();
-        check!(
-            free == now,
-            "{engine:?}: {free} bytes of the pool were free, now {now}"
-        );
+        image.check_freed()?;
+        pool_is_back(free)?;
     }
     Ok(())
 }
@@ -201,24 +192,18 @@ fn atomic() -> Outcome {
         let kept = read(32);
         sched::preempt_enable();
         check!(masked && kept, "a wrong result where no task may block");
-        for slot in SLOTS {
-            slot.set(Some(&(read_from_above as fn())));
-        }
         FROM_ABOVE.store(0, Relaxed);
-        context::raise(Softirq::Test);
-        sched::migrate_disable();
-        smp::send(cpu::index(), smp::Ipi::Test);
-        smp::send_nmi(cpu::index());
-        sched::migrate_enable();
-        for _ in 0..1000 {
-            if FROM_ABOVE.load(Relaxed) == 3 {
-                break;
+        above::calling(&(read_from_above as fn()), || {
+            sched::migrate_disable();
+            above::each(|| ());
+            sched::migrate_enable();
+            for _ in 0..1000 {
+                if FROM_ABOVE.load(Relaxed) == 3 {
+                    break;
+                }
+                sched::sleep_ns(1_000_000);
             }
-            sched::sleep_ns(1_000_000);
-        }
-        for slot in SLOTS {
-            slot.set(None);
-        }
+        });
         let right = FROM_ABOVE.load(Relaxed);
         check!(right == 3, "{right} of 3 calls from above were right");
         Ok(())

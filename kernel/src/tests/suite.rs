@@ -4,12 +4,13 @@
 //! r0, memory and the maps' values have to be what the text says and the same by both, the interpreter's count of
 //! instructions what the text says, and the stack that compiled code used within what the compiler said beforehand.
 
-use super::{Failure, Outcome, Test};
+use super::{Failure, Outcome, Test, failed};
 use crate::arch::{callee, cpu, stack_use};
 use crate::bench::jit::{self as jit_bench, Memory};
 use crate::check;
+use a64::{Inst, Size};
 use alloc::format;
-use alloc::string::{String, ToString};
+use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec;
 use alloc::vec::Vec;
@@ -59,15 +60,16 @@ macro_rules! texts {
                 seconds: 20,
                 run: stack_is_measured,
             },
+            Test {
+                name: "suite.products_wait_for_accesses_on_a_cortex_a53",
+                seconds: 20,
+                run: products,
+            },
         ];
     };
 }
 texts! {
     "base32", "base64", "divmul32", "divmul64", "atomic32", "atomic64", "memory", "jumps", "calls", "tail_calls", "helpers",
-}
-
-fn failed(e: &dyn core::fmt::Display) -> Failure {
-    Failure::Failed(e.to_string())
 }
 
 fn none_is_left_out() -> Outcome {
@@ -263,6 +265,38 @@ fn stack_is_measured() -> Outcome {
     }
     let sp = stack_use::call(nothing, [0; 3], 1 << 20);
     check!(sp.is_none(), "more stack than there is was watched");
+    Ok(())
+}
+
+/// Erratum 835769: no 64-bit multiply-accumulate right after an access, where the core may have it; elsewhere it is where it is best.
+fn products() -> Outcome {
+    let case = Case {
+        name: "products",
+        text: "r3 = *(u64 *)(r1 + 0)\nr4 = r2\nr4 *= r2\nr0 = r3\nr0 += r4\nexit".into(),
+        ..Case::default()
+    };
+    let program = case.program(&[]).map_err(|e| failed(&e))?;
+    let (_, code) =
+        jit_bench::place(case.name, &program, Features { lse: false }).map_err(|e| failed(&e))?;
+    let close = |pair: &&[u32]| {
+        let [first, second] = [0, 1].map(|i| pair.get(i).and_then(|word| Inst::decode(*word)));
+        matches!(first, Some(Inst::LoadStore { .. }))
+            && matches!(second, Some(Inst::MulAdd { size: Size::X, .. }))
+    };
+    let close = code.words.windows(2).filter(close).count();
+    // The Pi 3's cores are Cortex-A53s; so may others' be.
+    let machine = crate::system().map_or("", |system| system.machine.model);
+    let a53 = cpu::has_erratum_835769();
+    check!(
+        a53 || !machine.contains("Raspberry Pi 3"),
+        "the cores of {machine} do not count as Cortex-A53s"
+    );
+    let expected = usize::from(!a53);
+    check!(
+        close == expected,
+        "{close} such products, not {expected}: {:08x?}",
+        code.words
+    );
     Ok(())
 }
 

@@ -3,6 +3,8 @@
 #![expect(dead_code, reason = "each test binary uses a part of it")]
 
 use a64::Assembler;
+use a64::ops::br;
+use a64::reg::X16;
 use std::arch::asm;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -198,4 +200,27 @@ pub(crate) fn write(memory: &Memory, at: u64, emit: impl Fn(&mut Assembler<'_>))
     let len = asm.finish().unwrap();
     memory.write_code(at, &words[..len]).unwrap();
     at + 4 * len as u64
+}
+
+/// Writes a branch to a function of the test binary, which may be out of BL's reach.
+pub(crate) fn branch_far(memory: &Memory, at: u64, to: *const ()) {
+    write(memory, at, |asm| {
+        asm.mov_imm(X16, to as u64);
+        asm.emit(br(X16));
+    });
+}
+
+/// Overwrites what a function may overwrite.
+#[inline(always)]
+pub(crate) fn spoil() {
+    // SAFETY: all registers that AAPCS64 6.1.1 lets a function overwrite are declared.
+    unsafe {
+        asm!(
+            "mov x0, #-1", "mov x1, #-1", "mov x2, #-1", "mov x3, #-1", "mov x4, #-1", "mov x5, #-1",
+            "mov x6, #-1", "mov x7, #-1", "mov x8, #-1", "mov x9, #-1", "mov x10, #-1", "mov x11, #-1",
+            "mov x12, #-1", "mov x13, #-1", "mov x14, #-1", "mov x15, #-1", "mov x16, #-1",
+            "mov x17, #-1", "mov x30, #-1", "cmp x0, #0",
+            clobber_abi("C"), out("x30") _,
+        )
+    }
 }

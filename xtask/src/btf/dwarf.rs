@@ -3,17 +3,14 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use gimli::{AttributeValue, DwAt, DwTag, EndianSlice, LittleEndian, UnitOffset, constants as dw};
+use gimli::{AttributeValue, DwTag, constants as dw};
 use object::elf;
 use object::read::elf::ElfFile64;
 use object::{Endianness, Object, ObjectSection, ObjectSymbol};
 
 use super::BtfError;
 use super::graph::{Encoding, Graph, Id, Member, Qualifier, Record, Type, VOID};
-
-type Slice<'d> = EndianSlice<'d, LittleEndian>;
-type Entry<'d> = gimli::DebuggingInformationEntry<Slice<'d>>;
-type Unit<'d> = gimli::Unit<Slice<'d>>;
+use crate::dwarf::{Dwarf, Entry, Place};
 
 /// How many types may lie in each other; none that a person writes comes near.
 const MOST_NESTED: usize = 200;
@@ -52,25 +49,16 @@ struct Section {
     size: u64,
 }
 
-/// Where an entry is: the unit's index and the offset in it.
-type Place = (usize, UnitOffset);
-
 /// Types and the ids of the functions, variables and sections among them, by name.
 pub(super) fn read(file: &[u8]) -> Result<(Graph, Vec<Id>), BtfError> {
     let elf = ElfFile64::<Endianness>::parse(file)?;
     let (exports, sections) = exports(&elf)?;
-    let dwarf = gimli::Dwarf::load(|id| -> Result<Slice<'_>, BtfError> {
-        let data = match elf.section_by_name(id.name()) {
-            Some(section) => section.data()?,
-            None => &[],
-        };
-        Ok(EndianSlice::new(data, LittleEndian))
-    })?;
-    let mut reader = Reader::new(&dwarf)?;
+    let dwarf = Dwarf::open(&elf)?;
+    let mut reader = Reader::new(&dwarf);
     let mut functions: BTreeMap<String, Id> = BTreeMap::new();
     let mut variables: BTreeMap<String, (Id, u64)> = BTreeMap::new();
     for (place, address) in reader.definitions()? {
-        let name = reader.name(place)?;
+        let name = dwarf.name(place)?;
         let found = exports
             .binary_search_by(|export| (export.address, &*export.name).cmp(&(address, &name)));
         let Some(export) = found.ok().and_then(|index| exports.get(index)) else {
@@ -174,8 +162,7 @@ fn exports(elf: &ElfFile64<'_, Endianness>) -> Result<(Vec<Export>, Vec<Section>
 
 /// Reads types, each once.
 struct Reader<'d> {
-    dwarf: &'d gimli::Dwarf<Slice<'d>>,
-    units: Vec<Unit<'d>>,
+    dwarf: &'d Dwarf<'d>,
     /// Whether each unit is Rust's.
     rust: Vec<bool>,
     /// Paths of Rust's types.
@@ -185,72 +172,30 @@ struct Reader<'d> {
 }
 
 impl<'d> Reader<'d> {
-    fn new(dwarf: &'d gimli::Dwarf<Slice<'d>>) -> Result<Self, BtfError> {
-        let mut reader = Self {
+    fn new(dwarf: &'d Dwarf<'d>) -> Self {
+        Self {
             dwarf,
-            units: Vec::new(),
             rust: Vec::new(),
             paths: HashMap::new(),
             graph: Graph::default(),
             known: HashMap::new(),
-        };
-        let mut headers = dwarf.units();
-        let mut at = 0;
-        while let Some(header) = headers
-            .next()
-            .map_err(|source| BtfError::Dwarf { unit: at, source })?
-        {
-            let start = header.debug_info_offset().map_or(at, |offset| offset.0);
-            at = start.saturating_add(header.length_including_self());
-            let unit = dwarf.unit(header).map_err(|source| BtfError::Dwarf {
-                unit: start,
-                source,
-            })?;
-            reader.units.push(unit);
-        }
-        match reader.units.is_empty() {
-            true => Err(BtfError::NoDwarf),
-            false => Ok(reader),
         }
     }
 
-    fn unit(&self, index: usize) -> Result<&Unit<'d>, BtfError> {
-        self.units.get(index).ok_or(BtfError::NoDwarf)
-    }
-
-    /// Turns the DWARF reader's complaint about a unit into this module's.
-    fn check<T>(&self, index: usize, result: gimli::Result<T>) -> Result<T, BtfError> {
-        result.map_err(|source| {
-            let start = self
-                .units
-                .get(index)
-                .and_then(|unit| unit.header.debug_info_offset());
-            BtfError::Dwarf {
-                unit: start.map_or(0, |offset| offset.0),
-                source,
-            }
-        })
-    }
-
-    fn broken(&self, (index, offset): Place, tag: DwTag, problem: &'static str) -> BtfError {
-        let start = self
-            .units
-            .get(index)
-            .and_then(|unit| unit.header.debug_info_offset());
-        let at = start.map_or(0, |start| start.0).saturating_add(offset.0);
-        BtfError::Entry { at, tag, problem }
+    fn broken(&self, place: Place, tag: DwTag, problem: &'static str) -> BtfError {
+        self.dwarf.broken(place, tag, problem).into()
     }
 
     /// Walks everything once: the addresses of functions and variables that are visible outside their unit, and paths.
     fn definitions(&mut self) -> Result<Vec<(Place, u64)>, BtfError> {
         let mut definitions = Vec::new();
-        for index in 0..self.units.len() {
+        for index in 0..self.dwarf.units() {
             let (mut rust, mut paths) = (false, Vec::new());
-            let unit = self.unit(index)?;
+            let unit = self.dwarf.unit(index)?;
             // The names of the entries around the current one.
             let mut around: Vec<String> = Vec::new();
             let mut cursor = unit.entries();
-            while let Some(entry) = self.check(index, cursor.next_dfs())? {
+            while let Some(entry) = self.dwarf.check(index, cursor.next_dfs())? {
                 let place = (index, entry.offset());
                 let depth = usize::try_from(entry.depth()).unwrap_or(0);
                 around.resize(depth, String::new());
@@ -260,7 +205,7 @@ impl<'d> Reader<'d> {
                         rust = language == Some(AttributeValue::Language(dw::DW_LANG_Rust));
                     }
                     dw::DW_TAG_subprogram | dw::DW_TAG_variable => {
-                        if let Some(address) = self.address(index, entry)? {
+                        if let Some(address) = self.dwarf.address(index, entry)? {
                             definitions.push((place, address));
                         }
                     }
@@ -273,7 +218,7 @@ impl<'d> Reader<'d> {
                 if !rust {
                     continue;
                 }
-                let name = self.own_name(index, entry)?.unwrap_or_default();
+                let name = self.dwarf.own_name(index, entry)?.unwrap_or_default();
                 let path = around.iter().filter(|part| !part.is_empty());
                 let path: Vec<&str> = path.map(String::as_str).chain([&*name]).collect();
                 if entry.tag() != dw::DW_TAG_namespace {
@@ -289,119 +234,11 @@ impl<'d> Reader<'d> {
         Ok(definitions)
     }
 
-    /// The address of a function with code or of a variable in memory.
-    fn address(&self, index: usize, entry: &Entry<'d>) -> Result<Option<u64>, BtfError> {
-        let unit = self.unit(index)?;
-        if let Some(low) = entry.attr_value(dw::DW_AT_low_pc) {
-            return self.check(index, self.dwarf.attr_address(unit, low));
-        }
-        let Some(AttributeValue::Exprloc(location)) = entry.attr_value(dw::DW_AT_location) else {
-            return Ok(None);
-        };
-        let mut operations = location.operations(unit.encoding());
-        Ok(match self.check(index, operations.next())? {
-            Some(gimli::Operation::Address { address }) => Some(address),
-            Some(gimli::Operation::AddressIndex { index: at }) => {
-                Some(self.check(index, self.dwarf.address(unit, at))?)
-            }
-            _ => None,
-        })
-    }
-
-    fn entry(&self, (index, offset): Place) -> Result<Entry<'d>, BtfError> {
-        self.check(index, self.unit(index)?.entry(offset))
-    }
-
-    /// The entries directly below one.
-    fn children(&self, (index, offset): Place) -> Result<Vec<Entry<'d>>, BtfError> {
-        let unit = self.unit(index)?;
-        let mut tree = self.check(index, unit.entries_tree(Some(offset)))?;
-        let mut children = self.check(index, tree.root())?.children();
-        let mut found = Vec::new();
-        while let Some(child) = self.check(index, children.next())? {
-            found.push(child.entry().clone());
-        }
-        Ok(found)
-    }
-
-    /// An attribute that names another entry.
-    fn reference(
-        &self,
-        index: usize,
-        entry: &Entry<'d>,
-        name: DwAt,
-    ) -> Result<Option<Place>, BtfError> {
-        match entry.attr_value(name) {
-            None => Ok(None),
-            Some(AttributeValue::UnitRef(offset)) => Ok(Some((index, offset))),
-            Some(AttributeValue::DebugInfoRef(offset)) => {
-                let within = |unit: &Unit<'d>| {
-                    gimli::UnitSectionOffset(offset.0).to_unit_offset(&unit.header)
-                };
-                let found = self
-                    .units
-                    .iter()
-                    .enumerate()
-                    .find_map(|(i, unit)| Some((i, within(unit)?)));
-                let problem = "refers to an entry that is in no unit";
-                found
-                    .map(Some)
-                    .ok_or_else(|| self.broken((index, entry.offset()), entry.tag(), problem))
-            }
-            Some(_) => Err(self.broken(
-                (index, entry.offset()),
-                entry.tag(),
-                "refers to a type in a way not known",
-            )),
-        }
-    }
-
-    fn own_name(&self, index: usize, entry: &Entry<'d>) -> Result<Option<String>, BtfError> {
-        let Some(value) = entry.attr_value(dw::DW_AT_name) else {
-            return Ok(None);
-        };
-        let name = self.check(index, self.dwarf.attr_string(self.unit(index)?, value))?;
-        Ok(Some(String::from_utf8_lossy(&name).into_owned()))
-    }
-
-    /// The entry that says what a function's or variable's instance leaves out.
-    fn origin(&self, (index, offset): Place) -> Result<Option<Place>, BtfError> {
-        let entry = self.entry((index, offset))?;
-        for name in [dw::DW_AT_abstract_origin, dw::DW_AT_specification] {
-            if let Some(place) = self.reference(index, &entry, name)? {
-                return Ok(Some(place));
-            }
-        }
-        Ok(None)
-    }
-
-    /// An entry and what it refers to for what it leaves out, at most three steps (instance, abstract, declaration).
-    fn with_origins(&self, place: Place) -> Result<Vec<Place>, BtfError> {
-        let mut places = vec![place];
-        let mut last = place;
-        while let Some(origin) = self.origin(last)?
-            && places.len() < 4
-        {
-            places.push(origin);
-            last = origin;
-        }
-        Ok(places)
-    }
-
-    fn name(&self, place: Place) -> Result<String, BtfError> {
-        for place in self.with_origins(place)? {
-            if let Some(name) = self.own_name(place.0, &self.entry(place)?)? {
-                return Ok(name);
-            }
-        }
-        Ok(String::new())
-    }
-
     /// What attribute `DW_AT_type` names; nothing if there is none.
     fn type_of(&mut self, place: Place, depth: usize) -> Result<Id, BtfError> {
-        for place in self.with_origins(place)? {
-            let entry = self.entry(place)?;
-            if let Some(of) = self.reference(place.0, &entry, dw::DW_AT_type)? {
+        for place in self.dwarf.with_origins(place)? {
+            let entry = self.dwarf.entry(place)?;
+            if let Some(of) = self.dwarf.reference(place.0, &entry, dw::DW_AT_type)? {
                 return self.read(of, depth);
             }
         }
@@ -410,13 +247,13 @@ impl<'d> Reader<'d> {
 
     fn prototype(&mut self, place: Place, depth: usize) -> Result<Id, BtfError> {
         let result = self.type_of(place, depth)?;
-        let function = self.entry(place)?.tag() == dw::DW_TAG_subprogram;
+        let function = self.dwarf.entry(place)?.tag() == dw::DW_TAG_subprogram;
         let (mut parameters, mut variadic) = (Vec::new(), false);
-        for child in self.children(place)? {
+        for child in self.dwarf.children(place)? {
             let parameter = (place.0, child.offset());
             match child.tag() {
                 dw::DW_TAG_formal_parameter => {
-                    let name = match self.name(parameter)? {
+                    let name = match self.dwarf.name(parameter)? {
                         none if none.is_empty() && function => {
                             format!("argument{}", parameters.len())
                         }
@@ -440,7 +277,7 @@ impl<'d> Reader<'d> {
         if let Some(id) = self.known.get(&place) {
             return Ok(*id);
         }
-        let entry = self.entry(place)?;
+        let entry = self.dwarf.entry(place)?;
         if depth > MOST_NESTED {
             return Err(self.broken(place, entry.tag(), "has more than 200 types around it"));
         }
@@ -475,7 +312,7 @@ impl<'d> Reader<'d> {
             dw::DW_TAG_enumeration_type => self.enumeration(place, &entry, depth)?,
             dw::DW_TAG_array_type => self.array(place, depth)?,
             dw::DW_TAG_typedef => Type::Typedef {
-                name: self.own_name(place.0, &entry)?.unwrap_or_default(),
+                name: self.dwarf.own_name(place.0, &entry)?.unwrap_or_default(),
                 of: self.type_of(place, depth)?,
             },
             dw::DW_TAG_subroutine_type => {
@@ -521,7 +358,7 @@ impl<'d> Reader<'d> {
             return Ok(None);
         }
         let size = self.bytes(place, entry)?;
-        let children = self.children(place)?;
+        let children = self.dwarf.children(place)?;
         let option = self
             .paths
             .get(&place)
@@ -530,11 +367,11 @@ impl<'d> Reader<'d> {
             true => {
                 let mut some = None;
                 for child in &children {
-                    if self.own_name(place.0, child)?.as_deref() == Some("Some") {
+                    if self.dwarf.own_name(place.0, child)?.as_deref() == Some("Some") {
                         some = Some((place.0, child.offset()));
                     }
                 }
-                some.map_or(Ok(Vec::new()), |some| self.children(some))?
+                some.map_or(Ok(Vec::new()), |some| self.dwarf.children(some))?
             }
             false => children,
         };
@@ -543,10 +380,10 @@ impl<'d> Reader<'d> {
             .iter()
             .filter(|child| child.tag() == dw::DW_TAG_member)
         {
-            let Some(of) = self.reference(place.0, member, dw::DW_AT_type)? else {
+            let Some(of) = self.dwarf.reference(place.0, member, dw::DW_AT_type)? else {
                 continue;
             };
-            let entry = self.entry(of)?;
+            let entry = self.dwarf.entry(of)?;
             // A pointer's size is not always said.
             if self.bytes(of, &entry)? == size || entry.tag() == dw::DW_TAG_pointer_type {
                 inner = Some(of);
@@ -590,7 +427,7 @@ impl<'d> Reader<'d> {
     }
 
     fn base(&self, place: Place, entry: &Entry<'d>) -> Result<Type, BtfError> {
-        let own = self.own_name(place.0, entry)?.unwrap_or_default();
+        let own = self.dwarf.own_name(place.0, entry)?.unwrap_or_default();
         let name = match self.is_rust(place) {
             true => RUST_NAMES
                 .iter()
@@ -632,7 +469,7 @@ impl<'d> Reader<'d> {
     fn tag_name(&self, place: Place, entry: &Entry<'d>) -> Result<String, BtfError> {
         match self.paths.get(&place) {
             Some(path) => Ok(path.clone()),
-            None => Ok(self.own_name(place.0, entry)?.unwrap_or_default()),
+            None => Ok(self.dwarf.own_name(place.0, entry)?.unwrap_or_default()),
         }
     }
 
@@ -648,12 +485,12 @@ impl<'d> Reader<'d> {
             return Ok(Type::Forward { kind, name });
         }
         let size = self.size(place, entry)?;
-        let children = self.children(place)?;
+        let children = self.dwarf.children(place)?;
         let rust = self.is_rust(place);
         let enumeration = children
             .iter()
             .any(|child| child.tag() == dw::DW_TAG_variant_part);
-        let own = self.own_name(place.0, entry)?.unwrap_or_default();
+        let own = self.dwarf.own_name(place.0, entry)?.unwrap_or_default();
         // What has parameters, or variants, is opaque: which of its members are there is Rust's business.
         if rust && (enumeration || own.contains('<')) {
             return Ok(Type::Record {
@@ -694,7 +531,7 @@ impl<'d> Reader<'d> {
         depth: usize,
     ) -> Result<Member, BtfError> {
         let place = (record.0, entry.offset());
-        let name = self.own_name(place.0, entry)?.unwrap_or_default();
+        let name = self.dwarf.own_name(place.0, entry)?.unwrap_or_default();
         let of = self.type_of(place, depth)?;
         let value = |name| {
             entry
@@ -762,7 +599,7 @@ impl<'d> Reader<'d> {
                 ..
             }
         );
-        for child in self.children(place)? {
+        for child in self.dwarf.children(place)? {
             if child.tag() != dw::DW_TAG_enumerator {
                 continue;
             }
@@ -774,7 +611,10 @@ impl<'d> Reader<'d> {
             });
             let value = value
                 .ok_or_else(|| self.broken(place, entry.tag(), "has a value that is no number"))?;
-            values.push((self.own_name(place.0, &child)?.unwrap_or_default(), value));
+            values.push((
+                self.dwarf.own_name(place.0, &child)?.unwrap_or_default(),
+                value,
+            ));
         }
         signed |= values.iter().any(|(_, value)| *value < 0);
         match [1, 2, 4, 8].contains(&size) {
@@ -795,7 +635,7 @@ impl<'d> Reader<'d> {
     fn array(&mut self, place: Place, depth: usize) -> Result<Type, BtfError> {
         let mut element = self.type_of(place, depth)?;
         let mut counts = Vec::new();
-        for child in self.children(place)? {
+        for child in self.dwarf.children(place)? {
             if child.tag() != dw::DW_TAG_subrange_type {
                 continue;
             }

@@ -43,6 +43,7 @@ pub(crate) fn header(graph: &Graph) -> String {
         graph,
         text: HEAD.replace(KINDS, &kinds),
         written: BTreeSet::new(),
+        asked: BTreeSet::new(),
     };
     writer.forwards();
     for (id, found) in graph.types() {
@@ -77,6 +78,8 @@ struct Writer<'g> {
     graph: &'g Graph,
     text: String,
     written: BTreeSet<Id>,
+    /// What [`Writer::define`] was asked for.
+    asked: BTreeSet<(Id, bool)>,
 }
 
 impl Writer<'_> {
@@ -94,7 +97,7 @@ impl Writer<'_> {
 
     /// Defines a type behind all that it needs; a struct that is only pointed to (`whole` is false) needs no definition.
     fn define(&mut self, id: Id, whole: bool, depth: usize) {
-        if depth > MOST_NESTED {
+        if depth > MOST_NESTED || !self.asked.insert((id, whole)) {
             return;
         }
         let graph = self.graph;

@@ -13,6 +13,7 @@ pub(crate) mod header;
 mod names;
 pub(crate) mod write;
 
+use crate::dwarf::DwarfError;
 use graph::Graph;
 
 /// Why there is no BTF.
@@ -21,30 +22,9 @@ pub(crate) enum BtfError {
     /// Not an ELF file, or a broken one.
     #[error("BTF: the ELF file cannot be read: {0}")]
     Elf(#[from] object::Error),
-    /// Compiled without debugging information.
-    #[error(
-        "BTF: the ELF file has no DWARF (.debug_info is empty): profile.dev in Cargo.toml says debug = 2; unset what overrides it \
-         (CARGO_PROFILE_DEV_DEBUG, RUSTFLAGS) and build again"
-    )]
-    NoDwarf,
-    /// The DWARF reader's complaint.
-    #[error("BTF: the DWARF unit at .debug_info+{unit:#x} is broken: {source}; build again")]
-    Dwarf {
-        /// The unit's offset in `.debug_info`.
-        unit: usize,
-        /// What is wrong with it.
-        source: gimli::Error,
-    },
-    /// An entry without something that it needs.
-    #[error("BTF: the DWARF entry at .debug_info+{at:#x} ({tag}) {problem}; build again")]
-    Entry {
-        /// The entry's offset in `.debug_info`.
-        at: usize,
-        /// Its tag.
-        tag: gimli::DwTag,
-        /// What is wrong with it.
-        problem: &'static str,
-    },
+    /// Its DWARF is broken or missing.
+    #[error("BTF: {0}")]
+    Dwarf(#[from] DwarfError),
     /// More than a field holds: what, the value, the limit.
     #[error("BTF: {0} is {1}, more than BTF's field holds ({2}); export something smaller")]
     TooLarge(&'static str, u64, u64),

@@ -404,7 +404,7 @@ impl Linux {
     /// Takes an op out, off its sites and out of the list, and waits until nobody can be in it.
     ///
     /// # Errors
-    /// A site could not be changed; the op is as it was.
+    /// A site could not be changed; the op is in the list as it was. The caller leads its sites there again ([`Linux::lead_back`]).
     fn unregister(&mut self, op: &Arc<Op>) -> Result<(), (u64, Reason)> {
         let place = self.ops.iter().position(|r| Arc::ptr_eq(&r.op, op));
         let Some(place) = place else {
@@ -415,16 +415,19 @@ impl Linux {
         for function in op.filter.functions() {
             if let Err(reason) = self.lead(function) {
                 self.ops.insert(place, gone);
-                // Those that have been led past it already lead there again; one that does not is hooked by nothing that is freed.
-                for function in op.filter.functions() {
-                    let _ = self.lead(function);
-                }
                 return Err((function, reason));
             }
         }
         self.publish();
         rcu::synchronize(rcu::Flavour::Tasks);
         Ok(())
+    }
+
+    /// Leads the sites of an op that could not be taken out where they led: one that does not is hooked by nothing that is freed.
+    fn lead_back(&mut self, op: &Op) {
+        for function in op.filter.functions() {
+            let _ = self.lead(function);
+        }
     }
 
     /// Why two tracers cannot share a function.

@@ -128,7 +128,10 @@ pub(crate) fn attach(
                     retire(op, (callee, descriptor));
                     return Err(refused((function, reason)));
                 }
-                Err((_, undo)) => error = Some(stuck(function, reason, Box::new(undo), id)),
+                Err((_, undo)) => {
+                    linux.lead_back(&op);
+                    error = Some(stuck(function, reason, Box::new(undo), id));
+                }
             }
         }
         let hook = OpHook {
@@ -192,7 +195,10 @@ impl Mechanism for OpHook {
 
     fn detach(&mut self, engine: &mut Engine<Kernel>) -> Result<(), HookError> {
         let mut linux = LINUX.lock();
-        linux.unregister(&self.op).map_err(refused)?;
+        if let Err(at) = linux.unregister(&self.op) {
+            linux.lead_back(&self.op);
+            return Err(refused(at));
+        }
         linux.abandon(engine, &self.functions);
         drop(linux);
         if let Some(keep) = self.keep.take() {

@@ -238,9 +238,9 @@ impl Linux {
             return Ok(());
         };
         if let Err((_, reason)) = self.unregister(&gone.op.op) {
+            let op = gone.op.op.clone();
             self.trampolines.insert(function, gone);
-            // It leads there already, or it could not be changed.
-            let _ = self.lead(function);
+            self.lead_back(&op);
             return Err(reason);
         }
         self.abandon(engine, &[function]);
