@@ -103,6 +103,24 @@ pub(crate) fn words(from: usize) -> impl Iterator<Item = u64> {
     range.step_by(8).map(read)
 }
 
+/// More than any function's frame is long, so that the stretch which one leaves untouched is shorter: below so many bytes of paint
+/// [`scrub`] looks for nothing.
+const GAP: usize = 16 << 10;
+
+/// The lowest address in use of the stack at `bottom`, as far as no [`GAP`] lies between it and `sp`. An attach asks this: it does not
+/// look through all of the stack.
+fn lowest_used(bottom: usize, sp: usize) -> usize {
+    let mut used = sp & !63;
+    while used > bottom {
+        let below = used.saturating_sub(GAP).max(bottom);
+        if super::count_leading(below, used - below, PAINT) == used - below {
+            break;
+        }
+        used = below;
+    }
+    used + super::count_leading(used, sp - used, PAINT)
+}
+
 /// Overwrites what calls that have returned left behind: the words below the caller's frame, and the registers that a call
 /// does not preserve. Otherwise an address of theirs could stay for long in a word that later frames do not write. What
 /// was never used stays painted.
@@ -114,7 +132,7 @@ pub(crate) fn scrub() {
     let Some((bottom, _)) = bounds(sp) else {
         return;
     };
-    let unused = super::count_leading(bottom, STACK_SIZE, PAINT);
+    let first = lowest_used(bottom, sp);
     // SAFETY: below sp nothing is in use: there is no red zone here (an interrupt would overwrite it), and what an interrupt
     // puts there it has taken away when this goes on. From the first used byte to sp is mapped.
     unsafe {
@@ -124,7 +142,7 @@ pub(crate) fn scrub() {
             "str xzr, [{at}], #8",
             "b 2b",
             "3:",
-            at = inout(reg) (bottom + unused).next_multiple_of(8) => _,
+            at = inout(reg) first.next_multiple_of(8) => _,
             end = in(reg) sp,
             options(nostack)
         )
