@@ -224,9 +224,33 @@ pub(crate) fn write(document: &Value, path: &Path) -> Outcome<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::{fs, path::Path};
 
     const LINE: &str = r#"@row {"id":"fentry/empty/call","hook":"fentry","program":"empty","target":"call","guard":"none","calls":1000,"baseline":13,"total":20,"overhead":7}"#;
     const HEADING: &str = r#"@bench {"board":"virt","counter":"instructions","exact":true}"#;
+
+    /// README.md shows lines of what `cargo xtask run` printed, which the book has whole.
+    #[test]
+    fn the_readme_shows_rows_of_the_book() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        let read = |path: &str| fs::read_to_string(root.join(path)).expect(path);
+        let (readme, run) = (read("README.md"), read("book/src/output/run.txt"));
+        let rows = readme.lines().filter(|line| {
+            let words: Vec<_> = line.split_whitespace().collect();
+            let guards = ["none", "word", "active", "bits", "bits+cpu", "core"];
+            matches!(words[..], [_, _, _, guard, number, ..]
+                if guards.contains(&guard) && number.parse::<f64>().is_ok())
+        });
+        let mut shown = 0;
+        for row in rows {
+            assert!(
+                run.lines().any(|line| line.trim_end() == row),
+                "not there: {row}"
+            );
+            shown += 1;
+        }
+        assert!(shown > 20, "{shown} rows");
+    }
 
     #[test]
     fn lines_become_a_document() {
