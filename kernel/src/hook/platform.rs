@@ -13,7 +13,6 @@ use crate::written;
 use alloc::string::ToString;
 use core::ops::Range;
 use trampoline::platform::{Grace, Platform, PlatformError, Retired};
-use trampoline::program::CONTEXTS;
 use trampoline::runtime::{
     SHADOW_COOKIE, SHADOW_ENTRY, SHADOW_LANDING, SHADOW_RETURN, TRACE_LEFT, TRACE_NESTING_MASK,
 };
@@ -118,8 +117,7 @@ impl Platform for Kernel {
     }
 
     fn stack_limit(&self) -> u32 {
-        // Each context that can be nested on a stack may be in the deepest hook.
-        (stack::HOOK_RESERVE / CONTEXTS) as u32
+        stack::HIT_LIMIT as u32
     }
 
     fn defer(&self, retired: Retired, grace: Grace) {

@@ -6,10 +6,15 @@ use super::{Access, frames, table};
 use crate::arch::lock::SpinLock;
 use alloc::vec::Vec;
 use core::arch::asm;
+use trampoline::program::CONTEXTS;
 
 /// The last bytes of every stack, three quarters: only hooks use them. That the kernel stays above is measured by paint; an attach
 /// is refused when the worst case of what it adds is more.
 pub(crate) const HOOK_RESERVE: usize = STACK_SIZE / 4 * 3;
+
+/// The most that a hit may take of it, in bytes. One in each of the four contexts; and in a task two more may stand on the one below: while
+/// a program blocks, what it blocks by may be hit, and so may the function that a program calls in whose place it is.
+pub(crate) const HIT_LIMIT: usize = HOOK_RESERVE / (CONTEXTS + 2);
 
 /// What an untouched stack byte holds; painted at allocation, read by [`Stack::high_water`].
 const PAINT: u8 = 0xa5;

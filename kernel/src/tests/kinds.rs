@@ -557,7 +557,7 @@ fn too_much_stack() -> Outcome {
                 let most = numbers.filter_map(|n| n.parse::<u32>().ok()).max();
                 check!(
                     text.contains("workload_call")
-                        && text.contains("24576 are set aside")
+                        && text.contains("16384 are set aside")
                         && most.is_some_and(|needed| needed >= Deep::STACK),
                     "{how:?}: {text}"
                 );

@@ -15,7 +15,6 @@ use crate::hook::{
 use crate::mm::stack;
 use crate::{symbols, types};
 use ::trampoline::linux::filter::Filter;
-use ::trampoline::program::CONTEXTS;
 use ::trampoline::{Engine, Kind, Reason};
 use alloc::boxed::Box;
 use alloc::string::String;
@@ -149,7 +148,7 @@ pub(crate) fn attach(
 }
 
 fn check_stack(function: &Function, needed: u32) -> Result<(), HookError> {
-    let limit = (stack::HOOK_RESERVE / CONTEXTS) as u32;
+    let limit = stack::HIT_LIMIT as u32;
     match needed > limit {
         true => Err(HookError::refused(
             function.name,
