@@ -18,6 +18,7 @@ use crate::Outcome;
 use crate::interrupt::Guarded;
 use crate::programs;
 use crate::progress::Progress;
+use crate::torture;
 use crate::workspace::{USER_TARGET, Workspace};
 
 /// What is fuzzed.
@@ -48,12 +49,12 @@ impl Target {
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Options {
     /// Minutes for all targets together
-    #[arg(long, value_name = "N", default_value_t = 4)]
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = torture::minutes())]
     minutes: u64,
     /// Only this target
     #[arg(long, value_enum)]
     target: Option<Target>,
-    /// Seed of the mutations [default: another one each time]
+    /// Seed of the mutations; 0: another one each time
     #[arg(long, default_value_t = 0)]
     seed: u32,
 }

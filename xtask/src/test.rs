@@ -166,8 +166,8 @@ fn fits(name: &str, filter: Option<&str>) -> bool {
     filter.is_none_or(|filter| name.contains(filter))
 }
 
-/// Runs a command; its output is the reason when it fails.
-pub(crate) fn silent(name: &str, mut command: Command) -> Result<(), String> {
+/// Runs a command, and returns what it printed; that is the reason when it fails.
+pub(crate) fn silent(name: &str, mut command: Command) -> Result<String, String> {
     let progress = Progress::start(name);
     let (sender, receiver) = mpsc::channel();
     // The receiver waits for the one result.
@@ -179,12 +179,10 @@ pub(crate) fn silent(name: &str, mut command: Command) -> Result<(), String> {
             Err(RecvTimeoutError::Disconnected) => return Err("the command was lost".into()),
         }
     };
+    let text = [&output.stdout, &output.stderr].map(|bytes| String::from_utf8_lossy(bytes));
     match output.status.success() {
-        true => Ok(()),
-        false => Err([output.stdout, output.stderr]
-            .iter()
-            .map(|bytes| String::from_utf8_lossy(bytes).into_owned())
-            .collect()),
+        true => Ok(text.concat()),
+        false => Err(text.concat()),
     }
 }
 
@@ -215,7 +213,7 @@ fn lint(workspace: &Workspace, filter: Option<&str>, report: &mut Report) {
         if fits(name, filter) {
             let mut command = workspace.cargo();
             command.args(arguments);
-            report.run(name, || silent(name, command));
+            report.run(name, || silent(name, command).map(|_| ()));
         }
     }
 }
@@ -319,9 +317,20 @@ fn fuzz_tests(workspace: &Workspace, filter: Option<&str>, report: &mut Report) 
         let mut command = workspace.cargo();
         command
             .args(["test", "--package", "bpf-vm", "--target", USER_TARGET])
-            .args(["--test", "random", "--", "engines_agree", "--exact"])
+            .args([
+                "--test",
+                "random",
+                "--",
+                "engines_agree",
+                "--exact",
+                "--nocapture",
+            ])
             .env("RANDOM_PROGRAMS", RANDOM_PROGRAMS.to_string());
-        report.run(&name, || silent(&name, command));
+        let ran = format!("{RANDOM_PROGRAMS} programs, ");
+        report.run(&name, || match silent(&name, command)?.contains(&ran) {
+            true => Ok(()),
+            false => Err(format!("no test printed {ran:?}: nothing was run")),
+        });
     }
     let name = |target: fuzz::Target| format!("fuzz/{}", target.name());
     let targets: Vec<_> = FUZZ_RUNS

@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use clap::Args;
+use clap::builder::RangedU64ValueParser;
 
 use crate::Outcome;
 use crate::machine::{Accel, Board, MachineOptions};
@@ -15,13 +16,18 @@ const BESIDE: Duration = Duration::from_secs(180);
 /// How long one is as a test, in seconds.
 const TEST_SECONDS: u64 = 60;
 
+/// How many minutes a run can be told to take: a week at most.
+pub(crate) fn minutes() -> RangedU64ValueParser {
+    RangedU64ValueParser::new().range(1..=7 * 24 * 60)
+}
+
 /// How long, where and from which seed.
 #[derive(Debug, Args)]
 pub(crate) struct Options {
     #[command(flatten)]
     machine: MachineOptions,
     /// For how many minutes
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = minutes())]
     minutes: u64,
     /// Where the random numbers begin [default: the time, which is printed]
     #[arg(long, value_name = "N")]

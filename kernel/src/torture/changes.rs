@@ -139,7 +139,10 @@ const LINUX: [&[How]; 4] = [
         How::Linux(LinuxWay::Fprobe, Kind::Fentry),
         How::Linux(LinuxWay::FprobeExit, Kind::Fexit),
     ],
-    &[How::Probe(ProbeKind::Here, ProbeWay::Breakpoint)],
+    &[
+        How::Probe(ProbeKind::Here, ProbeWay::Breakpoint),
+        How::Probe(ProbeKind::Return, ProbeWay::Breakpoint),
+    ],
 ];
 
 /// All ways, with the words of the summary.
@@ -668,6 +671,16 @@ impl Changes {
         }
     }
 
+    /// How many were attached by each way so far, with the ways' names.
+    pub(crate) fn by_way(&self) -> [(&'static str, u64); WAYS.len()] {
+        let attached = self.attached.each_ref().map(|c| c.load(Ordering::Relaxed));
+        let mut by_way = WAYS.map(|(_, name)| (name, 0));
+        for ((_, to), count) in by_way.iter_mut().zip(attached) {
+            *to = count;
+        }
+        by_way
+    }
+
     /// What went wrong.
     pub(crate) fn messages(&self) -> Vec<String> {
         self.messages.lock().clone()
@@ -675,15 +688,11 @@ impl Changes {
 
     /// In numbers, for a line.
     pub(crate) fn summary(&self) -> String {
-        let attached = self.attached.each_ref().map(|c| c.load(Ordering::Relaxed));
-        let ways: Vec<_> = WAYS
-            .iter()
-            .zip(attached)
-            .map(|((_, name), count)| format!("{count} {name}"))
-            .collect();
+        let by_way = self.by_way();
+        let ways: Vec<_> = by_way.map(|(name, count)| format!("{count} {name}")).into();
         format!(
             "{} attached ({}; {} of them BPF programs), {} taken off, {} found no memory, {} calls missed a hook and were counted",
-            attached.iter().sum::<u64>(),
+            by_way.iter().map(|(_, count)| count).sum::<u64>(),
             ways.join(", "),
             self.programs.load(Ordering::Relaxed),
             self.detached.load(Ordering::Relaxed),

@@ -487,6 +487,13 @@ impl Ledger {
         (sum(&self.calls), sum(&self.certain))
     }
 
+    /// Calls that were checked in a context that interrupts tasks, on all cores.
+    pub(crate) fn calls_in(&self, context: Context) -> u64 {
+        let callers = (0..cpu::MAX_CPUS).map(|core| caller_in(core, context) as usize);
+        let counts = callers.filter_map(|who| self.calls.get(who));
+        counts.map(|count| count.load(Ordering::Relaxed)).sum()
+    }
+
     /// The first findings, in words.
     pub(crate) fn findings(&self) -> impl Iterator<Item = alloc::string::String> {
         let ready = self

@@ -12,6 +12,7 @@ mod storm;
 
 use crate::arch::timer;
 use crate::command_line::Options;
+use crate::context::Context;
 use crate::mm::{frames, heap};
 use crate::{hook, hooked, integrity, println, rcu, sched};
 use alloc::boxed::Box;
@@ -29,6 +30,8 @@ use ledger::{LEDGER, Ledger, TASKS};
 const CHANGERS: usize = 4;
 /// How long the first round takes, in seconds.
 const WARM_UP: u64 = 3;
+/// A run that takes so many seconds has done everything.
+const WHOLE: u64 = 30;
 /// How often the run says how far it is, in seconds.
 const PROGRESS: u64 = 10;
 
@@ -170,6 +173,24 @@ fn faults(ledger: &Ledger, changes: &Changes, before: Free) -> Vec<String> {
     faults
 }
 
+/// How often each thing that a run is about was done so far: hooks attached by each way, calls in each context that interrupts tasks.
+fn done(ledger: &Ledger, changes: &Changes) -> Vec<(&'static str, u64)> {
+    let contexts = [
+        ("calls in softirq", Context::Softirq),
+        ("calls in hardirq", Context::Hardirq),
+        ("calls in NMI", Context::Nmi),
+    ];
+    let calls = contexts.map(|(name, context)| (name, ledger.calls_in(context)));
+    changes.by_way().into_iter().chain(calls).collect()
+}
+
+/// What a run did not do once.
+fn left_out(before: &[(&str, u64)], after: &[(&str, u64)]) -> Vec<String> {
+    let same = before.iter().zip(after).filter(|(a, b)| a == b);
+    same.map(|((name, _), _)| format!("{name}: none at all"))
+        .collect()
+}
+
 /// A number of the command line; the text if it is none.
 fn number(text: Option<&str>, default: u64) -> Result<u64, &str> {
     text.map_or(Ok(default), |text| text.parse().map_err(|_| text))
@@ -204,7 +225,7 @@ pub(crate) fn run(options: &Options<'_>) -> u32 {
     let changes = Arc::new(Changes::new());
     changes.each_once(ledger, &mut random);
     let outcome = round(ledger, &changes, WARM_UP, &mut random);
-    let before = Free::at_rest();
+    let (before, done) = (Free::at_rest(), done(ledger, &changes));
     let start = timer::now_ns();
     let outcome = outcome.and_then(|_| round(ledger, &changes, seconds, &mut random));
     let storm = match outcome {
@@ -215,7 +236,10 @@ pub(crate) fn run(options: &Options<'_>) -> u32 {
         }
     };
     let took = (timer::now_ns() - start) / 1_000_000_000;
-    let faults = faults(ledger, &changes, before);
+    let mut faults = faults(ledger, &changes, before);
+    if took >= WHOLE {
+        faults.extend(left_out(&done, &self::done(ledger, &changes)));
+    }
     let (calls, certain) = ledger.calls();
     println!("torture: {took} s, {}", changes.summary());
     println!(
