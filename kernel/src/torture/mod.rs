@@ -225,7 +225,8 @@ pub(crate) fn run(options: &Options<'_>) -> u32 {
     let changes = Arc::new(Changes::new());
     changes.each_once(ledger, &mut random);
     let outcome = round(ledger, &changes, WARM_UP, &mut random);
-    let (before, done) = (Free::at_rest(), done(ledger, &changes));
+    let done = done(ledger, &changes);
+    let before = Free::at_rest();
     let start = timer::now_ns();
     let outcome = outcome.and_then(|_| round(ledger, &changes, seconds, &mut random));
     let storm = match outcome {
