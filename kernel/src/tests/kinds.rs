@@ -9,7 +9,7 @@ use super::{Failure, Outcome, Test, failed};
 use crate::arch::callee::{Hit, NativeHook};
 use crate::arch::code;
 use crate::hook::{self, HookId, How, Point, ProbeWay, Protection, Settings};
-use crate::workload::workload_twelve;
+use crate::workload::{Wide, workload_twelve, workload_wide};
 use crate::{check, rcu, sched};
 use alloc::string::ToString;
 use alloc::sync::Arc;
@@ -38,6 +38,11 @@ pub(super) const TESTS: &[Test] = &[
         name: "kinds.twelve_arguments_arrive",
         seconds: 20,
         run: twelve,
+    },
+    Test {
+        name: "kinds.a_struct_is_returned_in_memory",
+        seconds: 20,
+        run: wide,
     },
     Test {
         name: "kinds.sixty_programs_on_one_function",
@@ -254,6 +259,62 @@ fn twelve() -> Outcome {
                 word == index as u64 + 1,
                 "{kind}: argument {index} is {word}"
             );
+        }
+    }
+    Ok(())
+}
+
+/// The result of a function that returns it in memory, by x8, is as without the hook, and the program gets the arguments.
+fn wide() -> Outcome {
+    let target = function("workload_wide")?;
+    let f = black_box(workload_wide as extern "C" fn(u64, u64) -> Wide);
+    let ways = [
+        How::Trampoline(Kind::Fentry),
+        How::Trampoline(Kind::Fexit),
+        How::Trampoline(Kind::Fsession),
+        How::Many { exit: false },
+        How::Many { exit: true },
+        How::Probe(ProbeKind::Here, ProbeWay::Detour),
+        How::Probe(ProbeKind::Return, ProbeWay::Detour),
+        How::Probe(ProbeKind::Here, ProbeWay::Breakpoint),
+        How::Probe(ProbeKind::Return, ProbeWay::Breakpoint),
+    ];
+    for how in ways {
+        for protection in PROTECTIONS {
+            let program = Arc::new(Program::default());
+            let at = how.on(target).map_err(|e| failed(&e))?;
+            let settings = Settings {
+                protection: Some(protection),
+                ..Settings::default()
+            };
+            let label = "test".into();
+            let hooked = hook::Program::native(label, program.clone(), how.shape());
+            let id = hook::hook_in(at, settings, hooked).map_err(|e| failed(&e))?;
+            // Both results are there at the same time: neither lies in the other's place.
+            let results = [f(0x11, 0x22), f(0x33, 0x44)];
+            detach(id.id)?;
+            let expected = [(0x11, 0x22), (0x33, 0x44)].map(|(first, second)| Wide {
+                first,
+                second,
+                sum: first + second,
+            });
+            check!(
+                results == expected,
+                "{how:?}, {protection:?}: {results:x?} instead of {expected:x?}"
+            );
+            let hits = program.take_hits();
+            let runs = match how {
+                How::Trampoline(Kind::Fsession) => 4,
+                _ => 2,
+            };
+            check!(hits == runs, "{how:?}, {protection:?}: {hits} hits");
+            if let How::Trampoline(_) = how {
+                let seen = [program.word(0), program.word(1)];
+                check!(
+                    seen == [0x33, 0x44],
+                    "{how:?}, {protection:?}: the program saw {seen:x?}"
+                );
+            }
         }
     }
     Ok(())
