@@ -442,16 +442,18 @@ exit
 ";
 
 fn maps() -> Outcome {
-    // Without a guard as well: then only the search for the image's addresses keeps what the program needs.
-    for protection in [Protection::Program, Protection::None] {
-        a_map(protection)?;
+    // What an entry's image keeps waits for tasks RCU, and what an exit's keeps until no stack holds an address of the image.
+    for kind in [Kind::Fentry, Kind::Fexit] {
+        for protection in [Protection::Program, Protection::None] {
+            a_map(kind, protection)?;
+        }
     }
     Ok(())
 }
 
 /// A map that only a hooked program holds, taken off while more tasks than there are cores are inside the program.
 #[inline(never)]
-fn a_map(protection: Protection) -> Outcome {
+fn a_map(kind: Kind, protection: Protection) -> Outcome {
     const TASKS: u64 = 10;
     rcu::barrier();
     let free = hook::pool_free();
@@ -472,11 +474,11 @@ fn a_map(protection: Protection) -> Outcome {
         ..Case::default()
     };
     let program = case.program(&[map]).map_err(|e| failed(&e))?;
-    let shape = Shape::of(Kind::Fentry);
+    let shape = Shape::of(kind);
     let program = bpf::runnable("stays", Arc::new(program), Engine::Jit, shape);
     let point = Point {
         protection,
-        ..Point::of(Kind::Fentry)
+        ..Point::of(kind)
     };
     let program = program.map_err(|e| failed(&e))?;
     let id = hook::attach(&function("workload_call")?, point, program).map_err(|e| failed(&e))?;
@@ -510,20 +512,23 @@ fn a_map(protection: Protection) -> Outcome {
     detached.map_err(|e| failed(&e))?;
     check!(
         inside == Some(TASKS) && let_go == Some(Ok(())),
-        "{protection:?}: {inside:?} of {TASKS} tasks came in"
+        "{kind}, {protection:?}: {inside:?} of {TASKS} tasks came in"
     );
     check!(
         still == (Some(TASKS), true),
-        "{protection:?}: the map was freed under tasks in its program: {still:?}"
+        "{kind}, {protection:?}: the map was freed under tasks in its program: {still:?}"
     );
-    check!(right, "{protection:?}: a call returned a wrong result");
+    check!(
+        right,
+        "{kind}, {protection:?}: a call returned a wrong result"
+    );
     // The image's grace period, and then that of the program's code.
     rcu::barrier();
     rcu::barrier();
     let after = (kept.strong_count(), is_mapped());
     check!(
         after == (0, false),
-        "{protection:?}: the map was not freed: {after:?}"
+        "{kind}, {protection:?}: the map was not freed: {after:?}"
     );
     pool_is_back(free)
 }
