@@ -229,7 +229,7 @@ impl bpf_vm::host::Host for Host {
 }
 
 /// Map values within ADRP's reach of the pool.
-struct Near;
+pub(crate) struct Near;
 
 impl MapMemory for Near {
     fn allocate(&self, bytes: usize) -> Option<Box<dyn MapRegion>> {
@@ -489,7 +489,7 @@ impl NativeHook for Interpreted {
 }
 
 /// A program, ready to be hooked in where it gets a context of this shape.
-fn runnable(
+pub(crate) fn runnable(
     spec: &str,
     program: Arc<ValidatedProgram>,
     engine: Engine,

@@ -273,7 +273,13 @@ struct Acts {
     session: bool,
 }
 
+thread_local! {
+    /// The `data` of the programs that ran on this thread, as they came.
+    static RAN: std::cell::RefCell<Vec<u64>> = const { std::cell::RefCell::new(Vec::new()) };
+}
+
 extern "C" fn acting(ctx: *mut u64, data: u64) -> u64 {
+    RAN.with_borrow_mut(|ran| ran.push(data));
     // SAFETY: `data` is the leaked value that the callee was made with.
     let acts = unsafe { &*(data as *const Acts) };
     // SAFETY: the image stored so many words at ctx.
@@ -596,4 +602,42 @@ fn a_hundred_programs_of_all_kinds_on_one_function() {
     }
     b.check(2, false);
     assert_eq!(b.engine.pool().free_bytes(), BYTES as u64 / 2);
+}
+
+#[test]
+fn programs_run_in_the_order_in_which_they_were_attached() {
+    use Kind::{Fentry, Fexit, FmodRet, Fsession};
+    // The kinds in attach order, and the programs that run, by their number in that.
+    let mixed = [
+        Fexit, FmodRet, Fsession, Fentry, Fsession, Fexit, FmodRet, Fentry,
+    ];
+    let rows: [(&[Kind], &[usize]); 5] = [
+        (&[Fentry; 4], &[0, 1, 2, 3]),
+        (&[Fexit; 4], &[0, 1, 2, 3]),
+        (&[FmodRet; 4], &[0, 1, 2, 3]),
+        (&[Fsession; 4], &[0, 1, 2, 3, 0, 1, 2, 3]),
+        (&mixed, &[2, 3, 4, 7, 1, 6, 0, 2, 4, 5]),
+    ];
+    for guard in GUARDS {
+        for (kinds, expected) in rows {
+            let mut b = bench();
+            let all: Vec<_> = kinds.iter().map(|_| acts(2, false, false)).collect();
+            let ids = kinds.iter().zip(&all).map(|(kind, acts)| {
+                let callee = b.acting(acts, guard);
+                b.engine.attach(b.function, two(), *kind, callee).unwrap()
+            });
+            let mut ids: Vec<_> = ids.collect();
+            let order = |b: &Bench| {
+                RAN.take();
+                b.check_called(2);
+                let place = |data: u64| all.iter().position(|a| *a as *const Acts as u64 == data);
+                let ran = RAN.take().into_iter();
+                ran.map(|data| place(data).unwrap()).collect::<Vec<_>>()
+            };
+            assert_eq!(order(&b), expected, "{kinds:?}, {guard:?}");
+            b.engine.detach(ids.remove(1)).unwrap();
+            let left: Vec<_> = expected.iter().copied().filter(|n| *n != 1).collect();
+            assert_eq!(order(&b), left, "{kinds:?}, {guard:?}, without the second");
+        }
+    }
 }

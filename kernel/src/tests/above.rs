@@ -57,8 +57,10 @@ pub(super) fn climb(hits: &[AtomicU64; 4], call: impl FnOnce()) {
         hits.fetch_add(1, Relaxed);
     }
     call();
+    let before = hits.each_ref().map(|hits| hits.load(Relaxed));
     if let Some(above) = rise() {
-        wait(|| hits_in(above).is_some_and(|hits| hits.load(Relaxed) != 0));
+        let before = before.get(above as usize).copied();
+        wait(|| hits_in(above).map(|hits| hits.load(Relaxed)) != before);
     }
 }
 

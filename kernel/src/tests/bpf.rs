@@ -9,7 +9,7 @@ use crate::bench::attach as attach_bench;
 use crate::bpf::{self, Engine};
 use crate::hook::linux::Way;
 use crate::hook::{How, ProbeWay, Protection, Settings, WayIn};
-use crate::workload::workload_six;
+use crate::workload::{Wide, workload_six, workload_twelve, workload_wide};
 use crate::{check, hook, initrd, mm, rcu, trace};
 use alloc::format;
 use alloc::string::ToString;
@@ -84,6 +84,16 @@ pub(super) const TESTS: &[Test] = &[
         name: "bpf.a_context_is_no_shorter_than_what_is_read",
         seconds: 20,
         run: no_more_than_there_is,
+    },
+    Test {
+        name: "bpf.twelve_arguments_and_the_result_arrive",
+        seconds: 20,
+        run: twelve,
+    },
+    Test {
+        name: "bpf.a_struct_is_returned_in_memory",
+        seconds: 20,
+        run: wide,
     },
     Test {
         name: "bpf.what_a_task_kept_is_gone_with_it",
@@ -718,6 +728,91 @@ fn no_more_than_there_is() -> Outcome {
             hooked.is_err(),
             "a program of fentry was hooked in by {how:?}"
         );
+    }
+    Ok(())
+}
+
+fn twelve() -> Outcome {
+    let target = function("workload_twelve")?;
+    let f = black_box(
+        workload_twelve
+            as extern "C" fn(u64, u64, u64, u64, u64, u64, u64, u64, u64, u64, u64, u64) -> u64,
+    );
+    for (engine, n) in ENGINES.into_iter().zip([100, 200]) {
+        let run = || {
+            f(
+                n + 1,
+                n + 2,
+                n + 3,
+                n + 4,
+                n + 5,
+                n + 6,
+                n + 7,
+                n + 8,
+                n + 9,
+                n + 10,
+                n + 11,
+                n + 12,
+            )
+        };
+        let expected: u64 = (1..=12).map(|weight| weight * (n + weight)).sum();
+        let id = bpf::attach("twelve", &target, engine).map_err(|e| failed(&e))?;
+        let result = run();
+        hook::detach(id).map_err(|e| failed(&e))?;
+        check!(
+            result == expected,
+            "{engine:?}: {result} instead of {expected}"
+        );
+        let map = bpf::map("twelve..bss");
+        let map = map.ok_or_else(|| Failure::Failed("there is no map twelve..bss".into()))?;
+        let mut value = alloc::vec![0; map.value_size()];
+        map.lookup(&0u32.to_le_bytes(), &mut value)
+            .map_err(|e| failed(&e))?;
+        let words = value.as_chunks::<8>().0.iter();
+        let seen: Vec<_> = words.map(|word| u64::from_le_bytes(*word)).collect();
+        let wanted: Vec<_> = (1..=12).map(|word| n + word).chain([result]).collect();
+        check!(
+            seen == wanted,
+            "{engine:?}: it saw {seen:?}, not {wanted:?}"
+        );
+    }
+    Ok(())
+}
+
+fn wide() -> Outcome {
+    let target = function("workload_wide")?;
+    let f = black_box(workload_wide as extern "C" fn(u64, u64) -> Wide);
+    let mut n = 0;
+    for (program, runs) in [
+        ("wide/wide_entry", 1),
+        ("wide/wide_exit", 1),
+        ("wide/wide_session", 2),
+    ] {
+        for engine in ENGINES {
+            n += 16;
+            let before = variable("wide", "runs")?;
+            let id = bpf::attach(program, &target, engine).map_err(|e| failed(&e))?;
+            let results = [f(n, n + 1), f(n + 2, n + 3)];
+            hook::detach(id).map_err(|e| failed(&e))?;
+            let expected = [(n, n + 1), (n + 2, n + 3)].map(|(first, second)| Wide {
+                first,
+                second,
+                sum: first + second,
+            });
+            check!(
+                results == expected,
+                "{program} by {engine:?}: {results:?} instead of {expected:?}"
+            );
+            let seen = [
+                variable("wide", "runs")? - before,
+                variable("wide", "first")?,
+                variable("wide", "second")?,
+            ];
+            check!(
+                seen == [2 * runs, n + 2, n + 3],
+                "{program} by {engine:?}: runs and arguments {seen:?}"
+            );
+        }
     }
     Ok(())
 }

@@ -4,10 +4,11 @@
 use super::hooks::function;
 use super::sleepers::{Image, pool_is_back};
 use super::tasks::spawn;
-use super::{Failure, Outcome, Test};
-use crate::arch::callee::{Hit, NativeHook};
-use crate::arch::{cpu, smp, switch, timer};
-use crate::hook::{self, Point};
+use super::{Failure, Outcome, Test, failed};
+use crate::arch::callee::{Hit, NativeHook, Shape};
+use crate::arch::{cpu, probe, smp, switch, timer};
+use crate::bpf::{self, Engine};
+use crate::hook::{self, Point, Protection};
 use crate::mm::{layout, stack};
 use crate::rcu::{self, Flavour};
 use crate::sched::{self, JoinHandle, WaitQueue};
@@ -16,6 +17,8 @@ use crate::{check, symbols};
 use alloc::format;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use bpf_vm::map::{Map, MapDefinition, MapKind, UpdateFlags};
+use bpf_vm::suite::Case;
 use core::hint::black_box;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use trampoline::Kind;
@@ -45,6 +48,11 @@ pub(super) const TESTS: &[Test] = &[
         name: "grace.an_image_waits_for_tasks_preempted_in_its_program",
         seconds: 60,
         run: preempted,
+    },
+    Test {
+        name: "grace.a_map_waits_for_tasks_preempted_in_its_program",
+        seconds: 60,
+        run: maps,
     },
     Test {
         name: "grace.all_of_what_was_deferred_ends",
@@ -421,6 +429,107 @@ fn preempted() -> Outcome {
     check!(kept, "the image was freed under ten tasks that are in it");
     check!(right, "a call returned a wrong result");
     image.check_freed()?;
+    pool_is_back(free)
+}
+
+/// Counts in its map who came in, and stays as long as the map's first word is 0.
+const STAYS: &str = "r1 = map[0][0]+0
+r2 = 1
+lock *(u64 *)(r1 + 8) += r2
+stay: r0 = *(u64 *)(r1 + 0)
+if r0 == 0 goto stay
+exit
+";
+
+fn maps() -> Outcome {
+    // What an entry's image keeps waits for tasks RCU, and what an exit's keeps until no stack holds an address of the image.
+    for kind in [Kind::Fentry, Kind::Fexit] {
+        for protection in [Protection::Program, Protection::None] {
+            a_map(kind, protection)?;
+        }
+    }
+    Ok(())
+}
+
+/// A map that only a hooked program holds, taken off while more tasks than there are cores are inside the program.
+#[inline(never)]
+fn a_map(kind: Kind, protection: Protection) -> Outcome {
+    const TASKS: u64 = 10;
+    rcu::barrier();
+    let free = hook::pool_free();
+    let definition = MapDefinition {
+        name: "stays".into(),
+        kind: MapKind::ARRAY,
+        key_size: 4,
+        value_size: 16,
+        max_entries: 1,
+        flags: 0,
+    };
+    let map = Map::create(definition, &bpf::Near).map_err(|e| failed(&e))?;
+    let (kept, address) = (Arc::downgrade(&map), map.value_address(0));
+    let is_mapped = || address.is_some_and(|at| probe::read(&mut [0; 8], at) == 8);
+    let case = Case {
+        name: "stays",
+        text: STAYS.into(),
+        ..Case::default()
+    };
+    let program = case.program(&[map]).map_err(|e| failed(&e))?;
+    let shape = Shape::of(kind);
+    let program = bpf::runnable("stays", Arc::new(program), Engine::Jit, shape);
+    let point = Point {
+        protection,
+        ..Point::of(kind)
+    };
+    let program = program.map_err(|e| failed(&e))?;
+    let id = hook::attach(&function("workload_call")?, point, program).map_err(|e| failed(&e))?;
+    let call = black_box(workload_call as extern "C" fn(u64, u64) -> u64);
+    let tasks: Result<Vec<_>, _> = (0..TASKS)
+        .map(|n| spawn("stays", move || call(n, 7) == 3 * n + 7))
+        .collect();
+    let tasks = tasks?;
+    let words = || {
+        let mut value = [0; 16];
+        let read = kept.upgrade().map(|map| map.lookup(&[0; 4], &mut value));
+        let (words, _) = value.as_chunks::<8>();
+        let inside = words.get(1).map(|word| u64::from_le_bytes(*word));
+        read.and_then(Result::ok).and(inside)
+    };
+    let deadline = timer::now_ns() + LONG;
+    while words() < Some(TASKS) && timer::now_ns() < deadline {
+        sched::sleep_ns(1_000_000);
+    }
+    let inside = words();
+    let detached = hook::detach(id);
+    // Longer than any grace period takes that nothing holds up.
+    sched::sleep_ns(SHORT);
+    let still = (words(), is_mapped());
+    let let_go = kept.upgrade().map(|map| {
+        let mut value = [0; 16];
+        value[0] = 1;
+        map.update(&[0; 4], &value, UpdateFlags::Any)
+    });
+    let right = tasks.into_iter().all(JoinHandle::join);
+    detached.map_err(|e| failed(&e))?;
+    check!(
+        inside == Some(TASKS) && let_go == Some(Ok(())),
+        "{kind}, {protection:?}: {inside:?} of {TASKS} tasks came in"
+    );
+    check!(
+        still == (Some(TASKS), true),
+        "{kind}, {protection:?}: the map was freed under tasks in its program: {still:?}"
+    );
+    check!(
+        right,
+        "{kind}, {protection:?}: a call returned a wrong result"
+    );
+    // The image's grace period, and then that of the program's code.
+    rcu::barrier();
+    rcu::barrier();
+    let after = (kept.strong_count(), is_mapped());
+    check!(
+        after == (0, false),
+        "{kind}, {protection:?}: the map was not freed: {after:?}"
+    );
     pool_is_back(free)
 }
 

@@ -7,7 +7,7 @@ use super::{Failure, Outcome, Test, failed};
 use crate::arch::callee::{Hit, NativeHook};
 use crate::arch::{code, cpu, timer};
 use crate::hook::linux::Way;
-use crate::hook::{self, Function, HookId, How, Native, Point, ProbeWay};
+use crate::hook::{self, Function, HookId, How, Native, Point, ProbeWay, Protection};
 use crate::mm::layout::POOL;
 use crate::sched;
 use crate::workload::{workload_call, workload_six};
@@ -186,31 +186,67 @@ impl NativeHook for Digit {
     }
 }
 
-fn several() -> Outcome {
-    let ids: Result<Vec<_>, _> = (1..=5)
-        .map(|n| attach("workload_call", &Arc::new(Digit(n))))
+/// The digits that one call of the hooked function leaves, and whether its result was right.
+fn digits() -> (u64, bool) {
+    ORDER.store(0, Ordering::Relaxed);
+    let right = call(5, 6) == 21;
+    (ORDER.load(Ordering::Relaxed), right)
+}
+
+/// Hooks programs of these kinds onto one function, each with its place as its digit, and takes the third off: what a call leaves
+/// before and after must be this.
+fn in_order(kinds: &[Kind], protection: Protection, all: u64, without_third: u64) -> Outcome {
+    let target = function("workload_call")?;
+    let ids: Result<Vec<_>, _> = kinds
+        .iter()
+        .zip(1..)
+        .map(|(kind, digit)| {
+            let point = Point {
+                protection,
+                ..Point::of(*kind)
+            };
+            let hook = Arc::new(Digit(digit));
+            hook::attach_hook(&target, point, "test".into(), hook).map_err(|e| failed(&e))
+        })
         .collect();
     let mut ids = ids?;
-    ORDER.store(0, Ordering::Relaxed);
-    let result = call(5, 6);
-    let order = ORDER.load(Ordering::Relaxed);
-    check!(
-        result == 21 && order == 12345,
-        "result {result}, order {order}"
-    );
+    let seen = digits();
     detach(ids.remove(2))?;
-    ORDER.store(0, Ordering::Relaxed);
-    call(5, 6);
-    let order = ORDER.load(Ordering::Relaxed);
-    check!(order == 1245, "after the third was taken off: {order}");
+    let seen_without = digits();
     for id in ids {
         detach(id)?;
     }
-    ORDER.store(0, Ordering::Relaxed);
     check!(
-        call(5, 6) == 21 && ORDER.load(Ordering::Relaxed) == 0,
-        "a hook ran after it was taken off"
+        seen == (all, true) && seen_without == (without_third, true),
+        "{kinds:?}, {protection:?}: order {seen:?}, not {all}, and without the third {seen_without:?}, not {without_third}"
     );
+    let none = digits();
+    check!(
+        none == (0, true),
+        "{kinds:?}: a hook ran after it was taken off: {none:?}"
+    );
+    Ok(())
+}
+
+fn several() -> Outcome {
+    use Kind::{Fentry, Fexit, FmodRet, Fsession};
+    for protection in [
+        Protection::Program,
+        Protection::Context,
+        Protection::Pinned,
+        Protection::None,
+    ] {
+        for kind in [Fentry, Fexit, FmodRet] {
+            in_order(&[kind; 5], protection, 12345, 1245)?;
+        }
+        in_order(&[Fsession; 5], protection, 12345_12345, 1245_1245)?;
+        // In attach order among each other: fentry and entries of sessions, then fmod_ret, and behind the function fexit and exits of
+        // sessions.
+        let mixed = [
+            Fexit, FmodRet, Fsession, Fentry, Fsession, Fexit, FmodRet, Fentry,
+        ];
+        in_order(&mixed, protection, 3458_27_1356, 458_27_156)?;
+    }
     Ok(())
 }
 

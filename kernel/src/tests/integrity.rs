@@ -4,10 +4,14 @@
 use super::tasks::spawn;
 use super::{Failure, Outcome, Test, failed};
 use crate::arch::callee::{Hit, NativeHook, Shape, callee};
-use crate::arch::{code, timer};
+use crate::arch::lock::SpinLock;
+use crate::arch::{code, switch, timer, unwind};
 use crate::bpf::{self, Engine};
-use crate::hook::{self, Native, Point};
-use crate::workload::{set_gate, workload_blocks, workload_call, workload_six};
+use crate::hook::linux::Way;
+use crate::hook::livepatch;
+use crate::hook::{self, HookId, How, Native, Point, ProbeWay, Settings};
+use crate::sched::Task;
+use crate::workload::{PATCHES, set_gate, workload_blocks, workload_call, workload_six};
 use crate::{check, hooked, integrity, rcu, sched, symbols};
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -15,13 +19,18 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use bpf_vm::attachment::Attachment;
 use core::sync::atomic::{AtomicBool, Ordering};
-use trampoline::Kind;
+use trampoline::{Kind, ProbeKind};
 
 pub(super) const TESTS: &[Test] = &[
     Test {
         name: "integrity.marks_name_what_is_hooked",
         seconds: 20,
         run: marks,
+    },
+    Test {
+        name: "integrity.marks_name_every_way",
+        seconds: 60,
+        run: every_way,
     },
     Test {
         name: "integrity.texts_are_shared_and_reused",
@@ -86,6 +95,122 @@ fn marks() -> Outcome {
     check!(name() == one, "{} with one hook", name());
     hook::detach(second).map_err(|e| failed(&e))?;
     check!(name() == "workload_call+0x8", "{} after", name());
+    Ok(())
+}
+
+/// Every way in, and how reports name it.
+const WAYS: [(How, &str); 20] = [
+    (How::Trampoline(Kind::Fentry), "fentry"),
+    (How::Trampoline(Kind::Fexit), "fexit"),
+    (How::Trampoline(Kind::FmodRet), "fmod_ret"),
+    (How::Trampoline(Kind::Fsession), "fsession"),
+    (How::Trampoline(Kind::Freplace), "freplace"),
+    (How::Probe(ProbeKind::Here, ProbeWay::Detour), "kprobe"),
+    (How::Probe(ProbeKind::Return, ProbeWay::Detour), "kretprobe"),
+    (
+        How::Probe(ProbeKind::Here, ProbeWay::Breakpoint),
+        "linux-kprobe",
+    ),
+    (
+        How::Probe(ProbeKind::Return, ProbeWay::Breakpoint),
+        "linux-kretprobe",
+    ),
+    (How::Many { exit: false }, "kprobe.multi"),
+    (How::Many { exit: true }, "kretprobe.multi"),
+    (How::Linux(Way::Trampoline, Kind::Fentry), "linux-fentry"),
+    (How::Linux(Way::Trampoline, Kind::Fexit), "linux-fexit"),
+    (How::Linux(Way::Trampoline, Kind::FmodRet), "linux-fmod_ret"),
+    (
+        How::Linux(Way::List { all: false }, Kind::Fentry),
+        "linux-list",
+    ),
+    (
+        How::Linux(Way::List { all: true }, Kind::Fentry),
+        "linux-list-regs",
+    ),
+    (
+        How::Linux(Way::CallOps { all: false }, Kind::Fentry),
+        "linux-callops",
+    ),
+    (
+        How::Linux(Way::CallOps { all: true }, Kind::Fentry),
+        "linux-callops-regs",
+    ),
+    (How::Linux(Way::Fprobe, Kind::Fentry), "linux-fprobe"),
+    (
+        How::Linux(Way::FprobeExit, Kind::Fexit),
+        "linux-fprobe-exit",
+    ),
+];
+
+/// The task of [`every_way`] that sleeps in the function.
+static SLEEPER: SpinLock<Option<&'static Task>> = SpinLock::new(None);
+
+/// What names an address of a trace or a register dump ends so while the function is hooked, and with nothing when it is not.
+fn every_way() -> Outcome {
+    set_gate(false);
+    let sleeper = spawn("sleeper", || {
+        *SLEEPER.lock() = Some(switch::current());
+        workload_blocks(1, 5) == 11
+    })?;
+    sched::sleep_ns(5_000_000);
+    let outcome = every_way_names();
+    set_gate(true);
+    let right = sleeper.join();
+    *SLEEPER.lock() = None;
+    outcome?;
+    check!(right, "a wrong result");
+    Ok(())
+}
+
+/// The line of a trace of the task that sleeps in the hooked function which says that function.
+fn traced() -> Result<String, Failure> {
+    let task = *SLEEPER.lock();
+    let trace = task.map(unwind::trace_of_sleeping);
+    let lines = trace.iter().flat_map(|trace| trace.iter());
+    let mut lines = lines.map(|address| symbols::Name(address - 4).to_string());
+    let line = lines.find(|line| line.starts_with("workload_blocks+"));
+    line.ok_or_else(|| Failure::Failed("workload_blocks is not on the trace".into()))
+}
+
+fn every_way_names() -> Outcome {
+    let blocks = hook::resolve("workload_blocks").map_err(|e| failed(&e))?;
+    let plain = traced()?;
+    check!(!plain.contains('['), "{plain} before");
+    let look = |id: HookId, kind: &str, program: &str| -> Outcome {
+        let line = traced();
+        hook::detach(id).map_err(|e| failed(&e))?;
+        let (line, expected) = (line?, format!("{plain} [hooked: {kind} {program}]"));
+        check!(line == expected, "{line}, not {expected}");
+        let after = traced()?;
+        check!(after == plain, "{after} after {kind}");
+        Ok(())
+    };
+    for (how, kind) in WAYS {
+        let program = hook::Program::native("its_name".into(), Arc::new(Nothing), how.shape());
+        let at = how.on(blocks).map_err(|e| failed(&e))?;
+        let settings = Settings::default();
+        let hooked = hook::hook_in(at, settings, program).map_err(|e| failed(&e))?;
+        look(hooked.id, kind, "its_name")?;
+    }
+    let by = hook::resolve("workload_call").map_err(|e| failed(&e))?;
+    let id = hook::replace(&blocks, &by).map_err(|e| failed(&e))?;
+    look(id, "replace", "workload_call")?;
+    // A live patch is of functions of its own, and takes a while to go.
+    let patch = PATCHES.iter().find(|patch| patch.name == "call");
+    let patch = patch.ok_or_else(|| Failure::Failed("no patch call".into()))?;
+    let id = livepatch::apply(patch).map_err(|e| failed(&e))?;
+    let name = symbols::Name(inside() as usize).to_string();
+    hook::detach(id).map_err(|e| failed(&e))?;
+    let end = timer::now_ns() + 5_000_000_000;
+    while hooked::of(inside()).is_some() && timer::now_ns() < end {
+        sched::sleep_ns(1_000_000);
+    }
+    let after = symbols::Name(inside() as usize).to_string();
+    check!(
+        name == "workload_call+0x8 [hooked: livepatch call]" && after == "workload_call+0x8",
+        "{name}, and {after} when the patch was off"
+    );
     Ok(())
 }
 
@@ -391,13 +516,16 @@ fn changed_meanwhile() -> Outcome {
     Ok(())
 }
 
-fn stacks() -> Outcome {
-    struct Nothing;
-    impl NativeHook for Nothing {
-        fn hit(&self, _: &Hit<'_>) -> u64 {
-            0
-        }
+/// Does nothing.
+struct Nothing;
+
+impl NativeHook for Nothing {
+    fn hit(&self, _: &Hit<'_>) -> u64 {
+        0
     }
+}
+
+fn stacks() -> Outcome {
     let thunk = callee(Arc::new(Nothing), Attachment::NONE, Shape::Arguments).address;
     let found = symbols::stack_of(thunk);
     check!(

@@ -9,7 +9,7 @@ use super::{Failure, Outcome, Test, failed};
 use crate::arch::callee::{Hit, NativeHook};
 use crate::arch::code;
 use crate::hook::{self, HookId, How, Point, ProbeWay, Protection, Settings};
-use crate::workload::workload_twelve;
+use crate::workload::{Wide, workload_twelve, workload_wide};
 use crate::{check, rcu, sched};
 use alloc::string::ToString;
 use alloc::sync::Arc;
@@ -38,6 +38,11 @@ pub(super) const TESTS: &[Test] = &[
         name: "kinds.twelve_arguments_arrive",
         seconds: 20,
         run: twelve,
+    },
+    Test {
+        name: "kinds.a_struct_is_returned_in_memory",
+        seconds: 20,
+        run: wide,
     },
     Test {
         name: "kinds.sixty_programs_on_one_function",
@@ -259,6 +264,62 @@ fn twelve() -> Outcome {
     Ok(())
 }
 
+/// The result of a function that returns it in memory, by x8, is as without the hook, and the program gets the arguments.
+fn wide() -> Outcome {
+    let target = function("workload_wide")?;
+    let f = black_box(workload_wide as extern "C" fn(u64, u64) -> Wide);
+    let ways = [
+        How::Trampoline(Kind::Fentry),
+        How::Trampoline(Kind::Fexit),
+        How::Trampoline(Kind::Fsession),
+        How::Many { exit: false },
+        How::Many { exit: true },
+        How::Probe(ProbeKind::Here, ProbeWay::Detour),
+        How::Probe(ProbeKind::Return, ProbeWay::Detour),
+        How::Probe(ProbeKind::Here, ProbeWay::Breakpoint),
+        How::Probe(ProbeKind::Return, ProbeWay::Breakpoint),
+    ];
+    for how in ways {
+        for protection in PROTECTIONS {
+            let program = Arc::new(Program::default());
+            let at = how.on(target).map_err(|e| failed(&e))?;
+            let settings = Settings {
+                protection: Some(protection),
+                ..Settings::default()
+            };
+            let label = "test".into();
+            let hooked = hook::Program::native(label, program.clone(), how.shape());
+            let id = hook::hook_in(at, settings, hooked).map_err(|e| failed(&e))?;
+            // Both results are there at the same time: neither lies in the other's place.
+            let results = [f(0x11, 0x22), f(0x33, 0x44)];
+            detach(id.id)?;
+            let expected = [(0x11, 0x22), (0x33, 0x44)].map(|(first, second)| Wide {
+                first,
+                second,
+                sum: first + second,
+            });
+            check!(
+                results == expected,
+                "{how:?}, {protection:?}: {results:x?} instead of {expected:x?}"
+            );
+            let hits = program.take_hits();
+            let runs = match how {
+                How::Trampoline(Kind::Fsession) => 4,
+                _ => 2,
+            };
+            check!(hits == runs, "{how:?}, {protection:?}: {hits} hits");
+            if let How::Trampoline(_) = how {
+                let seen = [program.word(0), program.word(1)];
+                check!(
+                    seen == [0x33, 0x44],
+                    "{how:?}, {protection:?}: the program saw {seen:x?}"
+                );
+            }
+        }
+    }
+    Ok(())
+}
+
 fn sixty() -> Outcome {
     rcu::barrier();
     let before = hook::pool_free();
@@ -338,21 +399,65 @@ fn recursion() -> Outcome {
 }
 
 fn contexts() -> Outcome {
-    let program = Arc::new(Program::default());
-    program.climb.store(1, Relaxed);
-    let id = attach("workload_call", Point::of(Kind::Fentry), &program)?;
+    let ways = [
+        How::Trampoline(Kind::Fentry),
+        How::Trampoline(Kind::Fexit),
+        How::Trampoline(Kind::FmodRet),
+        How::Trampoline(Kind::Fsession),
+        How::Many { exit: false },
+        How::Many { exit: true },
+    ];
+    for how in ways {
+        for protection in [Protection::Program, Protection::Context] {
+            contexts_by(how, protection)?;
+        }
+    }
+    Ok(())
+}
+
+fn contexts_by(how: How, protection: Protection) -> Outcome {
+    let [climbing, other]: [Arc<Program>; 2] = Default::default();
+    climbing.climb.store(1, Relaxed);
+    let put = |program: &Arc<Program>| {
+        let at = how.on(function("workload_call")?).map_err(|e| failed(&e))?;
+        let settings = Settings {
+            protection: Some(protection),
+            ..Settings::default()
+        };
+        let program = hook::Program::native("test".into(), program.clone(), how.shape());
+        hook::hook_in(at, settings, program).map_err(|e| failed(&e))
+    };
+    let ids = [put(&climbing)?.id, put(&other)?.id];
     let result = above::calling(&(call_once as fn()), || call(1, 2));
-    let misses = hook::misses(id);
-    detach(id)?;
-    check!(result == 5, "a wrong result: {result}");
-    let hits = program.contexts.each_ref().map(|c| c.load(Relaxed));
+    let misses = ids.map(hook::misses);
+    for id in ids {
+        detach(id)?;
+    }
     check!(
-        hits == [1; 4],
-        "hits in task, softirq, hardirq and NMI, nested: {hits:?}"
+        result == 5,
+        "{how:?}, {protection:?}: a wrong result: {result}"
+    );
+    // Each hit makes a call in its own context, from which it is turned away, and one in the next higher, which is that one's only:
+    // so a session, which is hit twice a call, is called twice as often in each.
+    let runs = if how == How::Trampoline(Kind::Fsession) {
+        2
+    } else {
+        1
+    };
+    let hits_in: [u64; 4] = core::array::from_fn(|context| u64::pow(runs, context as u32 + 1));
+    let nested = hits_in.map(|hits| hits * runs);
+    let whole = protection == Protection::Context;
+    // The other one is turned away from the nested calls only by a guard that looks at the whole context.
+    let others: u64 = hits_in.iter().chain(nested.iter().filter(|_| !whole)).sum();
+    let others_misses = if whole { nested } else { [0; 4] };
+    let hits = climbing.contexts.each_ref().map(|c| c.load(Relaxed));
+    check!(
+        hits == hits_in && other.take_hits() == others,
+        "{how:?}, {protection:?}: hits in task, softirq, hardirq and NMI, nested: {hits:?}, not {hits_in:?}, or the other one's are not {others}"
     );
     check!(
-        misses == [1; 4],
-        "turned away in task, softirq, hardirq and NMI: {misses:?}"
+        misses == [nested, others_misses],
+        "{how:?}, {protection:?}: turned away in task, softirq, hardirq and NMI: {misses:?}, not {nested:?} and {others_misses:?}"
     );
     Ok(())
 }
@@ -385,23 +490,44 @@ fn sleepable() -> Outcome {
 }
 
 fn sleepers() -> Outcome {
+    for kind in [Kind::Fexit, Kind::FmodRet, Kind::Fsession] {
+        sleepers_in(kind)?;
+    }
+    Ok(())
+}
+
+/// In a frame of its own: no address of the image must stay behind on the frame that waits for it to be freed.
+#[inline(never)]
+fn sleepers_in(kind: Kind) -> Outcome {
     rcu::barrier();
     let free = hook::pool_free();
     let program = Arc::new(Program::default());
     let function = function("workload_blocks")?;
-    let id = attach("workload_blocks", Point::of(Kind::Fexit), &program)?;
+    let id = attach("workload_blocks", Point::of(kind), &program)?;
     let image = Image::behind(function.address)?;
-    let (kept, right) = under_ten_sleepers(|| detach(id), || image.is_there())?;
+    let entries = || program.hits.load(Relaxed);
+    let mut entered = 0;
+    let (kept, right) = under_ten_sleepers(
+        || {
+            entered = entries();
+            detach(id)
+        },
+        || image.is_there(),
+    )?;
     check!(
         kept,
-        "the image was freed under ten tasks that sleep in the function"
+        "{kind}: the image was freed under ten tasks that sleep in the function"
     );
     check!(
         right,
-        "a call over which the hook was taken off returned a wrong result"
+        "{kind}: a call over which the hook was taken off returned a wrong result"
     );
+    let expected = if kind == Kind::Fexit { 0 } else { 10 };
     let hits = program.take_hits();
-    check!(hits == 0, "{hits} hits after the detach");
+    check!(
+        (entered, hits) == (expected, expected),
+        "{kind}: {entered} hits before the detach and {hits} in all, not {expected}"
+    );
     image.check_freed()?;
     pool_is_back(free)
 }

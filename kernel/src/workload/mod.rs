@@ -96,6 +96,33 @@ pub(crate) extern "C" fn workload_twelve(
         })
 }
 
+/// A result of three words: more than registers carry.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(C)]
+pub(crate) struct Wide {
+    /// The first argument.
+    pub first: u64,
+    /// The second.
+    pub second: u64,
+    /// Their sum.
+    pub sum: u64,
+}
+
+/// A function that returns a struct in memory whose address the caller passes in x8 (AAPCS64 6.9): `a`, `b` and `a + b`.
+#[expect(
+    unsafe_code,
+    reason = "hooks name it, and its arguments have to be as declared"
+)]
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn workload_wide(a: u64, b: u64) -> Wide {
+    Wide {
+        first: a,
+        second: b,
+        sum: a.wrapping_add(b),
+    }
+}
+
 /// What [`workload_blocks`] waits for.
 static GATE: (AtomicBool, WaitQueue) = (AtomicBool::new(true), WaitQueue::new());
 
