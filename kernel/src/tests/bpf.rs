@@ -444,6 +444,50 @@ fn in_place() -> Outcome {
             None => check!(false, "no task"),
         }
     }
+    ENGINES.into_iter().try_for_each(per_core)
+}
+
+/// What a program stores of each core in a value of 24 bytes, found in place by compiled code.
+fn per_core(engine: Engine) -> Outcome {
+    const CALLS: u64 = 50;
+    const WORDS: usize = 3;
+    let missing = || Failure::Failed("the program percore has no map by_core".into());
+    bpf::section("percore").map_err(|e| failed(&e))?;
+    let map = bpf::map("percore.by_core").ok_or_else(missing)?;
+    let values = || -> Result<Vec<[u64; WORDS]>, Failure> {
+        let mut bytes = alloc::vec![0; map.host_value_size()];
+        map.lookup(&1_u32.to_le_bytes(), &mut bytes)
+            .map_err(|e| failed(&e))?;
+        let (words, _) = bytes.as_chunks::<8>();
+        let words: Vec<_> = words.iter().map(|word| u64::from_le_bytes(*word)).collect();
+        Ok(words.as_chunks::<WORDS>().0.to_vec())
+    };
+    let before = values()?;
+    hooked("percore", engine, || {
+        for home in cpu::online() {
+            let calls = || (0..CALLS).map(|n| call(n, 0)).sum::<u64>();
+            match sched::spawn_on("calls", 1 << home, calls) {
+                Some(task) => drop(task.join()),
+                None => check!(false, "no task"),
+            }
+        }
+        Ok(())
+    })?;
+    let after = values()?;
+    for (core, (before, after)) in before.iter().zip(&after).enumerate() {
+        let mut want = *before;
+        if cpu::online().any(|online| online == core) {
+            want = [
+                before[0] + CALLS,
+                before[1] + CALLS * (CALLS - 1) / 2,
+                core as u64,
+            ];
+        }
+        check!(
+            *after == want,
+            "{engine:?}: core {core}: {after:?} after {before:?}, and not {want:?}"
+        );
+    }
     Ok(())
 }
 

@@ -9,7 +9,7 @@ mod session;
 mod text;
 
 use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use bpf_vm::object::Object;
@@ -268,6 +268,8 @@ fn run_compiled(workspace: &Workspace, selection: &Selection, memory: &str) -> O
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use object::{Object as _, ObjectSection as _};
 
     use super::*;
