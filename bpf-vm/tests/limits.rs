@@ -154,7 +154,21 @@ fn longest(line: &str, every: usize, other: &str) -> Arc<ValidatedProgram> {
     program(&text, &[])
 }
 
-/// The longest programs compile in time and memory that grow with their length only.
+/// The most seconds that a program takes to compile: a second or so on a slow machine, and hours where its length counts
+/// more than once.
+const MOST_SECONDS: u64 = 60;
+
+/// Compiles a program within the time that there is for one; its words.
+fn compile_in_time(what: &str, program: &ValidatedProgram) -> usize {
+    let start = std::time::Instant::now();
+    let code = jit::compile(program, &Target::new(0x1000)).unwrap();
+    let (words, took) = (code.words.len(), start.elapsed());
+    println!("{what}: {words} words in {took:?}");
+    assert!(took.as_secs() < MOST_SECONDS, "{what}: {took:?}");
+    words
+}
+
+/// The longest programs compile in time and code that grow with their length only.
 #[test]
 #[cfg_attr(
     target_arch = "aarch64",
@@ -167,13 +181,34 @@ fn the_longest_programs_compile() {
         ("if r1 == 0 goto +100\n", 200, "goto -150\n"),
         ("lock *(u64 *)(r1 + 0) += r2\n", 2, "call 8\n"),
     ] {
-        let text = longest(line, every, other);
-        let start = std::time::Instant::now();
-        let code = jit::compile(&text, &Target::new(0x1000)).unwrap();
-        let words = code.words.len();
-        println!("{}: {words} words in {:?}", line.trim(), start.elapsed());
+        let words = compile_in_time(line.trim(), &longest(line, every, other));
         assert!(words < 8 * MAX_SLOTS, "{words} words");
     }
+}
+
+/// So do programs of as many functions as fit, called one by one or by any of as many registers.
+#[test]
+#[cfg_attr(
+    target_arch = "aarch64",
+    ignore = "it runs no compiled code; the host is faster"
+)]
+fn the_most_functions_compile() {
+    // A call, and two instructions of a function.
+    let called = MAX_SLOTS / 3 - 1;
+    let mut text: String = (0..called).map(|n| format!("call local f{n}\n")).collect();
+    text += "exit\n";
+    (0..called).for_each(|n| text += &format!("f{n}: r0 = {n}\nexit\n"));
+    let words = compile_in_time("functions that are called", &program(&text, &[]));
+    assert!(words < 8 * MAX_SLOTS, "{words} words");
+    // An address of two slots, a call by it, and two instructions of a function: each call may lead to each function.
+    let taken = MAX_SLOTS / 5 - 1;
+    let mut text: String = (0..taken)
+        .map(|n| format!("r1 = func f{n}\ncallx r1\n"))
+        .collect();
+    text += "exit\n";
+    (0..taken).for_each(|n| text += &format!("f{n}: r0 = {n}\nexit\n"));
+    let words = compile_in_time("functions whose addresses are taken", &program(&text, &[]));
+    assert!(words < 8 * MAX_SLOTS, "{words} words");
 }
 
 /// A loop of many blocks that each lead to the one before, with two ways in, and then another like it, compile in time that

@@ -13,7 +13,7 @@ use alloc::vec::Vec;
 use bpf_vm::btf::{Btf, BtfError, Kind};
 use bpf_vm::helpers::{Argument, Function, Helper, Returns};
 use bpf_vm::map::Map;
-use bpf_vm::object::Environment;
+use bpf_vm::object::{Environment, LINUX_VERSION};
 use bpf_vm::program::{KernelVariable, ValidatedProgram};
 
 /// What does not change while the kernel runs, for programs that ask by CO-RE.
@@ -185,9 +185,6 @@ pub(crate) fn asks_for_session(program: &ValidatedProgram) -> bool {
     let mut names = program.kfuncs().iter().map(|kfunc| kfunc.name);
     names.any(|name| [SESSION_IS_RETURN, SESSION_COOKIE].contains(&name))
 }
-
-/// The Linux whose BPF this kernel follows, as KERNEL_VERSION(6, 12, 0) has it.
-const LINUX_VERSION: u32 = 6 << 16 | 12 << 8;
 
 /// Maps that objects share by name.
 static PINS: Mutex<Vec<Arc<Map>>> = Mutex::empty();

@@ -4,6 +4,7 @@
 use std::fmt;
 use std::time::Duration;
 
+use bpf_vm::suite::BENCHES;
 use clap::ValueEnum;
 use serde_json::{Value, json};
 
@@ -61,6 +62,17 @@ pub(crate) enum SuiteError {
     /// The kernel reported a failure.
     #[error("the run failed with exit status {status}; the last lines were:\n{tail}")]
     Status { status: i32, tail: String },
+    /// Programs that the kernel should have measured.
+    #[error(
+        "{cpu}: the kernel measured {found} programs and not {}, which `bpf_vm::suite::BENCHES` names; \
+         kernel/src/bench/jit.rs has to print a row of each",
+        names.join(", ")
+    )]
+    Programs {
+        cpu: Cpu,
+        found: usize,
+        names: Vec<&'static str>,
+    },
     /// Too many instructions.
     #[error("{}", list(.0))]
     Limits(Vec<Excess>),
@@ -105,6 +117,14 @@ impl Figures {
 
     fn worst(&self) -> f64 {
         self.ratios().last().copied().unwrap_or_default()
+    }
+
+    /// The programs of the suite that there is no row of.
+    fn missing(&self) -> Vec<&'static str> {
+        let names = BENCHES.iter().map(|(name, _)| *name);
+        names
+            .filter(|name| self.rows.iter().all(|row| row.program != *name))
+            .collect()
     }
 
     /// The limits that are missed.
@@ -259,8 +279,15 @@ pub(crate) fn document(figures: &[Figures]) -> Value {
     json!({ "schema": SCHEMA, "suite": "jit", "cores": cores.collect::<Vec<_>>() })
 }
 
-/// Holds the figures against the limits.
+/// Holds the figures against the limits: of every program of the suite, on each core.
 pub(crate) fn check(figures: &[Figures]) -> Result<(), SuiteError> {
+    for core in figures {
+        let names = core.missing();
+        if !names.is_empty() {
+            let (cpu, found) = (core.cpu, core.rows.len());
+            return Err(SuiteError::Programs { cpu, found, names });
+        }
+    }
     let excesses: Vec<_> = figures.iter().flat_map(Figures::excesses).collect();
     match excesses.is_empty() {
         true => Ok(()),
@@ -306,9 +333,37 @@ mod tests {
         assert_eq!(missed.len(), 2);
         let a72 = |ratios| figures(Cpu::CortexA72, ratios);
         assert_eq!(a72(&[("sort", 3.0), ("atomics", 2.0)]).excesses(), []);
-        let table = a72(&[("sort", 1.0), ("atomics", 2.5)]);
-        let error = check(&[table]).expect_err("missed").to_string();
+        let all: Vec<_> = BENCHES.iter().map(|(name, _)| (*name, 1.0)).collect();
+        let slow: Vec<_> = all
+            .iter()
+            .map(|(name, _)| match name.contains(ATOMICS) {
+                true => (*name, 2.5),
+                false => (*name, 1.0),
+            })
+            .collect();
+        let error = check(&[a72(&slow)]).expect_err("missed").to_string();
         assert!(error.contains("cortex-a72: atomics is 2.500"), "{error}");
+        assert_eq!(check(&[a72(&all), figures(Cpu::NeoverseN1, &all)]), Ok(()));
+    }
+
+    #[test]
+    fn every_program_has_a_row() {
+        let all: Vec<_> = BENCHES.iter().map(|(name, _)| (*name, 1.0)).collect();
+        for cpu in [Cpu::NeoverseN1, Cpu::CortexA72] {
+            for (at, (name, _)) in all.iter().enumerate() {
+                let (mut few, names) = (all.clone(), vec![*name]);
+                few.remove(at);
+                let found = few.len();
+                let missed = Err(SuiteError::Programs { cpu, found, names });
+                assert_eq!(check(&[figures(cpu, &few)]), missed);
+            }
+        }
+        let error = check(&[figures(Cpu::CortexA72, &all[..1])]).expect_err("one program");
+        let (error, last) = (error.to_string(), all[all.len() - 1].0);
+        assert!(
+            error.contains("measured 1 programs") && error.contains(last),
+            "{error}"
+        );
     }
 
     #[test]

@@ -92,9 +92,9 @@ enum Task {
     Run {
         #[command(flatten)]
         machine: MachineOptions,
-        /// End the run after this many seconds
-        #[arg(long, value_name = "SECONDS", default_value_t = 900)]
-        timeout: u64,
+        /// End the run after this many seconds; without it, after 900, and a shell when it is left
+        #[arg(long, value_name = "SECONDS")]
+        timeout: Option<u64>,
         /// Words for the kernel command line
         words: Vec<String>,
     },
@@ -228,6 +228,17 @@ fn prepare(workspace: &Workspace, machine: &MachineOptions) -> Outcome<Boot> {
     Boot::build(workspace)
 }
 
+/// After how many seconds a run ends that nobody types into.
+const RUN_SECONDS: u64 = 900;
+
+/// Who types on the console, by the words of the kernel's command line: a shell is typed into.
+fn keyboard(words: &[String]) -> Keyboard {
+    match words.iter().any(|word| word == "job=shell") {
+        true => Keyboard::Terminal,
+        false => Keyboard::None,
+    }
+}
+
 /// Carries out a command; the exit status of this program.
 fn execute(command: Task) -> Outcome<i32> {
     let workspace = Workspace::find()?;
@@ -238,8 +249,11 @@ fn execute(command: Task) -> Outcome<i32> {
             words,
         } => {
             let boot = prepare(&workspace, &machine)?;
-            let limit = Some(Duration::from_secs(timeout));
-            qemu::run(&machine, &boot, &job(words, "bench"), Keyboard::None, limit)
+            let words = job(words, "bench");
+            let keyboard = keyboard(&words);
+            let limit = timeout.or((keyboard == Keyboard::None).then_some(RUN_SECONDS));
+            let limit = limit.map(Duration::from_secs);
+            qemu::run(&machine, &boot, &words, keyboard, limit)
         }
         Task::Shell { machine, words } => {
             let boot = prepare(&workspace, &machine)?;
@@ -258,11 +272,7 @@ fn execute(command: Task) -> Outcome<i32> {
         } => {
             let boot = Boot::of(&workspace, &elf)?;
             let words = job(words, "bench");
-            let keyboard = match words.iter().any(|word| word == "job=shell") {
-                true => Keyboard::Terminal,
-                false => Keyboard::None,
-            };
-            qemu::run(&machine, &boot, &words, keyboard, None)
+            qemu::run(&machine, &boot, &words, keyboard(&words), None)
         }
         Task::Test { filter, only } => {
             setup::ensure(&workspace)?;
@@ -514,6 +524,18 @@ mod tests {
             ("job=test from=x", "job=test from=x"),
         ] {
             assert_eq!(job(words(given), "bench").join(" "), expected, "{given:?}");
+        }
+    }
+
+    #[test]
+    fn a_shell_is_typed_into() {
+        for (given, expected) in [
+            ("shell", Keyboard::Terminal),
+            ("counter=none job=shell", Keyboard::Terminal),
+            ("", Keyboard::None),
+            ("test", Keyboard::None),
+        ] {
+            assert_eq!(keyboard(&job(words(given), "bench")), expected, "{given:?}");
         }
     }
 }

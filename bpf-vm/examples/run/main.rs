@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Runs a program of an object file: `run FILE [--program NAME] [--memory HEX] [--btf FILE] [--jit]`.
+//! Runs a program of an object file: `run FILE [--program NAME] [--memory HEX] [--btf FILE] [--kconfig NAME=VALUE]... [--jit]`.
 //!
 //! This is what `cargo xtask bpf run --jit` starts under qemu-aarch64; without `--jit` the program is interpreted. The
 //! interpreter runs it first in any case, and both have to leave the same.
@@ -18,7 +18,7 @@ mod session;
 #[path = "../../tests/support/mod.rs"]
 mod support;
 
-const USAGE: &str = "usage: run FILE [--program NAME] [--memory HEX] [--btf FILE] [--jit]";
+const USAGE: &str = "usage: run FILE [--program NAME] [--memory HEX] [--btf FILE] [--kconfig NAME=VALUE]... [--jit]";
 
 const COMPILER: session::Compiler = session::Compiler {
     run: |program, arguments| compiled::run(program, arguments, |target| target),
@@ -27,7 +27,7 @@ const COMPILER: session::Compiler = session::Compiler {
 
 fn run() -> Result<String, String> {
     let (mut file, mut program, mut given, mut jit) = (None, None, Vec::new(), false);
-    let mut types = None;
+    let (mut types, mut settings) = (None, Vec::new());
     let mut arguments = std::env::args_os().skip(1);
     while let Some(argument) = arguments.next() {
         let mut value = || {
@@ -40,6 +40,7 @@ fn run() -> Result<String, String> {
             Some("--program") => program = Some(value()?),
             Some("--memory") => given = memory::hex("memory", &value()?)?,
             Some("--btf") => types = Some(session::read(Path::new(&value()?))?),
+            Some("--kconfig") => settings.push(session::setting(&value()?)?),
             Some("--jit") => jit = true,
             Some(option) if option.starts_with("--") => {
                 return Err(format!("{option:?} is no option\n{USAGE}"));
@@ -51,7 +52,7 @@ fn run() -> Result<String, String> {
     let file = file.ok_or(USAGE)?;
     let object = Object::parse(&session::read(&file)?);
     let object = object.map_err(|error| format!("{}: {error}", file.display()))?;
-    let kernel = session::Kernel::new(types.as_deref())?;
+    let kernel = session::Kernel::new(types.as_deref(), &settings)?;
     let index = session::choose(&object, program.as_deref())?;
     let report = session::run(&object, &kernel, index, &given, jit.then_some(COMPILER))?;
     Ok(report.to_string())

@@ -17,7 +17,7 @@ use bpf_vm::{
     host::{self, Host},
     interp::{FaultKind, Interpreter},
     map::{HeapMemory, Map, MapKind, TailTarget},
-    object::{Environment, LoadedObject, Object, ObjectError},
+    object::{Environment, LINUX_VERSION, LoadedObject, Object, ObjectError},
     program::ValidatedProgram,
 };
 
@@ -106,27 +106,60 @@ impl Host for Pc {
     }
 }
 
-/// What objects find of a kernel: its types, if they were given.
+/// A setting of the kernel's configuration: its name, and its value as a `.config` file has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Setting {
+    pub(crate) name: String,
+    pub(crate) value: String,
+}
+
+/// Reads `NAME=VALUE`.
+///
+/// # Errors
+/// There is no name, or no value.
+pub(crate) fn setting(text: &str) -> Result<Setting, String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() && !value.is_empty() => Ok(Setting {
+            name: name.into(),
+            value: value.into(),
+        }),
+        _ => Err(format!(
+            "{text:?} is no NAME=VALUE; for example CONFIG_SMP=y, CONFIG_HZ=100, CONFIG_NAME=\"text\" with the quotes"
+        )),
+    }
+}
+
+/// What objects find of a kernel: its types, if they were given, and the settings that were.
 #[derive(Debug)]
 pub(crate) struct Kernel<'a> {
     btf: Option<Btf<'a>>,
+    settings: &'a [Setting],
 }
 
 impl<'a> Kernel<'a> {
-    /// The kernel with that BTF section.
+    /// The kernel with that BTF section and those settings.
     ///
     /// # Errors
-    /// It is none.
-    pub(crate) fn new(btf: Option<&'a [u8]>) -> Result<Self, String> {
+    /// The section is none.
+    pub(crate) fn new(btf: Option<&'a [u8]>, settings: &'a [Setting]) -> Result<Self, String> {
         let btf = btf.map(Btf::parse).transpose();
         let btf = btf.map_err(|error| format!("the kernel's types: {error}"))?;
-        Ok(Self { btf })
+        Ok(Self { btf, settings })
     }
 }
 
 impl Environment for Kernel<'_> {
     fn btf(&self) -> Option<&Btf<'_>> {
         self.btf.as_ref()
+    }
+
+    fn kconfig(&self, name: &str) -> Option<String> {
+        // As with a compiler's options, the last one counts.
+        let given = self.settings.iter().rfind(|given| given.name == name);
+        match given {
+            Some(given) => Some(given.value.clone()),
+            None => (name == "LINUX_KERNEL_VERSION").then(|| LINUX_VERSION.to_string()),
+        }
     }
 }
 
@@ -185,6 +218,9 @@ pub(crate) fn load(
     let loaded = loaded.map_err(|error| match (&error, &kernel.btf) {
         (ObjectError::CoreRelocation { .. }, None) => {
             format!("{error} (--btf FILE names one that has it)")
+        }
+        (ObjectError::Kconfig { variable, .. }, _) => {
+            format!("{error} (--kconfig {variable}=VALUE gives it here)")
         }
         _ => error.to_string(),
     })?;

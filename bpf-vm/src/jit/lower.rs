@@ -361,7 +361,11 @@ impl Lowering<'_, '_> {
                 MapKind::PERCPU_ARRAY => self.target.in_place.cpu.is_some(),
                 _ => false,
             };
-            here && map.value_address(0).is_some() && map.value_stride().is_some()
+            // The factors of the products that a value is found by.
+            let strides = [map.value_stride(), map.cpu_stride()];
+            here && map.value_address(0).is_some()
+                && map.value_stride().is_some()
+                && strides.iter().flatten().all(|s| u32::try_from(*s).is_ok())
         })
     }
 }

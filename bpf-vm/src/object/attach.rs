@@ -58,10 +58,14 @@ pub struct AttachPoint<'a> {
 
 impl<'a> AttachPoint<'a> {
     /// Reads a section's name: `fentry/FUNCTION`, `kprobe.multi/PATTERN`, `fexit`, ...
+    ///
+    /// A `?` before it has libbpf leave the program out until it is asked for by name. Here it says nothing more than the
+    /// rest: a program waits until it is attached by name in any case.
     pub fn parse(section: &'a str) -> Result<Self, UnknownSection<'a>> {
-        let (name, target) = match section.split_once('/') {
+        let text = section.strip_prefix('?').unwrap_or(section);
+        let (name, target) = match text.split_once('/') {
             Some((name, target)) => (name, Some(target).filter(|target| !target.is_empty())),
-            None => (section, None),
+            None => (text, None),
         };
         let row = NAMES.iter().find(|(known, ..)| *known == name);
         let (_, kind, sleepable) = *row.ok_or(UnknownSection { section })?;
@@ -112,6 +116,13 @@ mod tests {
             ),
             ("fmod_ret", Some((AttachKind::FmodRet, false, None))),
             ("fentry/", Some((AttachKind::Fentry, false, None))),
+            (
+                "?kprobe/f+4",
+                Some((AttachKind::Kprobe, false, Some("f+4"))),
+            ),
+            ("?fentry.s", Some((AttachKind::Fentry, true, None))),
+            ("??fentry/f", None),
+            ("?", None),
             ("fentryx/f", None),
             ("xdp", None),
             ("", None),

@@ -6,6 +6,10 @@ use alloc::{string::String, sync::Arc};
 
 use crate::{btf::Btf, helpers::Helper, map::Map, program::KernelVariable};
 
+/// The Linux whose BPF this crate follows, as KERNEL_VERSION(6, 12, 0) has it: what hosts other than Linux answer for the
+/// setting `LINUX_KERNEL_VERSION`.
+pub const LINUX_VERSION: u32 = 6 << 16 | 12 << 8;
+
 /// What a host has that objects refer to by name. It has nothing by default, as `()` does.
 pub trait Environment {
     /// The types that CO-RE relocations are about, and that kernel functions and variables are declared with.

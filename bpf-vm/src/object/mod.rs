@@ -30,7 +30,7 @@ mod slots;
 
 pub use self::{
     attach::{AttachKind, AttachPoint, UnknownSection},
-    environment::Environment,
+    environment::{Environment, LINUX_VERSION},
     error::ObjectError,
     externs::{KernelSymbol, KernelSymbolKind},
     freplace::{FreplaceError, same_types, types},

@@ -330,7 +330,8 @@ fn foreign(rows: &mut Vec<Row>, object: &str, attach: Option<&str>) -> Result<()
         ));
     };
     let section = bpf::section(object).map_err(|e| BenchError::Hook(format!("{e}")))?;
-    let there = section.split('/').next().unwrap_or_default();
+    let named = section.strip_prefix('?').unwrap_or(&section);
+    let there = named.split('/').next().unwrap_or_default();
     if kind != there {
         return Err(BenchError::Hook(format!(
             "--attach {kind}:...: the object's program is in section {section:?}, so it attaches as {there}:FUNCTION"

@@ -14,6 +14,7 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec;
 use alloc::vec::Vec;
+use bpf_vm::map::Map;
 use core::sync::atomic::Ordering;
 
 /// `functions [PATTERN]`
@@ -211,7 +212,7 @@ pub(super) fn map(shell: &mut Shell, command: &'static Command, arguments: &str)
         if map.lookup(&next, &mut value).is_ok() {
             entries += 1;
             if all || value.iter().any(|byte| *byte != 0) {
-                print_entry(&next, &value);
+                print_entry(&map, &next, &value);
             } else {
                 zero += 1;
             }
@@ -228,10 +229,25 @@ pub(super) fn map(shell: &mut Shell, command: &'static Command, arguments: &str)
     Ok(())
 }
 
-/// A key and its value.
-fn print_entry(key: &[u8], value: &[u8]) {
+/// A key and its value; in a per-CPU map each core's, with the core's number.
+fn print_entry(map: &Map, key: &[u8], value: &[u8]) {
     let key: Vec<_> = key.chunks(16).map(bytes).collect();
-    print_value(format!("key {}  value ", key.join(" ")), value);
+    let before = format!("key {}  ", key.join(" "));
+    if !map.definition().kind.is_per_cpu() {
+        return print_value(format!("{before}value "), value);
+    }
+    // As the map hands them out: each core's rounded up to whole words.
+    let bytes = value.len() / map.cpus() as usize;
+    let mut before = before;
+    for (core, value) in value.chunks(bytes.max(1)).enumerate() {
+        // There are values for more cores than this machine has.
+        let online = cpu::online().any(|online| online == core);
+        if online || value.iter().any(|byte| *byte != 0) {
+            let own = value.get(..map.value_size()).unwrap_or(value);
+            print_value(format!("{before}core {core} "), own);
+            before = " ".repeat(before.len());
+        }
+    }
 }
 
 /// Bytes behind a text; the lines of many stand below each other.

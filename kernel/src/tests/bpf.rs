@@ -4,17 +4,19 @@
 use super::hooks::{call, function};
 use super::tasks::spawn;
 use super::{Failure, Outcome, Test, failed};
-use crate::arch::{callee, cpu, irq, pmu, smp, switch, timer};
+use crate::arch::{callee, cpu, pmu, smp, switch, timer};
 use crate::bench::attach as attach_bench;
 use crate::bpf::{self, Engine};
 use crate::hook::linux::Way;
 use crate::hook::{How, ProbeWay, Protection, Settings, WayIn};
 use crate::workload::{Wide, workload_six, workload_twelve, workload_wide};
-use crate::{check, hook, initrd, mm, rcu, trace};
+use crate::{check, hook, initrd, mm, rcu, sched, trace};
 use alloc::format;
-use alloc::string::ToString;
+use alloc::string::{String, ToString};
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 use bpf_vm::jit;
+use bpf_vm::map::{HeapMemory, Map, MapDefinition, MapKind};
 use bpf_vm::suite::Case;
 use core::hint::black_box;
 use trampoline::{Kind, ProbeKind};
@@ -384,19 +386,24 @@ fn offered() -> Outcome {
     Ok(())
 }
 
-/// A program of one helper call, compiled.
-fn asks(helper: u32) -> Result<hook::ProgramCode, Failure> {
+/// A program, compiled.
+fn compiled(text: String, maps: &[Arc<Map>]) -> Result<hook::ProgramCode, Failure> {
     let case = Case {
         name: "answer",
-        text: format!("call {helper}\nexit\n"),
+        text,
         ..Case::default()
     };
-    let program = case.program(&[]).map_err(|e| failed(&e))?;
+    let program = case.program(maps).map_err(|e| failed(&e))?;
     let words = |base| {
         let compiled = jit::compile(&program, &bpf::target(base, 1));
         compiled.map(|c| c.words).map_err(|e| e.to_string())
     };
     hook::place("answer", 64, words).map_err(|e| failed(&e))
+}
+
+/// A program of one helper call, compiled.
+fn asks(helper: u32) -> Result<hook::ProgramCode, Failure> {
+    compiled(format!("call {helper}\nexit\n"), &[])
 }
 
 /// What it returns.
@@ -411,6 +418,14 @@ fn in_place() -> Outcome {
         pid == (id << 32 | id & 0xffff_ffff),
         "the current task is {id}, and its number {pid:#x}"
     );
+    let task = core::ptr::from_ref(switch::current()).addr() as u64;
+    for helper in [35, 158] {
+        let answered = answer(helper)?;
+        check!(
+            answered == task,
+            "the current task is at {task:#x}, and by helper {helper} at {answered:#x}"
+        );
+    }
     let before = timer::now_ns();
     let time = answer(5)?;
     let after = timer::now_ns();
@@ -418,15 +433,112 @@ fn in_place() -> Outcome {
         (before..=after).contains(&time),
         "{time} ns is not from {before} to {after}"
     );
-    let code = asks(8)?;
-    let state = irq::disable();
-    let (core, answered) = (cpu::index() as u64, callee::entry(&code)(0, 0));
-    irq::restore(state);
-    check!(
-        answered == core,
-        "this is core {core}, and its number {answered}"
-    );
+    let core = Arc::new(asks(8)?);
+    let lookups: Vec<_> = [8, 24]
+        .into_iter()
+        .map(PerCpuLookup::of_size)
+        .collect::<Result<_, _>>()?;
+    let lookups = Arc::new(lookups);
+    for home in cpu::online() {
+        let (core, lookups) = (core.clone(), lookups.clone());
+        let on_core = move || {
+            let answered = callee::entry(&core)(0, 0);
+            check!(
+                answered == home as u64,
+                "this is core {home}, and its number {answered}"
+            );
+            lookups.iter().try_for_each(|lookup| lookup.check(home))
+        };
+        match sched::spawn_on("answers", 1 << home, on_core) {
+            Some(task) => task.join()?,
+            None => check!(false, "no task"),
+        }
+    }
+    ENGINES.into_iter().try_for_each(per_core)
+}
+
+/// What a program stores of each core in a value of 24 bytes, found in place by compiled code.
+fn per_core(engine: Engine) -> Outcome {
+    const CALLS: u64 = 50;
+    const WORDS: usize = 3;
+    let missing = || Failure::Failed("the program percore has no map by_core".into());
+    bpf::section("percore").map_err(|e| failed(&e))?;
+    let map = bpf::map("percore.by_core").ok_or_else(missing)?;
+    let values = || -> Result<Vec<[u64; WORDS]>, Failure> {
+        let mut bytes = alloc::vec![0; map.host_value_size()];
+        map.lookup(&1_u32.to_le_bytes(), &mut bytes)
+            .map_err(|e| failed(&e))?;
+        let (words, _) = bytes.as_chunks::<8>();
+        let words: Vec<_> = words.iter().map(|word| u64::from_le_bytes(*word)).collect();
+        Ok(words.as_chunks::<WORDS>().0.to_vec())
+    };
+    let before = values()?;
+    hooked("percore", engine, || {
+        for home in cpu::online() {
+            let calls = || (0..CALLS).map(|n| call(n, 0)).sum::<u64>();
+            match sched::spawn_on("calls", 1 << home, calls) {
+                Some(task) => drop(task.join()),
+                None => check!(false, "no task"),
+            }
+        }
+        Ok(())
+    })?;
+    let after = values()?;
+    for (core, (before, after)) in before.iter().zip(&after).enumerate() {
+        let mut want = *before;
+        if cpu::online().any(|online| online == core) {
+            want = [
+                before[0] + CALLS,
+                before[1] + CALLS * (CALLS - 1) / 2,
+                core as u64,
+            ];
+        }
+        check!(
+            *after == want,
+            "{engine:?}: core {core}: {after:?} after {before:?}, and not {want:?}"
+        );
+    }
     Ok(())
+}
+
+/// A per-CPU array, and a program that returns where the value of an index is.
+struct PerCpuLookup {
+    map: Arc<Map>,
+    code: hook::ProgramCode,
+}
+
+impl PerCpuLookup {
+    const ENTRIES: u32 = 5;
+
+    fn of_size(value_size: u32) -> Result<Self, Failure> {
+        let definition = MapDefinition {
+            name: "answer".into(),
+            kind: MapKind::PERCPU_ARRAY,
+            key_size: 4,
+            value_size,
+            max_entries: Self::ENTRIES,
+            flags: 0,
+        };
+        let memory = HeapMemory::with_limit(64 << 10);
+        let map = Map::create(definition, &memory).map_err(|e| failed(&e))?;
+        let text = "*(u32 *)(r10 - 4) = r1\nr1 = map[0]\nr2 = r10\nr2 += -4\ncall 1\nexit\n";
+        let code = compiled(text.into(), core::slice::from_ref(&map))?;
+        Ok(Self { map, code })
+    }
+
+    /// On core `home`, which runs this and nothing moves it to another: the core's own values, and none past the end.
+    fn check(&self, home: usize) -> Outcome {
+        let size = self.map.value_size();
+        for key in (0..Self::ENTRIES + 2).chain([1 << 31, u32::MAX]) {
+            let found = callee::entry(&self.code)(key.into(), 0);
+            let value = self.map.lookup_address_on(&key.to_le_bytes(), home as u32);
+            check!(
+                found == value.unwrap_or(0) && value.is_some() == (key < Self::ENTRIES),
+                "on core {home}, value {key} of {size} bytes was found at {found:#x}, and is at {value:#x?}"
+            );
+        }
+        Ok(())
+    }
 }
 
 fn session() -> Outcome {

@@ -9,7 +9,7 @@ mod session;
 mod text;
 
 use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use bpf_vm::object::Object;
@@ -61,6 +61,10 @@ pub(crate) struct Selection {
     /// The kernel's types, for objects that ask for them by CO-RE: a file that `cargo xtask btf --raw` writes
     #[arg(long, value_name = "FILE")]
     btf: Option<PathBuf>,
+    /// A setting of the kernel's configuration, for objects that ask for it by `__kconfig`, as a .config file has it: y, a
+    /// number, "text" with its quotes; may be given more than once, and LINUX_KERNEL_VERSION is 6.12 without
+    #[arg(long, value_name = "NAME=VALUE", value_parser = session::setting)]
+    kconfig: Vec<session::Setting>,
 }
 
 /// What to do with an object file.
@@ -126,24 +130,29 @@ struct File {
     object: Object,
     /// The kernel's BTF section, if it was given.
     types: Option<Vec<u8>>,
+    /// The kernel's settings that were given.
+    settings: Vec<session::Setting>,
 }
 
 impl File {
-    fn read(path: &Path, types: Option<&Path>) -> Outcome<Self> {
+    fn read(selection: &Selection) -> Outcome<Self> {
+        let path = &selection.file;
         let object = Object::parse(&session::read(path)?).map_err(|error| BpfError::Object {
-            file: path.to_owned(),
+            file: path.clone(),
             error,
         })?;
         Ok(Self {
-            path: path.to_owned(),
+            path: path.clone(),
             object,
-            types: types.map(session::read).transpose()?,
+            types: selection.btf.as_deref().map(session::read).transpose()?,
+            settings: selection.kconfig.clone(),
         })
     }
 
     /// What the object finds of a kernel.
     fn kernel(&self) -> Result<session::Kernel<'_>, BpfError> {
-        session::Kernel::new(self.types.as_deref()).map_err(|error| self.error(error))
+        session::Kernel::new(self.types.as_deref(), &self.settings)
+            .map_err(|error| self.error(error))
     }
 
     fn error(&self, error: String) -> BpfError {
@@ -183,7 +192,7 @@ pub(crate) fn act(workspace: &Workspace, action: Action) -> Outcome<i32> {
             // As elsewhere, `-` stands for nothing.
             let memory = memory.filter(|memory| memory != "-").unwrap_or_default();
             let bytes = memory::hex("memory", &memory).map_err(BpfError::Memory)?;
-            let file = File::read(&selection.file, selection.btf.as_deref())?;
+            let file = File::read(&selection)?;
             let index = session::choose(&file.object, selection.program.as_deref());
             let index = index.map_err(|error| file.error(error))?;
             if jit {
@@ -193,7 +202,7 @@ pub(crate) fn act(workspace: &Workspace, action: Action) -> Outcome<i32> {
             show(&report.map_err(|error| file.error(error))?.to_string())?;
         }
         Action::Disasm { selection } => {
-            let file = File::read(&selection.file, selection.btf.as_deref())?;
+            let file = File::read(&selection)?;
             show(&text::disassembly(&file, selection.program.as_deref())?)?;
         }
         Action::Jit {
@@ -201,11 +210,11 @@ pub(crate) fn act(workspace: &Workspace, action: Action) -> Outcome<i32> {
             lse,
             base,
         } => {
-            let file = File::read(&selection.file, selection.btf.as_deref())?;
+            let file = File::read(&selection)?;
             show(&text::code(&file, selection.program.as_deref(), lse, base)?)?;
         }
         Action::Info { selection, json } => {
-            let file = File::read(&selection.file, selection.btf.as_deref())?;
+            let file = File::read(&selection)?;
             let info = info::Info::of(&file, selection.program.as_deref())?;
             show(&match json {
                 true => format!("{:#}\n", info.json()),
@@ -247,6 +256,10 @@ fn run_compiled(workspace: &Workspace, selection: &Selection, memory: &str) -> O
     if let Some(types) = &selection.btf {
         command.arg("--btf").arg(types);
     }
+    for setting in &selection.kconfig {
+        let text = format!("{}={}", setting.name, setting.value);
+        command.args(["--kconfig", &text]);
+    }
     let status = command.stdin(Stdio::null()).status();
     let status = status.map_err(|error| BpfError::Start(EMULATOR.into(), error))?;
     // By a signal: no status of its own.
@@ -255,6 +268,8 @@ fn run_compiled(workspace: &Workspace, selection: &Selection, memory: &str) -> O
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use object::{Object as _, ObjectSection as _};
 
     use super::*;
@@ -360,7 +375,13 @@ struct thing {
             std::fs::write(&types, section.data().expect("types")).expect("types");
             types
         });
-        let file = File::read(&compile("test.c", source), types.as_deref()).expect("object");
+        let selection = Selection {
+            file: compile("test.c", source),
+            program: None,
+            btf: types,
+            kconfig: Vec::new(),
+        };
+        let file = File::read(&selection).expect("object");
         std::fs::remove_dir_all(folder).expect("folder");
         Some(file)
     }
@@ -393,10 +414,54 @@ struct thing {
         };
         let info = info::Info::of(&alone, None).expect("info");
         contains(&info.to_string(), &["          does not load here: "]);
-        let nothing = session::Kernel::new(None).expect("no kernel");
+        let nothing = session::Kernel::new(None, &[]).expect("no kernel");
         let error = session::run(&alone.object, &nothing, 0, &memory, None).expect_err("no types");
         contains(&error, &["struct thing::wanted", "--btf FILE"]);
-        assert!(session::Kernel::new(Some(b"no BTF")).is_err());
+        assert!(session::Kernel::new(Some(b"no BTF"), &[]).is_err());
+    }
+
+    /// Returns two settings of the kernel's configuration.
+    const SETTINGS: &str = r#"
+#include <linux/bpf.h>
+#include <bpf/bpf_helpers.h>
+
+char LICENSE[] SEC("license") = "GPL";
+extern int LINUX_KERNEL_VERSION __kconfig;
+extern int CONFIG_HZ __kconfig;
+
+SEC("?kprobe/f")
+int settings(void *ctx)
+{
+	return LINUX_KERNEL_VERSION + CONFIG_HZ;
+}
+"#;
+
+    #[test]
+    fn settings_are_those_that_are_given() {
+        let Some(mut file) = object_of("settings", SETTINGS, None) else {
+            return;
+        };
+        let run = |file: &File| {
+            let kernel = file.kernel().expect("kernel");
+            session::run(&file.object, &kernel, 0, &[], None).map(|report| report.to_string())
+        };
+        let error = run(&file).expect_err("no setting");
+        contains(&error, &["CONFIG_HZ", "--kconfig CONFIG_HZ=VALUE"]);
+        let given = |text: &str| session::setting(text).expect("a setting");
+        file.settings = vec![given("CONFIG_HZ=0x1"), given("CONFIG_HZ=5")];
+        contains(
+            &run(&file).expect("run"),
+            &["r0            0x60c05 (396293)\n"],
+        );
+        file.settings.push(given("LINUX_KERNEL_VERSION=7"));
+        contains(&run(&file).expect("run"), &["r0            0xc (12)\n"]);
+        let error = session::setting("CONFIG_HZ").expect_err("no value");
+        contains(&error, &["\"CONFIG_HZ\"", "NAME=VALUE"]);
+        let info = info::Info::of(&file, None).expect("info");
+        contains(
+            &info.to_string(),
+            &["(?kprobe/f)\n          attaches: kprobe of f\n"],
+        );
     }
 
     #[track_caller]

@@ -207,7 +207,8 @@ impl Selector<'_, '_> {
         self.asm.emit(ops::mem(Access::LdrW, dst, dst, off));
     }
 
-    /// `x17 += x16 * factor`, by way of `scratch`; x16 is 32 bits.
+    /// `x17 += x16 * factor`, by way of `scratch`; x16 is 32 bits, and UMADDL takes as many of the factor: a map of a longer
+    /// stride is not looked up in place.
     pub(super) fn add_product(&mut self, factor: u64, scratch: A64) {
         if factor.is_power_of_two() {
             let bits = factor.trailing_zeros();
