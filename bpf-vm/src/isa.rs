@@ -523,13 +523,13 @@ impl fmt::Display for DecodeError {
             ),
             Self::Gotox => write!(
                 f,
-                "opcode {GOTOX:#04x} is gotox, a jump by register, which RFC 9669 does not define; in an object it takes a jump table \
-                 and no fields but dst; compile with -fno-jump-tables"
+                "opcode {GOTOX:#04x} is gotox, a jump by register, which RFC 9669 does not define; the loader replaces an \
+                 object's if no field but dst is set; compile with -fno-jump-tables"
             ),
             Self::MayGoto => write!(
                 f,
-                "opcode {MAY_GOTO:#04x} is may_goto (can_loop, cond_break), which RFC 9669 does not define; loops need no such leave \
-                 here: count the turns and leave by an ordinary condition, or use bpf_loop"
+                "opcode {MAY_GOTO:#04x} is may_goto (can_loop, cond_break), which RFC 9669 does not define; leave the loop \
+                 by a condition on a counter, which nobody has to prove here, or use bpf_loop"
             ),
         }
     }
