@@ -128,7 +128,7 @@ fn a_table_leads_to_its_cases() {
     assert_eq!(object.variables(), [], "tables are no variables");
 }
 
-/// A function of `cases` cases of 1000 instructions, which goes by each of these registers in turn.
+/// A function of `cases` cases, with `apart` instructions behind each, which goes by each of these registers in turn.
 fn long(cases: usize, apart: usize, registers: &[u8]) -> String {
     let jumps: String = registers
         .iter()

@@ -139,7 +139,7 @@ impl<'d> JumpTables<'d> {
         Ok(found)
     }
 
-    /// Notes that a function has the address of `addend` bytes past a symbol, if that is in `.jumptables`.
+    /// Notes a function's `lddw` of a symbol, if that is in `.jumptables`.
     ///
     /// Errors, in words: no table is there.
     pub(super) fn refer(
