@@ -473,6 +473,10 @@ pub enum DecodeError {
     Lddw,
     /// The obsolete packet access instructions.
     Packet(u8),
+    /// Linux's jump by register.
+    Gotox,
+    /// Linux's jump that ends loops.
+    MayGoto,
 }
 
 impl fmt::Display for DecodeError {
@@ -517,6 +521,16 @@ impl fmt::Display for DecodeError {
                 f,
                 "opcode {opcode:#04x} is a legacy packet access (BPF_ABS, BPF_IND), which has no packet to read here; use ordinary loads"
             ),
+            Self::Gotox => write!(
+                f,
+                "opcode {GOTOX:#04x} is gotox, a jump by register, which RFC 9669 does not define; the loader replaces an \
+                 object's if no field but dst is set; compile with -fno-jump-tables"
+            ),
+            Self::MayGoto => write!(
+                f,
+                "opcode {MAY_GOTO:#04x} is may_goto (can_loop, cond_break), which RFC 9669 does not define; leave the loop \
+                 by a condition on a counter, which nobody has to prove here, or use bpf_loop"
+            ),
         }
     }
 }
@@ -544,6 +558,9 @@ const LDDW: u8 = 0x18;
 const CALL: u8 = 0x85;
 const CALLX: u8 = 0x8d;
 const EXIT: u8 = 0x95;
+// Linux's, not of RFC 9669 (`BPF_JMP | BPF_JA | BPF_X` and `BPF_JMP | BPF_JCOND` in `linux/bpf.h`).
+const GOTOX: u8 = 0x0d;
+const MAY_GOTO: u8 = 0xe5;
 // Kinds of lddw and call, in the src field (sections 5.4 and 4.3.1).
 const PSEUDO_MAP_FD: u8 = 1;
 const PSEUDO_MAP_VALUE: u8 = 2;
@@ -560,6 +577,12 @@ fn register(field: &'static str, number: u8) -> Result<Reg, DecodeError> {
 }
 
 impl Insn {
+    /// The register of a well-formed `gotox`, which the object loader replaces.
+    pub(crate) fn gotox(&self) -> Option<Reg> {
+        let fields = (self.opcode, self.src, self.off, self.imm);
+        (fields == (GOTOX, 0, 0, 0)).then_some(Reg::new(self.dst)?)
+    }
+
     /// Checks that the named fields are zero.
     fn zero(&self, fields: &[&'static str]) -> Result<(), DecodeError> {
         for &field in fields {
@@ -827,6 +850,8 @@ impl Op {
                 insn.zero(&["dst", "src", "off", "imm"])?;
                 return Ok(Self::Exit);
             }
+            GOTOX => return Err(DecodeError::Gotox),
+            MAY_GOTO => return Err(DecodeError::MayGoto),
             _ => {}
         }
         let cond = CONDS.iter().find(|&&(_, code)| code == insn.opcode & 0xf0);

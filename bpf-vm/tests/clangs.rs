@@ -29,13 +29,15 @@ const BUDGET: u64 = 100_000;
 /// Words of the context.
 const WORDS: usize = 256;
 /// Programs of tests/objects that run; the others there are what has to be refused, or a kernel.
-const OWN: [&str; 6] = [
+const OWN: [&str; 8] = [
     "core",
     "core_flavours",
     "externs",
     "functions",
+    "jump_tables",
     "linking",
     "maps",
+    "switch",
 ];
 /// The samples that are not tried, and why.
 const OF_ONE_KERNEL: [(&str, &str); 7] = [

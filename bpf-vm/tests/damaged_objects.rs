@@ -118,6 +118,7 @@ fn damaged_objects_get_an_answer() {
         own("core_flavours"),
         own("externs"),
         own("functions"),
+        own("jump_tables"),
         own("maps"),
     ];
     let Some(objects) = objects.into_iter().collect::<Option<Vec<_>>>() else {

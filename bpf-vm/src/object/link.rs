@@ -14,7 +14,8 @@ use super::{
     core_reloc::Records,
     elf::{Elf, Relocation, Symbol},
     externs::{ExternKind, Externs},
-    maps::{MAPS, MapTable, data_section},
+    jump_tables::{self, JumpTables, Uses},
+    maps::MapTable,
     slots::{op_at, put},
 };
 use crate::isa::{Insn, Op, Reg};
@@ -59,11 +60,11 @@ pub(super) struct ExternUse {
 
 /// A function of the object. Places and lengths in instruction slots.
 #[derive(Debug)]
-struct Function<'a> {
-    section: usize,
-    start: usize,
-    slots: usize,
-    symbol: Symbol<'a>,
+pub(super) struct Function<'a> {
+    pub(super) section: usize,
+    pub(super) start: usize,
+    pub(super) slots: usize,
+    pub(super) symbol: Symbol<'a>,
 }
 
 /// What linking reads, and how much it may still make.
@@ -74,6 +75,7 @@ struct Linker<'a, 'd> {
     core: &'a Records,
     /// Sorted by section and start.
     functions: Vec<Function<'d>>,
+    jump_tables: JumpTables<'d>,
     /// By section, sorted by offset.
     relocations: &'a [Vec<Relocation>],
     /// Places of functions that some program has.
@@ -90,25 +92,15 @@ pub(super) fn programs(
     externs: &mut Externs,
     core: &Records,
 ) -> Result<Vec<ProgramTemplate>, ObjectError> {
-    for (section, list) in elf.sections.iter().zip(relocations) {
-        let is_data = section.name != MAPS && data_section(section).is_some();
-        if let (true, Some(relocation)) = (is_data, list.first()) {
-            return Err(ObjectError::Relocation {
-                section: section.name.into(),
-                offset: relocation.offset,
-                symbol: elf.symbols.get(relocation.symbol).map_or("", |s| s.name).into(),
-                problem: "a pointer as a global variable's initial value, which no loader of BPF fills in; set it in a \
-                          program, or use an index"
-                    .into(),
-            });
-        }
-    }
+    let functions = functions(elf)?;
+    let jump_tables = JumpTables::read(elf, relocations, &functions)?;
     let mut linker = Linker {
         elf,
         maps,
         externs,
         core,
-        functions: functions(elf)?,
+        functions,
+        jump_tables,
         relocations,
         used: BTreeSet::new(),
         made: 0,
@@ -302,16 +294,7 @@ impl<'d> Linker<'_, 'd> {
             return Ok(());
         };
         let (home, start) = (function.section, function.start);
-        let found = self.made + image.insns.len() + function.slots;
-        if found > MAX_INSNS {
-            return Err(ObjectError::TooLong {
-                program: self
-                    .function(root)
-                    .map_or("", |(_, root)| root.symbol.name)
-                    .into(),
-                found,
-            });
-        }
+        self.check_length(root, self.made + image.insns.len() + function.slots)?;
         let data = self
             .elf
             .sections
@@ -347,6 +330,7 @@ impl<'d> Linker<'_, 'd> {
             .insns
             .extend(slots.iter().map(|&slot| Insn::from_bytes(slot)));
         let mut slot = 0;
+        let mut jumps = Uses::default();
         while slot < slots.len() {
             let offset = bytes(start + slot);
             let at = base + slot;
@@ -358,14 +342,21 @@ impl<'d> Linker<'_, 'd> {
                 offset,
                 slot: at,
             };
+            jumps.falls_off = op.is_none_or(Op::falls_through);
             match (relocation, op) {
-                (Some(relocation), op) => self.relocate(image, &place, &relocation, op)?,
+                (Some(relocation), op) => {
+                    self.relocate(image, &place, &relocation, op)?;
+                    let symbol = self.symbol(&relocation);
+                    let noted = self.jump_tables.refer(&mut jumps, symbol, op);
+                    noted.map_err(|problem| place.error(symbol.name, problem))?;
+                }
                 (None, Some(Op::CallLocal { off })) => {
                     let target = call_target(offset, off);
                     let function = self.target(&place, home, target)?;
                     image.refer(at, function, None);
                 }
-                (None, _) => {}
+                (None, None) => jumps.gotox(at, image.insns.get(at)),
+                (None, Some(_)) => {}
             }
             if let Some(record) = records.next_if(|record| record_offset(record) == offset) {
                 image.core.push((at, record));
@@ -385,7 +376,45 @@ impl<'d> Linker<'_, 'd> {
                 return Err(place.error(self.symbol(&relocation).name, problem.into()));
             }
         }
+        self.replace_gotox(image, root, index, jumps)
+    }
+
+    /// Replaces each `gotox` of the function that was just appended, and puts what they become behind it.
+    fn replace_gotox(
+        &mut self,
+        image: &mut Image,
+        root: usize,
+        index: usize,
+        jumps: Uses,
+    ) -> Result<(), ObjectError> {
+        let base = image.starts.get(&index).copied().unwrap_or_default();
+        let Some(function) = self
+            .functions
+            .get(index)
+            .filter(|_| !jumps.gotox.is_empty())
+        else {
+            return Ok(());
+        };
+        let cases = self.jump_tables.cases(self.elf, function, base, &jumps)?;
+        for (register, slots) in &jumps.gotox {
+            // At least so many instructions; the rest is checked when they are there.
+            self.check_length(root, self.made + image.insns.len() + cases.len())?;
+            jump_tables::search(&mut image.insns, *register, slots, &cases);
+            self.check_length(root, self.made + image.insns.len())?;
+        }
         Ok(())
+    }
+
+    /// That the object has no more instructions than it may, with a program.
+    fn check_length(&self, program: usize, found: usize) -> Result<(), ObjectError> {
+        if found <= MAX_INSNS {
+            return Ok(());
+        }
+        let (_, function) = self.function(program).ok_or(ObjectError::NoPrograms)?;
+        Err(ObjectError::TooLong {
+            program: function.symbol.name.into(),
+            found,
+        })
     }
 
     /// Does one relocation, of the instruction at `place`.

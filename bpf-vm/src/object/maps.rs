@@ -7,6 +7,7 @@ use alloc::{collections::BTreeMap, format, string::String, vec::Vec};
 use super::{
     ObjectError,
     elf::{Elf, Relocation, Section},
+    jump_tables::JUMP_TABLES,
     link::R_BPF_64_ABS64,
 };
 use crate::{
@@ -267,9 +268,11 @@ impl MapTable {
 
     /// The global variables of the data sections.
     pub(super) fn variables(&self, elf: &Elf<'_>) -> Vec<Variable> {
+        let jump_tables = elf.section(JUMP_TABLES).map(|(index, _)| index);
         elf.symbols
             .iter()
             .filter(|symbol| symbol.is_object() && !symbol.is_local())
+            .filter(|symbol| symbol.section != jump_tables)
             .filter_map(|symbol| {
                 let (map, offset) =
                     self.find(symbol.section?, i64::try_from(symbol.value).ok()?)?;
@@ -286,6 +289,10 @@ impl MapTable {
 
 /// Whether a section holds global variables, and then whether programs may write them.
 pub(super) fn data_section(section: &Section<'_>) -> Option<bool> {
+    // clang does not mark it as part of the running program.
+    if section.name == JUMP_TABLES {
+        return (!section.is_code() && !section.is_zeroed() && section.size > 0).then_some(false);
+    }
     let (_, writable) = DATA_SECTIONS.iter().find(|(name, _)| {
         let suffix = section.name.strip_prefix(name);
         suffix.is_some_and(|suffix| suffix.is_empty() || suffix.starts_with('.'))

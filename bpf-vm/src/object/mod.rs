@@ -22,6 +22,7 @@ mod error;
 mod externs;
 mod freplace;
 mod instantiate;
+mod jump_tables;
 mod kconfig;
 mod link;
 mod maps;
