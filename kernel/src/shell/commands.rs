@@ -356,8 +356,10 @@ fn attach(_: &mut Shell, command: &'static Command, arguments: &str) -> Outcome 
                 }
                 _ => return Err(ShellError::Usage(command)),
             };
-            let program = native(program)?.program(how.shape());
-            hook::hook_in(how.at(name)?, settings, program)?
+            let native = native(program)?;
+            let at = how.at(name)?;
+            let program = native.program(at.shape());
+            hook::hook_in(at, settings, program)?
         }
         _ => return Err(ShellError::Usage(command)),
     };
