@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-/* Programs in place of kernel functions, some of which call what they stand in for. */
+/* Programs in place of kernel functions, some of which call what they stand in for, and of a function of hooks.bpf.c. */
 #include "springboard.h"
 #include <bpf/bpf_helpers.h>
 
@@ -18,6 +18,19 @@ int empty(void *ctx)
 
 SEC("freplace/workload_call")
 int count(void *ctx)
+{
+	runs += 1;
+	return 0;
+}
+
+SEC("freplace/answer")
+__u64 answer_empty(__u64 value)
+{
+	return 0;
+}
+
+SEC("freplace/answer")
+__u64 answer_count(__u64 value)
 {
 	runs += 1;
 	return 0;

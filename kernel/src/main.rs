@@ -243,11 +243,7 @@ fn crash(kind: &str) -> u32 {
     match arch::crash::crash(kind) {
         Some(()) => println!("springboard: crash={kind} went unnoticed"),
         None => {
-            let kinds = arch::crash::CRASHES.iter().map(|c| c.name);
-            println!(
-                "springboard: crash= takes {}",
-                kinds.collect::<alloc::vec::Vec<_>>().join(", ")
-            );
+            println!("springboard: crash= takes {}", arch::crash::names());
         }
     }
     3

@@ -71,18 +71,18 @@ pub(crate) fn assemble(mut bytes: Vec<u8>, blob: &[u8]) -> Result<Vec<u8>, Image
 
 /// The linked kernel of an ELF file, its notrace set, and the rules that hold in it.
 pub(crate) fn examine(workspace: &Workspace, elf: &Path) -> Outcome<(Linked, Notrace, Rules)> {
-    examine_under(workspace, elf, "")
+    examine_under(workspace, elf, &str::to_owned)
 }
 
-/// The same under further rules.
+/// The same under other rules, made of the file's.
 pub(crate) fn examine_under(
     workspace: &Workspace,
     elf: &Path,
-    further: &str,
+    edit: &dyn Fn(&str) -> String,
 ) -> Outcome<(Linked, Notrace, Rules)> {
     let linked = Linked::read(&files::read(elf)?)?;
     let roots = files::read_text(&workspace.root.join(notrace::ROOTS))?;
-    let rules = files::read_text(&workspace.root.join(rules::RULES))? + further;
+    let rules = edit(&files::read_text(&workspace.root.join(rules::RULES))?);
     let rules = Rules::parse(&rules)?;
     rules.check(&linked)?;
     let set = Notrace::compute(&linked, &notrace::parse_roots(&roots)?, &rules)?;

@@ -8,20 +8,22 @@ use crate::hook::{self, Point, Program};
 use crate::sched::{self, Mutex};
 use crate::workload::{call_loop, workload_call};
 use alloc::boxed::Box;
+use alloc::string::String;
 use alloc::sync::Arc;
+use alloc::vec::Vec;
 use core::arch::asm;
 use core::hint::black_box;
 use trampoline::Kind;
 
 /// A way to go wrong: its name, and the act, which does not return if the kernel is right.
-pub(crate) struct Crash {
+struct Crash {
     /// The command line's word.
-    pub(crate) name: &'static str,
+    name: &'static str,
     act: fn(),
 }
 
 /// All of them.
-pub(crate) const CRASHES: &[Crash] = &[
+const CRASHES: &[Crash] = &[
     Crash {
         name: "null",
         act: || access(0x10, false),
@@ -118,6 +120,12 @@ pub(crate) const CRASHES: &[Crash] = &[
         act: || panic!("on purpose"),
     },
 ];
+
+/// Their names, for people.
+pub(crate) fn names() -> String {
+    let names: Vec<_> = CRASHES.iter().map(|crash| crash.name).collect();
+    names.join(", ")
+}
 
 /// Does it. Returns when there is no such crash, or when the run goes on. A function of its own, so that it can be hooked and
 /// stands in the trace.

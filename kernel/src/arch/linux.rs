@@ -17,6 +17,7 @@
 //! Linux is not built with checks of alignment and overflow; here counts wrap, and what a register or generated code names is made a
 //! reference by [`at`].
 
+use super::callee::StubData;
 use super::cpu::{MAX_CPUS, PerCpu};
 use super::mrs;
 use super::trap::Frame;
@@ -25,6 +26,7 @@ use crate::hook::Running;
 use crate::task::Task;
 use alloc::boxed::Box;
 use alloc::sync::Arc;
+use bpf_vm::attachment::Attachment;
 use core::sync::atomic::Ordering::{Acquire, Relaxed};
 use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering, compiler_fence};
 use trampoline::linux::caller::{DIRECT, OP_FUNCTION};
@@ -179,6 +181,10 @@ pub(crate) struct Op {
     probed: u64,
     /// Taken off: returns that are under way run nothing any more.
     stopped: AtomicBool,
+    /// Of an fprobe on a pattern: of each function, in the filter's order, one that is in no list and calls the program for it.
+    each: Box<[Op]>,
+    /// What these tell the program.
+    _places: Box<[StubData]>,
 }
 
 const _: () = assert!(
@@ -210,7 +216,47 @@ impl Op {
             most_nodes: nodes,
             probed: 0,
             stopped: AtomicBool::new(false),
+            each: Box::default(),
+            _places: Box::default(),
         }
+    }
+
+    /// As [`Op::new`], of an fprobe on a pattern, whose program is told which function it is: its data are [`StubData`].
+    /// `cookies` and `nodes`: of each function.
+    pub(crate) fn on_each(
+        function: u64,
+        functions: &[u64],
+        cookies: &[u64],
+        program: Called,
+        nodes: u32,
+    ) -> Op {
+        let place = |(function, cookie): (&u64, &u64)| StubData {
+            attachment: Attachment {
+                function: *function,
+                cookie: *cookie,
+                ..Attachment::NONE
+            },
+            data: program.data,
+        };
+        let places: Box<[_]> = functions.iter().zip(cookies).map(place).collect();
+        let op = |place: &StubData| {
+            let called = Called {
+                address: program.address,
+                data: core::ptr::from_ref(place).expose_provenance() as u64,
+                running: program.running.clone(),
+            };
+            Op::new(0, Filter::new(&[]), Some(called), nodes)
+        };
+        Op {
+            each: places.iter().map(op).collect(),
+            _places: places,
+            ..Op::new(function, Filter::new(functions), Some(program), 0)
+        }
+    }
+
+    /// Of an fprobe on a pattern: the function's own.
+    fn of(&self, function: u64) -> Option<&Op> {
+        self.each.get(self.filter.index(function)?)
     }
 
     /// A kretprobe of the function at this address, which a breakpoint leads to ([`kretprobe`]).
@@ -223,17 +269,18 @@ impl Op {
 
     /// Whether it traces returns.
     pub(crate) fn returns(&self) -> bool {
-        self.most_nodes != 0
+        self.most_nodes != 0 || self.each.first().is_some_and(Op::returns)
     }
 
     /// Returns that are under way run nothing from now on.
     pub(crate) fn stop(&self) {
         self.stopped.store(true, Ordering::Release);
+        self.each.iter().for_each(Op::stop);
     }
 
     /// Whether no return is under way.
     pub(crate) fn at_rest(&self) -> bool {
-        self.nodes.load(Acquire) == self.most_nodes
+        self.nodes.load(Acquire) == self.most_nodes && self.each.iter().all(Op::at_rest)
     }
 
     /// Its function's address, for its descriptor.
@@ -460,6 +507,20 @@ pub(crate) extern "C" fn fprobe_entry(function: u64, _: u64, op: *const Op, save
     }
 }
 
+/// As [`fprobe_entry`], on a pattern.
+pub(crate) extern "C" fn fprobe_entry_each(
+    function: u64,
+    returns: u64,
+    op: *const Op,
+    saved: *const Saved,
+) {
+    // SAFETY: only the shared caller and the walk call it.
+    let (all, _) = unsafe { handed(op, saved) };
+    if let Some(op) = all.of(function) {
+        fprobe_entry(function, returns, op, saved);
+    }
+}
+
 /// Where the return trampoline is.
 static LANDING: AtomicU64 = AtomicU64::new(0);
 
@@ -485,6 +546,20 @@ pub(crate) extern "C" fn fprobe_exit(_: u64, _: u64, op: *const Op, saved: *cons
         None => op.miss(),
     }
     give_bit(bit);
+}
+
+/// As [`fprobe_exit`], on a pattern.
+pub(crate) extern "C" fn fprobe_exit_each(
+    function: u64,
+    returns: u64,
+    op: *const Op,
+    saved: *const Saved,
+) {
+    // SAFETY: only the shared caller and the walk call it.
+    let (all, _) = unsafe { handed(op, saved) };
+    if let Some(op) = all.of(function) {
+        fprobe_exit(function, returns, op, saved);
+    }
 }
 
 /// A kretprobe at its function's entry: has the function return to the return trampoline, if there is a node left.

@@ -14,7 +14,7 @@ use crate::arch::{self, pmu, smp};
 use crate::command_line::Options;
 use crate::hook::{Point, Protection};
 use crate::workload::{TCP_TARGET, TCP_TARGET_SHORT, TRANSFER_BYTES, Transfer};
-use crate::{bpf, hook, println, workload};
+use crate::{bpf, hook, println, sched, workload};
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -195,10 +195,15 @@ fn per_call(row: &str, target: extern "C" fn(u64, u64) -> u64) -> Result<Fixed, 
     Ok(Fixed::ratio(long.saturating_sub(short), CALLS))
 }
 
+/// Takes hooks off, the last one first, and waits until they are: a live patch goes off task by task.
 fn detach(ids: &[hook::HookId]) -> Result<(), BenchError> {
-    let off = |id: &hook::HookId| hook::detach(*id);
-    let all = ids.iter().try_for_each(off);
-    all.map_err(|e| BenchError::Hook(format!("{e}")))
+    for &id in ids.iter().rev() {
+        hook::detach(id).map_err(|e| failed(&e))?;
+        while hook::livepatch::list().iter().any(|patch| patch.id == id) {
+            sched::sleep_ns(1_000_000);
+        }
+    }
+    Ok(())
 }
 
 fn failed(e: &dyn fmt::Display) -> BenchError {

@@ -4,7 +4,9 @@
 use super::{BenchError, failed, resolve};
 use crate::bpf;
 use crate::hook::linux::Way;
-use crate::hook::{self, HookId, How, Protection, Settings, WayIn};
+use crate::hook::{self, HookId, How, Protection, Settings, WayIn, livepatch};
+use crate::sched;
+use crate::workload::PATCHES;
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -18,6 +20,10 @@ pub(super) enum By {
     Engine(bpf::Engine),
     /// It is a kernel function of the program's name, in place of the hooked one.
     Function,
+    /// It is a live patch of the program's name, and on.
+    Patch,
+    /// It is a BPF program, compiled; those behind the first take the place of functions of it.
+    Within,
 }
 
 /// What is hooked on for a row.
@@ -51,6 +57,7 @@ impl Attach<'_> {
             protection: Some(self.protection),
             ..Settings::default()
         };
+        let mut first = None;
         let attached = self.programs.iter().enumerate().map(|(index, program)| {
             let name = match self.elsewhere {
                 Some(other) if index > 0 => other,
@@ -66,21 +73,42 @@ impl Attach<'_> {
                 By::Function => {
                     return hook::replace(function, &resolve(program)?).map_err(|e| failed(&e));
                 }
+                By::Patch => return patch(program),
+                By::Within => match first {
+                    Some(first) => return bpf::freplace(program, first).map_err(|e| failed(&e)),
+                    None => bpf::attach_at(program, bpf::Engine::Jit, way, settings, at)
+                        .map_err(|e| failed(&e)),
+                },
                 By::Engine(engine) => {
                     bpf::attach_at(program, engine, way, settings, at).map_err(|e| failed(&e))
                 }
                 By::Native(which) => {
                     let how = way.entry();
-                    let hooked = how
-                        .at(&name)
-                        .and_then(|at| hook::hook_in(at, settings, which.program(how.shape())));
+                    let hooked = how.at(&name).and_then(|at| {
+                        let program = which.program(at.shape());
+                        hook::hook_in(at, settings, program)
+                    });
                     hooked.map_err(|e| failed(&e))
                 }
             };
-            hooked.map(|hooked| hooked.id)
+            let id = hooked?.id;
+            first = first.or(Some(id));
+            Ok(id)
         });
         attached.collect()
     }
+}
+
+/// Puts a live patch on, and waits until it is.
+fn patch(name: &str) -> Result<HookId, BenchError> {
+    let patch = PATCHES.iter().find(|patch| patch.name == name);
+    let patch = patch.ok_or_else(|| failed(&format!("there is no live patch {name}")))?;
+    let id = livepatch::apply(patch).map_err(|e| failed(&e))?;
+    let on = |p: &livepatch::Status| p.id == id && p.phase == livepatch::Phase::On;
+    while !livepatch::list().iter().any(on) {
+        sched::sleep_ns(1_000_000);
+    }
+    Ok(id)
 }
 
 /// A row of programs on the function itself, by Springboard's way.
@@ -168,7 +196,7 @@ pub(super) const ENTRY: [Attach<'static>; 6] = {
 };
 
 /// What is measured on the trivial function besides: each protection, each kind, several programs.
-pub(super) const KINDS: [Attach<'static>; 40] = {
+pub(super) const KINDS: [Attach<'static>; 45] = {
     use Protection::{Context, None, Pinned, Program as Word};
     [
         row("fentry-none", "empty", JIT, &["empty"], None),
@@ -287,8 +315,31 @@ pub(super) const KINDS: [Attach<'static>; 40] = {
             &["workload_call_other"],
             None,
         ),
+        row(
+            "replace",
+            "count",
+            By::Function,
+            &["workload_call_count"],
+            None,
+        ),
+        row("livepatch", "empty", By::Patch, &["call"], None),
         row("freplace", "empty", JIT, &["replace/empty"], Word),
         row("freplace", "count", JIT, &["replace/count"], Word),
+        row("fentry", "ask", JIT, &["hooks/fentry_ask"], Word),
+        row(
+            "freplace-bpf",
+            "empty",
+            By::Within,
+            &["hooks/fentry_ask", "replace/answer_empty"],
+            Word,
+        ),
+        row(
+            "freplace-bpf",
+            "count",
+            By::Within,
+            &["hooks/fentry_ask", "replace/answer_count"],
+            Word,
+        ),
     ]
 };
 

@@ -117,7 +117,7 @@ pub(crate) fn attach_at(
         ..settings
     };
     let name = program.name().into();
-    let program = runnable(spec, program, engine, how.shape())?;
+    let program = runnable(spec, program, engine, at.shape())?;
     let hooked = hook::hook_in(at, settings, program).map_err(BpfError::Hook)?;
     if let Some((function, kind)) = placed {
         freplace::note(Placed {

@@ -150,7 +150,8 @@ pub(crate) fn freplace(spec: &str, target: HookId) -> Result<HookId, BpfError> {
         if let Some(first) = placed.replaced.iter().find(|r| r.function == function) {
             return Err(HookError::Replaced {
                 function: label.clone(),
-                by: format!("freplace {}, hook {}", first.spec, first.id),
+                by: format!("freplace {}", first.spec),
+                id: first.id,
             });
         }
         if point.sleepable && !placed.point.sleepable {

@@ -80,7 +80,8 @@ impl How {
         }
     }
 
-    /// At what a name stands for: a function, an instruction (`FUNCTION+OFFSET`), or all functions that a pattern fits.
+    /// At what a name stands for: a function, an instruction (`FUNCTION+OFFSET`), or all functions that a pattern fits (of Linux's
+    /// ways by fprobe).
     pub(crate) fn at(self, name: &str) -> Result<At, HookError> {
         match self {
             How::Probe(kind, way) => {
@@ -88,6 +89,9 @@ impl How {
                 Ok(At::Probe(place, kind, way))
             }
             How::Many { exit } => Ok(At::Many(select(name)?, exit)),
+            How::Linux(way @ (Way::Fprobe | Way::FprobeExit), kind) if name.contains('*') => {
+                Ok(At::LinuxMany(select(name)?, way, kind))
+            }
             How::Trampoline(_) | How::Linux(..) => self.on(resolve(name).map_err(HookError::Name)?),
         }
     }
@@ -117,6 +121,8 @@ pub(crate) enum At {
     Many(Selection, bool),
     /// At all of these functions.
     Linux(Vec<Function>, Way, Kind),
+    /// At all functions that a pattern fits, by fprobe.
+    LinuxMany(Selection, Way, Kind),
 }
 
 impl At {
@@ -126,7 +132,15 @@ impl At {
             At::Trampoline(_, kind) => How::Trampoline(*kind),
             At::Probe(_, kind, way) => How::Probe(*kind, *way),
             At::Many(_, exit) => How::Many { exit: *exit },
-            At::Linux(_, way, kind) => How::Linux(*way, *kind),
+            At::Linux(_, way, kind) | At::LinuxMany(_, way, kind) => How::Linux(*way, *kind),
+        }
+    }
+
+    /// What a program's context is there.
+    pub(crate) fn shape(&self) -> Shape {
+        match self {
+            At::LinuxMany(..) => Shape::Many,
+            _ => self.how().shape(),
         }
     }
 }
@@ -154,7 +168,7 @@ pub(crate) struct HookedIn {
     pub skipped: Skipped,
 }
 
-/// Hooks a program in. Its context has the shape that [`At::how`] says.
+/// Hooks a program in. Its context has the shape that [`At::shape`] says.
 pub(crate) fn hook_in(
     spot: At,
     settings: Settings,
@@ -197,6 +211,9 @@ pub(crate) fn hook_in(
                 functions: names.len(),
                 ..one(id, names.join(", "))
             })
+        }
+        At::LinuxMany(selection, way, kind) => {
+            linux::attach_multi(selection, way, point(kind), program)
         }
     }
 }

@@ -31,8 +31,10 @@ pub(crate) enum HookError {
     Replaced {
         /// Its name.
         function: String,
-        /// What hooks it.
+        /// What replaces it: kind and program.
         by: String,
+        /// The hook of that.
+        id: HookId,
     },
     /// The attach failed, and what it had done could not be undone: the hook is on.
     Stuck {
@@ -94,9 +96,13 @@ impl fmt::Display for HookError {
                     "no function that fits {pattern:?} can be hooked: {skipped}"
                 ),
             },
-            HookError::Replaced { function, by } => write!(
+            HookError::Replaced { function, by, id } => write!(
                 f,
-                "{function} is replaced already ({by}): a function has one body; detach what replaces it first, `hooks` lists it"
+                "{function} is replaced already by {by} (hook {id}): a function has one body; `detach {id}` takes that off first{}",
+                match by.starts_with("livepatch ") {
+                    true => ", and `patch` says when it is off",
+                    false => "",
+                }
             ),
             HookError::Stuck {
                 function,

@@ -34,7 +34,7 @@
 //! what one patch assumes of a function the other would break.
 
 use super::memory::may_hook;
-use super::replace::{check, refused};
+use super::replace::check;
 use super::{
     Change, Function, HookError, HookId, HookInfo, Kernel, Mechanism, attach_other, with_hooks,
 };
@@ -259,7 +259,7 @@ fn begin(engine: &mut Engine<Kernel>, patch: &Arc<Patch>) -> Result<(), HookErro
             [bodies[1], bodies[0]]
         };
         let switch = Switch::new(engine.pool(), pair.old(), layout::PATCH as u16, zero, one);
-        switches.push(switch.map_err(|reason| refused(&pair.old, reason))?);
+        switches.push(switch.map_err(|reason| HookError::refused(pair.old.name, reason))?);
     }
     for (done, (pair, switch)) in patch.pairs.iter().zip(&switches).enumerate() {
         let led = engine.redirect(pair.old(), pair.body(on), Some(switch.address()));
@@ -274,7 +274,7 @@ fn begin(engine: &mut Engine<Kernel>, patch: &Arc<Patch>) -> Result<(), HookErro
                 true => rcu::defer(Flavour::Tasks, move || drop(switches)),
                 false => core::mem::forget(switches),
             }
-            return Err(refused(&pair.old, error.reason));
+            return Err(HookError::refused(pair.old.name, error.reason));
         }
     }
     patch.set_phase(Phase::Starting);
@@ -311,6 +311,10 @@ impl Mechanism for LivePatch {
 
     fn covers(&self, function: u64) -> bool {
         self.patch.pairs.iter().any(|pair| pair.old() == function)
+    }
+
+    fn replaces(&self, function: u64) -> bool {
+        self.covers(function)
     }
 
     fn changes(&self) -> Vec<Change> {
@@ -485,7 +489,7 @@ fn finish(transition: &Transition, wanted: bool) -> Result<bool, HookError> {
                     hooks
                         .engine
                         .redirect(pair.old(), Some(switch.address()), pair.body(wanted));
-                led.map_err(|e| refused(&pair.old, e.reason))?;
+                led.map_err(|e| HookError::refused(pair.old.name, e.reason))?;
             }
         }
         VERSION.store(transition.target(wanted), Ordering::Relaxed);

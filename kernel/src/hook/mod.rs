@@ -35,6 +35,7 @@ use crate::targets::{self, Target};
 use crate::{hooked, rcu, symbols, types, written};
 use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
+use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -48,7 +49,7 @@ use trampoline::attach::DetachError;
 use trampoline::program::CONTEXTS;
 use trampoline::registers::Words;
 use trampoline::site::{Site, SiteTable};
-use trampoline::{Engine, Guard, Kind, State};
+use trampoline::{Engine, Guard, Kind, Reason, State};
 
 /// Names a hook.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -66,6 +67,10 @@ pub(crate) trait Mechanism: Send {
     fn info(&self) -> HookInfo;
     /// Whether it hooks the function at this address.
     fn covers(&self, function: u64) -> bool;
+    /// Whether it stands in the place of the function at this address.
+    fn replaces(&self, _function: u64) -> bool {
+        false
+    }
     /// Address of the function that it hooks although that may have no site.
     fn without_site(&self) -> Option<u64> {
         None
@@ -365,8 +370,8 @@ pub(crate) fn attach(
     );
     let mut hooks = HOOKS.lock();
     let engine = &mut hooks.engine;
-    let id = apart(|| engine.attach(function.address as u64, args, point.kind, callee))
-        .map_err(|e| replace::refused(function, e.reason))?;
+    let id = apart(|| engine.attach(function.address as u64, args, point.kind, callee));
+    let id = id.map_err(|e| hooks.named(HookError::refused(function.name, e.reason)))?;
     hooks.mark(&[function.address as u64], None);
     drop(hooks);
     // An image that was replaced is freed when no stack holds its address: this one's dead words must not.
@@ -446,7 +451,8 @@ pub(crate) fn attach_or_keep<M: Mechanism + 'static>(
     wait_for_room();
     let mut hooks = HOOKS.lock();
     let id = HookId(hooks.engine.new_id().number());
-    let (mechanism, functions, error) = apart(|| make(&mut hooks.engine, id))?;
+    let made = apart(|| make(&mut hooks.engine, id));
+    let (mechanism, functions, error) = made.map_err(|e| hooks.named(e))?;
     hooks.others.insert(id.0, Box::new(mechanism));
     hooks.mark(&functions, Some(id));
     drop(hooks);
@@ -501,6 +507,35 @@ impl Hooks {
                 by.clone_from(&covers);
                 last = hooked::text_of(function);
             }
+        }
+    }
+
+    /// An error, with the hook's name if it says no more than that something replaces the function.
+    fn named(&self, error: HookError) -> HookError {
+        let HookError::Refused(function, Reason::Replaced { .. }) = &error else {
+            return error;
+        };
+        let Ok(Function { address, .. }) = resolve(function) else {
+            return error;
+        };
+        let address = address as u64;
+        let mut programs = self.engine.attached_to(address);
+        let program = programs.find(|a| a.kind == Kind::Freplace).map(|a| {
+            let by = format!("{} {}", a.kind.name(), a.callee.name);
+            (by, HookId(a.id.number()))
+        });
+        let mut others = self.others.iter().filter(|(_, m)| m.replaces(address));
+        let other = others.next().map(|(id, mechanism)| {
+            let info = mechanism.info();
+            (format!("{} {}", info.kind, info.program), HookId(*id))
+        });
+        match program.or(other) {
+            Some((by, id)) => HookError::Replaced {
+                function: function.clone(),
+                by,
+                id,
+            },
+            None => error,
         }
     }
 

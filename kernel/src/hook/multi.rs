@@ -53,6 +53,16 @@ impl Skipped {
         }
     }
 
+    /// A function is left out if someone else has taken it, or changed its site; returns whether it is.
+    pub(super) fn taken(&mut self, reason: &Reason) -> bool {
+        match reason {
+            Reason::Claimed { by } => self.note(&format!("taken by {by}"), 1),
+            Reason::WordAtSite { .. } => self.note("with a site that someone else changed", 1),
+            _ => return false,
+        }
+        true
+    }
+
     /// How many.
     pub(crate) fn count(&self) -> usize {
         self.0.values().sum()
@@ -242,17 +252,7 @@ pub(crate) fn attach_multi(
             callee,
             reads,
         };
-        let id = engine.attach_multi(&targets, program, |reason| match reason {
-            Reason::Claimed { by } => {
-                skipped.note(&format!("taken by {by}"), 1);
-                true
-            }
-            Reason::WordAtSite { .. } => {
-                skipped.note("with a site that someone else changed", 1);
-                true
-            }
-            _ => false,
-        });
+        let id = engine.attach_multi(&targets, program, |reason| skipped.taken(reason));
         let Some(id) = id.map_err(|error| refused(error.function, error.reason))? else {
             return Err(HookError::Nothing {
                 pattern: pattern.clone(),

@@ -11,12 +11,11 @@
 use super::platform::Kernel;
 use super::{Change, Function, HookError, HookId, HookInfo, Mechanism, attach_other};
 use crate::targets::{self, Target};
-use crate::{hooked, symbols, types};
+use crate::types;
 use alloc::format;
-use alloc::string::ToString;
 use alloc::vec::Vec;
+use trampoline::Engine;
 use trampoline::program::CONTEXTS;
-use trampoline::{Engine, Reason};
 
 /// Replaces `function` by `by`, now and for all.
 ///
@@ -28,7 +27,7 @@ pub(crate) fn replace(function: &Function, by: &Function) -> Result<HookId, Hook
         check(engine, &function, &by)?;
         let [address, to] = [function.address, by.address].map(|a| a as u64);
         let replaced = engine.replace(address, Some(to));
-        replaced.map_err(|e| refused(&function, e.reason))?;
+        replaced.map_err(|e| HookError::refused(function.name, e.reason))?;
         Ok((Replaced { id, function, by }, [address].into()))
     })
 }
@@ -71,20 +70,6 @@ pub(super) fn check(
     Ok(())
 }
 
-/// The engine's reason, with the name of who was there first.
-pub(super) fn refused(function: &Function, reason: Reason) -> HookError {
-    match reason {
-        Reason::Replaced { by } => HookError::Replaced {
-            function: function.name.into(),
-            by: match hooked::of(function.address as u64) {
-                Some(mark) => mark.to_string(),
-                None => symbols::Name(by as usize).to_string(),
-            },
-        },
-        other => HookError::refused(function.name, other),
-    }
-}
-
 struct Replaced {
     id: HookId,
     function: Function,
@@ -110,6 +95,10 @@ impl Mechanism for Replaced {
         function == self.function.address as u64
     }
 
+    fn replaces(&self, function: u64) -> bool {
+        self.covers(function)
+    }
+
     fn changes(&self) -> Vec<Change> {
         Vec::new()
     }
@@ -120,6 +109,6 @@ impl Mechanism for Replaced {
 
     fn detach(&mut self, engine: &mut Engine<Kernel>) -> Result<(), HookError> {
         let given_back = engine.replace(self.function.address as u64, None);
-        given_back.map_err(|e| refused(&self.function, e.reason))
+        given_back.map_err(|e| HookError::refused(self.function.name, e.reason))
     }
 }

@@ -40,7 +40,7 @@ pub(super) struct Command {
     name: &'static str,
     /// Its arguments; brackets mark what may be left out.
     arguments: &'static str,
-    /// A line, and more for `help COMMAND`.
+    /// A line, and more for `help COMMAND`; [`CRASHES`] stands for their names.
     help: &'static str,
     /// The last kind also takes what follows: names of functions may hold spaces.
     completes: &'static [Argument],
@@ -66,6 +66,9 @@ macro_rules! commands {
         &[$(Command { name: $name, arguments: $arguments, help: $help, completes: &[$($completes),*], run: $run }),*]
     };
 }
+
+/// Stands in a help text for the names of all crashes.
+const CRASHES: &str = "{crashes}";
 
 /// All commands, in the order of `help`.
 pub(super) static COMMANDS: &[Command] = commands![
@@ -93,17 +96,20 @@ pub(super) static COMMANDS: &[Command] = commands![
     PROGRAM says by its section, freplace/FUNCTION, which; ID is the hook of the one that calls it";
     "patch", "[NAME]", [Argument::Patch], patch, "puts a live patch on, or lists them
     functions that have to change together are replaced task by task, none in the middle of them; `detach` takes it off so";
-    "hooks", "", [], inspect::hooks, "what is hooked";
+    "hooks", "", [], inspect::hooks, "what is hooked
+    bytes is the size of the trampoline, which its hooks share, stack the deepest of a hit in bytes, hits what a native hook counted;
+    misses are hits that were turned away: 0 if none was, else by context: task/softirq/hardirq/NMI";
     "show", "FUNCTION", [Argument::Function], inspect::show, "live code of a function's entry and of its trampoline";
     "maps", "", [], inspect::maps, "maps of the objects that are loaded";
     "map", "dump MAP", [Argument::Word("dump"), Argument::Map], inspect::map, "keys and values of a map, OBJECT.MAP
     of a ring buffer: its records, which are then gone";
     "trace", "", [], inspect::trace, "what programs printed since the last time";
     "call", "[N] [FUNCTION]", [Argument::None, Argument::Target], call, "calls a function N times
-    FUNCTION is workload_call, workload_nested, workload_struct, workload_six or workload_exchange, the first if not said; N is 1000 if not said";
+    FUNCTION is workload_call, workload_nested, workload_struct, workload_six or workload_exchange, the first if not said; N is 1000 if not
+    said; ^C ends it early";
     "tcp", "[BYTES]", [], tcp, "moves BYTES over TCP on a loopback, 65536 if not said";
     "crash", "KIND", [], crash, "goes wrong on purpose, to see the report
-    KIND is null, text, data, undefined, vector, pool, stack or panic; site changes code behind the hook engine's back";
+    KIND is one of {crashes}; site and trampoline change code behind the hook engine's back";
     "integrity", "", [], integrity, "compares the code with what was linked, and says which hook owns each difference
     if one is no hook's, poweroff ends the run with 1";
     "bench", "", [], bench, "measures what hooks cost and prints the table; nothing may be hooked";
@@ -234,6 +240,17 @@ fn number(what: &'static str, typed: &str, default: u64, most: u64) -> Result<u6
         .ok_or_else(|| ShellError::Number(what, typed.to_owned(), most))
 }
 
+/// A cookie: any 64 bits.
+fn cookie(typed: &str) -> Result<u64, ShellError> {
+    let wrong = || ShellError::Cookie(typed.to_owned());
+    match typed.starts_with('-') {
+        true => typed.parse::<i64>().map(i64::cast_unsigned).ok(),
+        false if typed.is_empty() => None,
+        false => number("cookie", typed, 0, u64::MAX).ok(),
+    }
+    .ok_or_else(wrong)
+}
+
 /// The function that the rest of a line names.
 pub(super) fn function(command: &'static Command, name: &str) -> Result<Function, ShellError> {
     match name.is_empty() {
@@ -253,7 +270,8 @@ pub(super) fn place(command: &'static Command, name: &str) -> Result<Place, Shel
 fn help(_: &mut Shell, _: &'static Command, arguments: &str) -> Outcome {
     if !arguments.is_empty() {
         let command = find(arguments)?;
-        println!("{}\n    {}", command.usage(), command.help);
+        let help = command.help.replace(CRASHES, &arch::crash::names());
+        println!("{}\n    {help}", command.usage());
         return Ok(());
     }
     let width = COMMANDS
@@ -325,8 +343,7 @@ fn attach(_: &mut Shell, command: &'static Command, arguments: &str) -> Outcome 
         } else if let Some(found) = ways().find(|way| way.name() == last) {
             way = found;
         } else if let Some(number) = last.strip_prefix("cookie=") {
-            let parsed = number.parse().ok();
-            settings.cookie = parsed.ok_or(ShellError::Usage(command))?;
+            settings.cookie = cookie(number)?;
         } else {
             break;
         }
@@ -356,8 +373,10 @@ fn attach(_: &mut Shell, command: &'static Command, arguments: &str) -> Outcome 
                 }
                 _ => return Err(ShellError::Usage(command)),
             };
-            let program = native(program)?.program(how.shape());
-            hook::hook_in(how.at(name)?, settings, program)?
+            let native = native(program)?;
+            let at = how.at(name)?;
+            let program = native.program(at.shape());
+            hook::hook_in(at, settings, program)?
         }
         _ => return Err(ShellError::Usage(command)),
     };
@@ -385,7 +404,10 @@ fn replace(_: &mut Shell, command: &'static Command, arguments: &str) -> Outcome
 
 fn freplace(_: &mut Shell, command: &'static Command, arguments: &str) -> Outcome {
     let (program, id) = first_word(arguments);
-    let target = id.parse().map_err(|_| ShellError::Usage(command))?;
+    if id.is_empty() {
+        return Err(ShellError::Usage(command));
+    }
+    let target = number("ID", id, 0, u64::MAX)?;
     let id = bpf::freplace(program, HookId(target))?;
     println!("hook {id}: {program} in a place of hook {target}");
     Ok(())
@@ -407,9 +429,9 @@ fn patch(_: &mut Shell, command: &'static Command, arguments: &str) -> Outcome {
 }
 
 fn detach(_: &mut Shell, command: &'static Command, arguments: &str) -> Outcome {
-    let ids: Vec<HookId> = match arguments.parse() {
-        Ok(number) => [HookId(number)].into(),
-        Err(_) => {
+    let ids: Vec<HookId> = match arguments.starts_with(|c: char| c.is_ascii_digit()) {
+        true => [HookId(number("ID", arguments, 0, u64::MAX)?)].into(),
+        false => {
             let name = place(command, arguments)?.name();
             hook::list()
                 .iter()
@@ -451,7 +473,7 @@ fn counted<T>(
 
 fn call(shell: &mut Shell, command: &'static Command, arguments: &str) -> Outcome {
     /// Calls between two looks at the keys.
-    const PIECE: u64 = 1_000_000;
+    const PIECE: u64 = 100_000;
     let (calls, name) = first_word(arguments);
     let calls = number("N", calls, 1000, u64::MAX)?;
     let target = TARGETS

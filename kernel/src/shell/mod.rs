@@ -36,6 +36,8 @@ enum ShellError {
     Usage(&'static Command),
     /// An argument is no number in its range: what, what was typed, the greatest.
     Number(&'static str, String, u64),
+    /// A cookie is no number of 64 bits: what was typed.
+    Cookie(String),
     /// The kernel has no such hook of its own.
     Native(String),
     /// No map is called so: what was typed, what there is.
@@ -81,6 +83,12 @@ impl fmt::Display for ShellError {
                     "{what} is {typed:?}; expected: a number up to {most}, decimal or 0x and hexadecimal"
                 )
             }
+            Self::Cookie(typed) => write!(
+                f,
+                "cookie is {typed:?}; expected: {} to {}, decimal, or 0x and hexadecimal",
+                i64::MIN,
+                u64::MAX
+            ),
             Self::NoMap(typed, there) if there.is_empty() => {
                 write!(
                     f,

@@ -3,15 +3,19 @@
 
 use super::above;
 use super::hooks::{call, detach, function, stress_with};
+use super::multi;
 use super::tasks::spawn;
 use super::{Failure, Outcome, Test, failed};
 use crate::arch::callee::{Hit, NativeHook};
 use crate::arch::{code, unwind};
 use crate::context::{self, Context};
 use crate::hook::linux::{WAYS, Way};
-use crate::hook::{self, At, HookError, HookId, How, Point, Program, Protection, Settings, WayIn};
+use crate::hook::{
+    self, At, HookError, HookId, How, Native, Point, Program, Protection, Settings, WayIn,
+};
 use crate::workload::{workload_call, workload_six, workload_twelve};
 use crate::{bpf, check, integrity, rcu, sched, symbols};
+use alloc::string::ToString;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::hint::black_box;
@@ -34,6 +38,7 @@ pub(super) const TESTS: &[Test] = &[
     test("linux.sites_change_there_and_back_under_load", 300, changes),
     test("linux.between_the_two_words_nothing_happens", 30, between),
     test("linux.no_op_runs_with_another_s_data", 120, stress),
+    test("linux.fprobe_on_a_pattern", 60, pattern),
 ];
 
 /// What a program does beside noting what it saw.
@@ -632,6 +637,53 @@ fn stress() -> Outcome {
     check!(
         seen == expected,
         "hits and misses together are {seen:?}, not {expected:?} (misses: {misses:?})"
+    );
+    settle(free)
+}
+
+fn pattern() -> Outcome {
+    let free = free_at_rest();
+    let ways = [Way::Fprobe, Way::FprobeExit];
+    let (all, nothing) = multi::each_by(ways.map(WayIn::Linux))?;
+    check!(nothing.is_empty(), "left out: {nothing}");
+    // What someone else has hooked is left out.
+    let point = Point::of(Kind::Fentry);
+    let taken = hook::attach_native(&function("workload_struct")?, Native::Count, point);
+    let taken = taken.map_err(|e| failed(&e))?;
+    let listed = attach(
+        "workload_blocks",
+        Way::List { all: false },
+        Kind::Fentry,
+        &Arc::default(),
+    )?;
+    let fewer = multi::each_by(ways.map(WayIn::Linux));
+    let alone = How::Linux(Way::Fprobe, Kind::Fentry).at("workload_struc*");
+    let alone = alone.and_then(|at| {
+        let program = Native::Count.program(at.shape());
+        hook::hook_in(at, Settings::default(), program)
+    });
+    detach(listed)?;
+    detach(taken)?;
+    let expected =
+        "1 taken by hooks by trampoline, 1 taken by tracers of the list without per-callsite ops";
+    let (functions, skipped) = fewer?;
+    check!(
+        (functions, skipped.as_str()) == (all - 2, expected),
+        "on {functions} of {all} functions; left out: {skipped}"
+    );
+    match alone {
+        Ok(_) => check!(false, "a function that was taken was hooked"),
+        Err(e) => check!(
+            e.to_string().contains("1 taken by hooks by trampoline"),
+            "{e}"
+        ),
+    }
+    let report = integrity::check().map_err(Failure::Failed)?;
+    check!(
+        (report.accounted, report.unaccounted) == (0, 0),
+        "words are changed after the detach: {}, {}",
+        report.accounted,
+        report.unaccounted
     );
     settle(free)
 }

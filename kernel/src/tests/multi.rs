@@ -126,19 +126,31 @@ fn noted(map: &str, function: u64) -> Result<[u64; 6], Failure> {
 }
 
 fn each() -> Outcome {
+    each_by([WayIn::Springboard; 2]).map(drop)
+}
+
+/// Programs on [`PATTERN`], by these ways at entries and exits, see what is each function's own. Returns how many functions they were on,
+/// and what the last one left out.
+pub(super) fn each_by(ways: [WayIn; 2]) -> Result<(usize, String), Failure> {
+    let mut on = (0, String::new());
     for engine in [Engine::Jit, Engine::Interpreter] {
         let how = engine.name();
-        let attach = |program| {
+        let attach = |program, way| {
             let at = |how: How, own: Option<&str>| {
                 Ok(match how.at(own.unwrap_or_default())? {
                     At::Many(selection, exit) => At::Many(selection.with_cookies(cookie), exit),
+                    At::LinuxMany(selection, way, kind) => {
+                        At::LinuxMany(selection.with_cookies(cookie), way, kind)
+                    }
                     other => other,
                 })
             };
-            let (way, settings) = (WayIn::Springboard, Settings::default());
+            let settings = Settings::default();
             bpf::attach_at(program, engine, way, settings, at).map_err(|e| failed(&e))
         };
-        let (entries, exits) = (attach("multi/entry_note")?, attach("multi/exit_note")?);
+        let entries = attach("multi/entry_note", ways[0])?;
+        let exits = attach("multi/exit_note", ways[1])?;
+        on = (exits.functions, exits.skipped.to_string());
         check!(
             entries.functions >= CALLED.len() && entries.functions == exits.functions,
             "{how}: {} and {} functions fit {PATTERN}",
@@ -193,7 +205,7 @@ fn each() -> Outcome {
             );
         }
     }
-    Ok(())
+    Ok(on)
 }
 
 /// The words of a context.

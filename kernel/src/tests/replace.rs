@@ -194,21 +194,47 @@ fn refused() -> Outcome {
     );
     detach(id)?;
     circle?;
-    let id = replace("workload_call", "workload_call_other")?;
-    let by = [
-        "is replaced already (replace workload_call_other)",
-        "detach",
-    ];
-    let again = refuse("workload_call", "workload_call_more", &by);
-    let patch = match livepatch::apply(named("call")?) {
-        Err(HookError::Replaced { .. }) => Ok(()),
+    // So many hooks that what reports say of the function is cut before the one that counts.
+    let hooks: Vec<_> = (0..3)
+        .map(|_| attach("hooks/fexit_count", "workload_call", bpf::Engine::Jit))
+        .collect::<Result<_, _>>()?;
+    let patch = |by: &str, id: HookId| match livepatch::apply(named("call")?) {
+        Err(HookError::Replaced {
+            by: found, id: off, ..
+        }) => {
+            check!(
+                found == by && off == id,
+                "{found} (hook {off}), not {by} (hook {id})"
+            );
+            Ok(())
+        }
         Err(e) => Err(failed(&e)),
         Ok(_) => Err(Failure::Failed("a live patch on top was taken".into())),
     };
+    let id = replace("workload_call", "workload_call_other")?;
+    let by = format!("is replaced already by replace workload_call_other (hook {id})");
+    let off = format!("`detach {id}` takes that off");
+    let again = refuse("workload_call", "workload_call_more", &[&by, &off]);
+    let on_top = patch("replace workload_call_other", id);
     let result = call(10, 1);
     detach(id)?;
     again?;
-    patch?;
+    on_top?;
+    let id = attach("replace/product", "workload_call", bpf::Engine::Jit)?;
+    let by = format!("by freplace replace/product (hook {id})");
+    let again = refuse("workload_call", "workload_call_more", &[&by]);
+    detach(id)?;
+    again?;
+    let id = livepatch::apply(named("call")?).map_err(|e| failed(&e))?;
+    arrives(id, Phase::On, 5000)?;
+    let twice = patch("livepatch call", id);
+    let by = format!("by livepatch call (hook {id})");
+    let again = refuse("workload_call", "workload_call_more", &[&by, "`patch`"]);
+    detach(id)?;
+    arrives(id, Phase::Off, 5000)?;
+    hooks.into_iter().try_for_each(detach)?;
+    twice?;
+    again?;
     check!(result == 51, "a refusal changed the function: {result}");
     check!(call(10, 1) == 31, "the site is not as it was");
     Ok(())

@@ -2,7 +2,9 @@
 //! Two functions that have to agree, the one that calls both, and a change of what they agree on: for patches of several functions.
 
 use crate::sched;
-use crate::workload::{Callable, GATE, workload_call_more, workload_call_other};
+use crate::workload::{
+    Callable, GATE, workload_call_count, workload_call_more, workload_call_other,
+};
 use core::hint::black_box;
 use core::sync::atomic::Ordering;
 
@@ -38,11 +40,12 @@ pub(crate) const PATCHES: &[NamedPatch] = &[
 
 /// Nobody calls these by name; they are part of the image all the same.
 #[used]
-static BY_NAME: [Callable; 4] = [
+static BY_NAME: [Callable; 5] = [
     workload_encode_rotated,
     workload_decode_rotated,
     workload_call_other,
     workload_call_more,
+    workload_call_count,
 ];
 
 /// How long [`workload_exchange`] is between its two halves.

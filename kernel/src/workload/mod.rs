@@ -13,7 +13,7 @@ pub(crate) use tcp::{TCP_TARGET, TCP_TARGET_SHORT, TRANSFER_BYTES, Transfer, Tra
 use crate::arch::callee::past_site;
 use crate::sched::WaitQueue;
 use core::hint::black_box;
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// What [`call_loop`] calls.
 pub(crate) type Callable = extern "C" fn(u64, u64) -> u64;
@@ -37,6 +37,19 @@ pub(crate) extern "C" fn workload_call(a: u64, b: u64) -> u64 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub(crate) extern "C" fn workload_call_other(a: u64, b: u64) -> u64 {
+    a.wrapping_mul(5).wrapping_add(b)
+}
+
+/// The same, and counts its calls.
+#[expect(
+    unsafe_code,
+    reason = "hooks name it, and its arguments have to be as declared"
+)]
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn workload_call_count(a: u64, b: u64) -> u64 {
+    static CALLS: AtomicU64 = AtomicU64::new(0);
+    CALLS.fetch_add(1, Ordering::Relaxed);
     a.wrapping_mul(5).wrapping_add(b)
 }
 

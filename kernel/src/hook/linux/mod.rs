@@ -9,7 +9,7 @@
 mod tracer;
 mod trampoline;
 
-pub(crate) use tracer::attach;
+pub(crate) use tracer::{attach, attach_multi};
 
 use super::platform::Kernel;
 use super::{Change, CodeLine, HookError, HookId, Protection};
@@ -115,12 +115,15 @@ impl Way {
         }
     }
 
-    fn function(self) -> hit::OpFunction {
-        match self {
-            Way::Trampoline => hit::direct,
-            Way::List { .. } | Way::CallOps { .. } => hit::program,
-            Way::Fprobe => hit::fprobe_entry,
-            Way::FprobeExit => hit::fprobe_exit,
+    /// What an op calls; `each`: on a pattern.
+    fn function(self, each: bool) -> hit::OpFunction {
+        match (self, each) {
+            (Way::Trampoline, _) => hit::direct,
+            (Way::List { .. } | Way::CallOps { .. }, _) => hit::program,
+            (Way::Fprobe, false) => hit::fprobe_entry,
+            (Way::Fprobe, true) => hit::fprobe_entry_each,
+            (Way::FprobeExit, false) => hit::fprobe_exit,
+            (Way::FprobeExit, true) => hit::fprobe_exit_each,
         }
     }
 }
@@ -430,14 +433,30 @@ impl Linux {
         }
     }
 
-    /// Why two tracers cannot share a function.
-    fn conflict(&self, functions: &[u64], finds: Finds) -> Option<u64> {
+    /// Whether a tracer that is found so can be put on a function.
+    ///
+    /// # Errors
+    /// Someone else has it, or tracers that are found otherwise: two that are cannot share a function.
+    fn free_for(
+        &self,
+        engine: &mut Engine<Kernel>,
+        function: u64,
+        finds: Finds,
+    ) -> Result<(), Reason> {
         let other = |r: &&Registered| r.finds.is_some_and(|f| f != finds);
-        let clash = |f: &u64| {
-            let mut others = self.ops.iter().filter(other);
-            others.any(|r| r.op.filter.contains(*f))
-        };
-        functions.iter().copied().find(clash)
+        let mut others = self.ops.iter().filter(other);
+        if others.any(|r| r.op.filter.contains(function)) {
+            let by = match finds {
+                Finds::List => "tracers with per-callsite ops",
+                Finds::CallOps => "tracers of the list without per-callsite ops",
+            };
+            return Err(Reason::Claimed { by });
+        }
+        if !self.sites.contains_key(&function) {
+            engine.claim(function, CLAIM).map_err(|e| e.reason)?;
+            engine.unclaim(function);
+        }
+        Ok(())
     }
 
     /// The words of text that a site's being this way has changed.

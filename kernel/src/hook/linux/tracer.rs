@@ -9,14 +9,15 @@ use crate::arch::callee::Shape;
 use crate::arch::linux::{self as hit, Called, Op};
 use crate::hook::platform::Kernel;
 use crate::hook::{
-    Change, Function, HookError, HookId, HookInfo, Mechanism, Point, Program, Running,
-    attach_or_keep, check_target,
+    Change, Function, HookError, HookId, HookInfo, HookedIn, Mechanism, Point, Program, Running,
+    Selection, Skipped, attach_or_keep, check_target,
 };
 use crate::mm::stack;
 use crate::{symbols, types};
 use ::trampoline::linux::filter::Filter;
 use ::trampoline::{Engine, Kind, Reason};
 use alloc::boxed::Box;
+use alloc::format;
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -24,7 +25,10 @@ use bpf_vm::attachment::Attachment;
 
 /// A hook by an op.
 struct OpHook {
+    /// Ascending.
     functions: Vec<u64>,
+    /// What they are called together.
+    on: String,
     way: Way,
     program: String,
     op: Arc<Op>,
@@ -33,6 +37,18 @@ struct OpHook {
     stack_bytes: u32,
     /// Kept as long as the op.
     keep: Option<(::trampoline::Callee, Arc<Code>)>,
+}
+
+/// Where an op's program is hooked.
+struct Spot {
+    /// The functions, and what the program is told on each when it asks for its cookie.
+    functions: Vec<(u64, u64)>,
+    /// The name of the first one.
+    first: String,
+    /// Words of arguments that are known of it.
+    arguments: u8,
+    /// The pattern that named them, if one did, and those that were left out.
+    pattern: Option<(String, Skipped)>,
 }
 
 /// Hooks a program onto functions, by an op of its own.
@@ -53,8 +69,47 @@ pub(crate) fn attach(
     if way == Way::Trampoline {
         return trampoline::attach(first, point, program);
     }
+    let spot = Spot {
+        functions: functions
+            .iter()
+            .map(|f| (f.address as u64, point.cookie))
+            .collect(),
+        first: first.name.into(),
+        arguments: types::arguments(first.name).registers(),
+        pattern: None,
+    };
+    attach_op(spot, way, point, program).map(|hooked| hooked.id)
+}
+
+/// As [`attach`], by fprobe onto all functions of a selection; the program's context has the shape [`Shape::Many`]. A function that
+/// someone else has taken is left out.
+pub(crate) fn attach_multi(
+    selection: Selection,
+    way: Way,
+    point: Point,
+    program: Program,
+) -> Result<HookedIn, HookError> {
+    let first = selection.functions.first().copied().unwrap_or(0);
+    let cookies = selection.cookies.into_iter();
+    let cookies = cookies.chain(core::iter::repeat(point.cookie));
+    let spot = Spot {
+        functions: selection.functions.into_iter().zip(cookies).collect(),
+        first: symbols::Name(first as usize).function(),
+        arguments: 0,
+        pattern: Some((selection.pattern, selection.skipped)),
+    };
+    attach_op(spot, way, point, program)
+}
+
+fn attach_op(spot: Spot, way: Way, point: Point, program: Program) -> Result<HookedIn, HookError> {
+    let Spot {
+        mut functions,
+        first,
+        arguments,
+        mut pattern,
+    } = spot;
     let unsuited = |why: &str| HookError::Target {
-        function: first.name.into(),
+        function: first.clone(),
         why: why.into(),
     };
     if point.sleepable {
@@ -67,22 +122,25 @@ pub(crate) fn attach(
             "an op is called at a function's entry; attach the program by the function's trampoline (linux)",
         ));
     }
-    let arguments = match way.shape(point.kind) {
-        Shape::Registers => 0,
-        _ => types::arguments(first.name).registers(),
-    };
     let attachment = Attachment {
-        function: first.address as u64,
+        function: functions.first().map_or(0, |(function, _)| *function),
         cookie: point.cookie,
-        arguments: arguments.into(),
+        arguments: match way.shape(point.kind) {
+            Shape::Registers => 0,
+            _ => arguments.into(),
+        },
         has_result: false.into(),
     };
+    functions.sort_unstable();
+    functions.dedup();
     let (callee, running) = program.at(attachment, point.protection, false);
     let mut frames = stack_of(hit::walk as *const () as usize)
-        .saturating_add(stack_of(way.function() as *const () as usize))
+        .saturating_add(stack_of(
+            way.function(pattern.is_some()) as *const () as usize
+        ))
         .saturating_add(callee.stack_bytes);
-    let addresses: Vec<_> = functions.iter().map(|f| f.address as u64).collect();
-    attach_or_keep(|engine, id| {
+    let mut hooked = 0;
+    let id = attach_or_keep(|engine, id| {
         let mut linux = LINUX.lock();
         let all = way.shape(point.kind) == Shape::Registers
             && matches!(way, Way::List { .. } | Way::CallOps { .. });
@@ -91,16 +149,30 @@ pub(crate) fn attach(
             .caller(finds, all)
             .map_or(0, |c| c.listing.frame_bytes);
         frames = frames.saturating_add(own.max(linux.landing.listing.frame_bytes));
-        check_stack(first, frames)?;
-        if let Some(function) = linux.conflict(&addresses, finds) {
-            let by = match finds {
-                Finds::List => "tracers with per-callsite ops",
-                Finds::CallOps => "tracers of the list without per-callsite ops",
+        check_stack(&first, frames)?;
+        let (mut addresses, mut cookies) = (Vec::new(), Vec::new());
+        for &(function, cookie) in &functions {
+            let Err(reason) = linux.free_for(engine, function, finds) else {
+                addresses.push(function);
+                cookies.push(cookie);
+                continue;
             };
-            return Err(refused((function, Reason::Claimed { by })));
+            let skipped = pattern.as_mut().map(|(_, skipped)| skipped);
+            if !skipped.is_some_and(|skipped| skipped.taken(&reason)) {
+                return Err(refused((function, reason)));
+            }
         }
+        if let (true, Some((pattern, skipped))) = (addresses.is_empty(), &pattern) {
+            return Err(HookError::Nothing {
+                pattern: pattern.clone(),
+                nearest: Vec::new(),
+                skipped: skipped.clone(),
+            });
+        }
+        hooked = addresses.len();
+        let each = pattern.is_some();
         let most = match way {
-            Way::FprobeExit => nodes(functions.len()),
+            Way::FprobeExit => nodes(if each { 1 } else { hooked }),
             _ => 0,
         };
         let called = Called {
@@ -108,9 +180,11 @@ pub(crate) fn attach(
             data: callee.data.unwrap_or(0),
             running: running.clone(),
         };
-        let function = behind_site(way.function() as *const () as usize);
-        let op = Op::new(function, Filter::new(&addresses), Some(called), most);
-        let op = Arc::new(op);
+        let function = behind_site(way.function(each) as *const () as usize);
+        let op = Arc::new(match each {
+            true => Op::on_each(function, &addresses, &cookies, called, most),
+            false => Op::new(function, Filter::new(&addresses), Some(called), most),
+        });
         let descriptor = descriptor(engine.pool(), &op).map_err(|r| refused((0, r)))?;
         let new = Registered {
             op: op.clone(),
@@ -134,6 +208,11 @@ pub(crate) fn attach(
             }
         }
         let hook = OpHook {
+            on: match &pattern {
+                Some((pattern, _)) => format!("{pattern} ({hooked} functions)"),
+                None if hooked == 1 => first.clone(),
+                None => format!("{first} and {} more", hooked - 1),
+            },
             functions: addresses.clone(),
             way,
             program: callee.name.clone(),
@@ -144,14 +223,20 @@ pub(crate) fn attach(
             keep: Some((callee, descriptor)),
         };
         Ok((hook, addresses, error))
+    })?;
+    Ok(HookedIn {
+        id,
+        on: format!("{hooked} functions"),
+        functions: hooked,
+        skipped: pattern.map(|(_, skipped)| skipped).unwrap_or_default(),
     })
 }
 
-fn check_stack(function: &Function, needed: u32) -> Result<(), HookError> {
+fn check_stack(function: &str, needed: u32) -> Result<(), HookError> {
     let limit = stack::HIT_LIMIT as u32;
     match needed > limit {
         true => Err(HookError::refused(
-            function.name,
+            function,
             Reason::Stack { needed, limit },
         )),
         false => Ok(()),
@@ -160,14 +245,9 @@ fn check_stack(function: &Function, needed: u32) -> Result<(), HookError> {
 
 impl Mechanism for OpHook {
     fn info(&self) -> HookInfo {
-        let first = self.functions.first().copied().unwrap_or(0);
-        let mut function = symbols::Name(first as usize).function();
-        if self.functions.len() > 1 {
-            function = alloc::format!("{function} and {} more", self.functions.len() - 1);
-        }
         HookInfo {
             id: HookId(0),
-            function,
+            function: self.on.clone(),
             kind: self.way.name(),
             program: self.program.clone(),
             engine: self.running.engine,
@@ -179,7 +259,7 @@ impl Mechanism for OpHook {
     }
 
     fn covers(&self, function: u64) -> bool {
-        self.functions.contains(&function)
+        self.functions.binary_search(&function).is_ok()
     }
 
     fn changes(&self) -> Vec<Change> {
