@@ -5,7 +5,10 @@ mod support;
 
 use std::{
     path::Path,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering::Relaxed},
+    },
     time::{Duration, Instant},
 };
 
@@ -72,7 +75,10 @@ BPF.JT.0.0:
 
 /// The object of a text; `None`, said aloud, without a clang.
 fn assemble(name: &str, text: &str) -> Option<Vec<u8>> {
-    let file = format!("{name}-{}.s", std::process::id());
+    // Tests that run at the same time do not share files.
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let count = COUNT.fetch_add(1, Relaxed);
+    let file = format!("{name}-{}-{count}.s", std::process::id());
     let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(file);
     std::fs::write(&path, text).unwrap();
     let object = compile_with("clang", &["-Wno-unused-command-line-argument"], &path);
