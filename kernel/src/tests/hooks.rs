@@ -245,7 +245,7 @@ fn several() -> Outcome {
         let mixed = [
             Fexit, FmodRet, Fsession, Fentry, Fsession, Fexit, FmodRet, Fentry,
         ];
-        in_order(&mixed, protection, 3_458_271_356, 45_827_156)?;
+        in_order(&mixed, protection, 3458271356, 45827156)?;
     }
     Ok(())
 }

@@ -10,7 +10,7 @@ use crate::bpf::{self, Engine};
 use crate::hook::linux::Way;
 use crate::hook::livepatch;
 use crate::hook::{self, HookId, How, Native, Point, ProbeWay, Settings};
-use crate::sched::Task;
+use crate::sched::{State, Task};
 use crate::workload::{PATCHES, set_gate, workload_blocks, workload_call, workload_six};
 use crate::{check, hooked, integrity, rcu, sched, symbols};
 use alloc::format;
@@ -153,7 +153,15 @@ fn every_way() -> Outcome {
         *SLEEPER.lock() = Some(switch::current());
         workload_blocks(1, 5) == 11
     })?;
-    sched::sleep_ns(5_000_000);
+    let asleep = || {
+        let task = *SLEEPER.lock();
+        task.is_some_and(|task| task.state() == State::Blocked)
+    };
+    let end = timer::now_ns() + 5_000_000_000;
+    while !asleep() && timer::now_ns() < end {
+        sched::sleep_ns(1_000_000);
+    }
+    sched::sleep_ns(5_000_000); // it is off its core
     let outcome = every_way_names();
     set_gate(true);
     let right = sleeper.join();
