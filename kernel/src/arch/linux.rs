@@ -181,10 +181,10 @@ pub(crate) struct Op {
     probed: u64,
     /// Taken off: returns that are under way run nothing any more.
     stopped: AtomicBool,
-    /// Of an fprobe on a pattern: of each function, in the filter's order, one that is in no list and calls the program for it.
+    /// Of an fprobe on a pattern: of each function, ascending, one that is in no list and calls the program for it.
     each: Box<[Op]>,
     /// What these tell the program.
-    _places: Box<[StubData]>,
+    places: Box<[StubData]>,
 }
 
 const _: () = assert!(
@@ -217,12 +217,12 @@ impl Op {
             probed: 0,
             stopped: AtomicBool::new(false),
             each: Box::default(),
-            _places: Box::default(),
+            places: Box::default(),
         }
     }
 
     /// As [`Op::new`], of an fprobe on a pattern, whose program is told which function it is: its data are [`StubData`].
-    /// `cookies` and `nodes`: of each function.
+    /// `functions` ascending; `cookies` and `nodes`: of each.
     pub(crate) fn on_each(
         function: u64,
         functions: &[u64],
@@ -249,14 +249,16 @@ impl Op {
         };
         Op {
             each: places.iter().map(op).collect(),
-            _places: places,
+            places,
             ..Op::new(function, Filter::new(functions), Some(program), 0)
         }
     }
 
     /// Of an fprobe on a pattern: the function's own.
     fn of(&self, function: u64) -> Option<&Op> {
-        self.each.get(self.filter.index(function)?)
+        let places = &self.places;
+        let at = places.binary_search_by_key(&function, |place| place.attachment.function);
+        self.each.get(at.ok()?)
     }
 
     /// A kretprobe of the function at this address, which a breakpoint leads to ([`kretprobe`]).

@@ -53,21 +53,15 @@ impl Filter {
     /// Whether the function at this address is in it. Any context: no lock.
     #[inline]
     pub fn contains(&self, function: u64) -> bool {
-        self.index(function).is_some()
-    }
-
-    /// Which one of the addresses that the set was made of the function's is. Any context: no lock.
-    #[inline]
-    pub fn index(&self, function: u64) -> Option<usize> {
         let head = self.heads.get(bucket(function, self.shift));
         let mut at = head.copied().unwrap_or(END);
         while let Some(entry) = self.entries.get(at as usize) {
             if entry.function == function {
-                return Some(at as usize);
+                return true;
             }
             at = entry.next;
         }
-        None
+        false
     }
 
     /// All of them.
