@@ -41,6 +41,8 @@ pub struct Options<'a> {
     pub test: Option<&'a str>,
     /// `from=NAME`: this one and those behind it.
     pub from: Option<&'a str>,
+    /// `rooms=A,B`: those whose names begin with one of these and a dot.
+    pub rooms: Option<&'a str>,
     /// `object=NAME`: measure this object of the initrd.
     pub object: Option<&'a str>,
     /// `attach=fentry:FUNCTION`: where to hook it.
@@ -71,6 +73,7 @@ impl<'a> Options<'a> {
             qemu: None,
             test: None,
             from: None,
+            rooms: None,
             object: None,
             attach: None,
             suite: None,
@@ -99,6 +102,7 @@ impl<'a> Options<'a> {
                 ("qemu", Some(_)) => options.qemu = value,
                 ("test", Some(_)) => options.test = value,
                 ("from", Some(_)) => options.from = value,
+                ("rooms", Some(_)) => options.rooms = value,
                 ("object", Some(_)) => options.object = value,
                 ("attach", Some(_)) => options.attach = value,
                 ("suite", Some(_)) => options.suite = value,

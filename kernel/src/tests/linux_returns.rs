@@ -4,7 +4,7 @@
 use super::hooks::{call, detach, function};
 use super::linux::{Probe, attach, free_at_rest, nothing_left, settle, test};
 use super::overflow::dies;
-use super::sleepers::{Image, under_ten_sleepers};
+use super::sleepers::{Image, are_asleep, under_ten_sleepers};
 use super::tasks::spawn;
 use super::{Failure, Outcome, Test, failed};
 use crate::arch::callee::Shape;
@@ -112,7 +112,7 @@ fn kretprobes() -> Outcome {
     let id = kretprobe("workload_blocks", &probe)?;
     set_gate(false);
     let sleeper = spawn("sleeper", || call_blocks(3, 5) == 13)?;
-    sched::sleep_ns(5_000_000);
+    are_asleep("sleeper", 1)?;
     detach(id)?;
     sched::sleep_ns(50_000_000);
     let kept = Arc::strong_count(&probe);

@@ -118,7 +118,13 @@ pub(crate) fn run(options: &Options<'_>) -> u32 {
     let mut skipped = 0;
     let mut begun = options.from.is_none();
     let mut found = false;
-    for test in TESTS.iter().flat_map(|t| t.iter()) {
+    let is_in = |test: &&Test| {
+        let room = test.name.split('.').next();
+        options
+            .rooms
+            .is_none_or(|rooms| rooms.split(',').any(|r| Some(r) == room))
+    };
+    for test in TESTS.iter().flat_map(|t| t.iter()).filter(is_in) {
         if options.from == Some(test.name) {
             begun = true;
         }

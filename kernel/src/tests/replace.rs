@@ -3,7 +3,7 @@
 
 use super::bpf::sum;
 use super::hooks::{call, detach, function};
-use super::sleepers::pool_is_back;
+use super::sleepers::{are_asleep, pool_is_back};
 use super::tasks::spawn;
 use super::{Failure, Outcome, Test, failed};
 use crate::arch::callee::{Hit, NativeHook, Shape};
@@ -421,7 +421,7 @@ type Twelve = extern "C" fn(u64, u64, u64, u64, u64, u64, u64, u64, u64, u64, u6
 fn in_the_middle(value: u64) -> Result<JoinHandle<bool>, Failure> {
     set_gate(false);
     let task = spawn("in between", move || exchange(value, Pause::Gate) == value)?;
-    sched::sleep_ns(5_000_000);
+    are_asleep("in between", 1)?;
     Ok(task)
 }
 
@@ -721,7 +721,7 @@ fn sleepers_elsewhere() -> Outcome {
     set_gate(false);
     let tasks = (0..TASKS).map(|n| spawn("sleeper", move || workload_blocks(n, 5) == n + 10));
     let tasks = tasks.collect::<Result<Vec<_>, _>>()?;
-    sched::sleep_ns(5_000_000);
+    are_asleep("sleeper", TASKS as usize)?;
     let id = livepatch::apply(named("call")?).map_err(|e| failed(&e))?;
     let on = arrives(id, Phase::On, 5000);
     detach(id)?;

@@ -4,6 +4,7 @@
 use super::tasks::spawn;
 use super::{Failure, Outcome};
 use crate::arch::code;
+use crate::task::State;
 use crate::workload::{set_gate, workload_blocks};
 use crate::{check, hook, rcu, sched};
 use alloc::vec::Vec;
@@ -21,14 +22,33 @@ pub(super) fn under_ten_sleepers<T>(
     let tasks: Result<Vec<_>, _> = (0..10)
         .map(|n| spawn("sleeper", move || blocks(n, 5) == n + 10))
         .collect();
-    sched::sleep_ns(5_000_000);
+    let asleep = are_asleep("sleeper", 10);
     let detached = detach();
     sched::sleep_ns(50_000_000);
     let seen = look();
     set_gate(true);
     let right = tasks?.into_iter().all(|task| task.join());
     detached?;
+    asleep?;
     Ok((seen, right))
+}
+
+/// Waits until so many tasks of a name are blocked, which they are in one place only.
+pub(super) fn are_asleep(name: &str, tasks: usize) -> Outcome {
+    let asleep = || {
+        let mut asleep = 0;
+        sched::for_each(|task| {
+            let blocked = task.state() == State::Blocked && task.name() == name;
+            asleep += usize::from(blocked);
+        });
+        asleep == tasks
+    };
+    let mut looks = (0..1000).map(|_| sched::sleep_ns(5_000_000));
+    check!(
+        looks.any(|()| asleep()),
+        "{tasks} tasks {name} do not come to sleep"
+    );
+    Ok(())
 }
 
 /// The code that a branch leads to; its address is inverted, for one on the stack of who looks would keep the code alive.
