@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What is hooked shows: marks in reports, and the text against what was linked.
 
+use super::sleepers::are_asleep;
 use super::tasks::spawn;
 use super::{Failure, Outcome, Test, failed};
 use crate::arch::callee::{Hit, NativeHook, Shape, callee};
@@ -469,7 +470,7 @@ fn silenced_calls() -> Outcome {
         .map(|n| spawn("sleeper", move || workload_blocks(n, 5) == n + 10))
         .collect();
     let tasks = tasks?;
-    sched::sleep_ns(5_000_000);
+    are_asleep("sleeper", tasks.len())?;
     let mut silenced = Vec::new();
     for id in ids {
         hook::detach(id).map_err(|e| failed(&e))?;

@@ -51,7 +51,7 @@ fn nodes_of(on: &dyn Fn(&Arc<Probe>) -> Result<HookId, Failure>) -> Outcome {
         .map(|n| spawn("sleeper", move || workload_blocks(n, 5) == n + 10))
         .collect();
     let tasks = tasks?;
-    sched::sleep_ns(10_000_000);
+    are_asleep("sleeper", tasks.len())?;
     let missed = hook::misses(id);
     set_gate(true);
     let right = tasks.into_iter().all(|t| t.join());
