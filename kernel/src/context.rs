@@ -22,8 +22,17 @@ pub(crate) enum Context {
     Nmi,
 }
 
-/// The context of the caller. For reports; no hook's path asks.
+/// The context of the caller. For reports and counts; what a hook costs when nothing is wrong has no part of it.
 pub(crate) fn current() -> Context {
+    // Masked, or a task could be moved between finding its core and looking at it: there another context may be.
+    let state = irq::disable();
+    let context = of_this_core();
+    irq::restore(state);
+    context
+}
+
+/// The same, of a caller that stays on its core.
+fn of_this_core() -> Context {
     let block = this_cpu();
     if block.nmi.load(Ordering::Relaxed) != 0 {
         Context::Nmi

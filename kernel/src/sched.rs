@@ -299,8 +299,8 @@ fn schedule(why: Leave) {
         if why != Leave::Preempted {
             me.voluntary.fetch_add(1, Ordering::Release);
             // This is the task's own context, so the word is the one in the task.
-            let active = me.word.load(Ordering::Relaxed) != 0;
-            me.bound.store(active, Ordering::Relaxed);
+            let bound = admit::binds(me.word.load(Ordering::Relaxed));
+            me.bound.store(bound, Ordering::Relaxed);
         }
         let stays = match why {
             Leave::Block => me.woken.swap(false, Ordering::Relaxed),
@@ -357,7 +357,7 @@ pub(crate) fn preempt(pc: usize, word: u64) {
     let inside = (layout::POOL..layout::POOL + layout::POOL_SIZE).contains(&pc);
     current()
         .bound
-        .store(inside || word != 0, Ordering::Relaxed);
+        .store(inside || admit::binds(word), Ordering::Relaxed);
     schedule(Leave::Preempted);
 }
 
@@ -415,12 +415,8 @@ pub(crate) fn may_block() -> bool {
     if irq::disabled() {
         return false;
     }
-    // Masked, or the task could look at one core and go on on another.
-    let state = irq::disable();
-    let context = context::current();
-    irq::restore(state);
     let me = current();
-    context == Context::Task
+    context::current() == Context::Task
         && me.preemptible()
         && !me.is_idle()
         && me.in_sleepable()

@@ -144,7 +144,8 @@ pub(crate) struct Task {
 pub(crate) mod layout {
     use super::{SHADOW_ENTRIES, ShadowEntry, Task, offset_of};
 
-    /// The recursion word, 64 bits. A task whose own word is not 0 stays on its core, as if migration were disabled.
+    /// The recursion word, 64 bits. A task stays on its core, as if migration were disabled, while its own word leads to a program that
+    /// has not said that it may be moved.
     pub(crate) const WORD: usize = offset_of!(Task, word);
     /// Tasks-trace RCU readers, 32 bits. To enter, add 1. To leave, subtract 1, and if then the bits of [`TRACE_NESTING_MASK`]
     /// are 0, add [`TRACE_LEFT`] (LDR, SUB, TST, ADD, CSEL, STR): a task that is asleep in one reader after the other

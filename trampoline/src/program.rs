@@ -55,7 +55,7 @@ pub enum Guard {
     /// No recursion protection; the task stays on its core.
     Pinned,
     /// The recursion word of the context ([`Runtime::word`](crate::runtime::Runtime::word)). While the word is not zero its task stays on
-    /// its core.
+    /// its core, unless all that is active there may be moved ([`State::movable`]).
     Word,
     /// Two functions of the host, called around the program: `enter(state, frame) -> u64` (0: turned away) and
     /// `exit(state, frame)`.
@@ -81,6 +81,8 @@ pub struct State {
     whole_context: AtomicU64,
     /// Not zero: the program may sleep.
     sleepable: AtomicU64,
+    /// Not zero: the program uses nothing of the core that it runs on.
+    movable: AtomicU64,
 }
 
 impl State {
@@ -90,6 +92,7 @@ impl State {
             misses: [const { AtomicU64::new(0) }; CONTEXTS],
             whole_context: AtomicU64::new(whole_context as u64),
             sleepable: AtomicU64::new(0),
+            movable: AtomicU64::new(0),
         }
     }
 
@@ -99,6 +102,19 @@ impl State {
             sleepable: AtomicU64::new(sleepable as u64),
             ..self
         }
+    }
+
+    /// The same of a program that uses nothing of the core that it runs on, if `movable`: its task may go on on another one.
+    pub const fn movable(self, movable: bool) -> Self {
+        Self {
+            movable: AtomicU64::new(movable as u64),
+            ..self
+        }
+    }
+
+    /// Whether its task may go on on another core in the middle of it.
+    pub fn is_movable(&self) -> bool {
+        self.movable.load(Relaxed) != 0
     }
 
     /// Whether the program may sleep.

@@ -22,7 +22,12 @@ fn word(frame: u64, offset: i64) -> *mut u64 {
 /// The programs that are active in this context, the latest first: the addresses of their States, 0 for a trampoline that is between two.
 #[inline(always)]
 fn active() -> impl Iterator<Item = u64> {
-    let mut at = switch::current().word.load(Relaxed);
+    active_from(switch::current().word.load(Relaxed))
+}
+
+/// The same of the current task's word `at`, where an exception keeps that of what it interrupted.
+#[inline(always)]
+fn active_from(mut at: u64) -> impl Iterator<Item = u64> {
     core::iter::from_fn(move || {
         if at == 0 {
             return None;
@@ -41,6 +46,19 @@ pub(crate) fn all_sleepable() -> bool {
     active().filter(|state| *state != 0).all(|state| {
         // SAFETY: a trampoline that is being executed names the State, and keeps it alive.
         unsafe { &*core::ptr::with_exposed_provenance::<State>(state as usize) }.is_sleepable()
+    })
+}
+
+/// Whether what is active keeps its task on its core: anything but programs that may be moved. Of the current task, and a word of it.
+///
+/// A record is written before the word leads to it, and taken away after that (trampoline/src/guard.rs), by this core: so an exception
+/// in between finds whole records.
+pub(crate) fn binds(word: u64) -> bool {
+    active_from(word).any(|state| {
+        // SAFETY: a trampoline that is being executed names the State, and keeps it alive.
+        let program = (state != 0)
+            .then(|| unsafe { &*core::ptr::with_exposed_provenance::<State>(state as usize) });
+        program.is_none_or(|program| !program.is_movable())
     })
 }
 

@@ -172,6 +172,7 @@ pub(crate) struct Program {
     pub reads: Words,
     /// Makes what is called, for the place that it is attached to.
     pub make: Box<dyn FnOnce(Attachment) -> Callee>,
+    movable: bool,
     counter: Option<Arc<Count>>,
 }
 
@@ -187,6 +188,7 @@ impl Program {
             engine,
             reads: Words::ALL,
             make: Box::new(make),
+            movable: false,
             counter: None,
         }
     }
@@ -203,6 +205,14 @@ impl Program {
         })
     }
 
+    /// It uses nothing of the core that it runs on, so its task may be moved to another in the middle of it: its recursion word goes along.
+    pub(crate) fn movable(self) -> Program {
+        Program {
+            movable: true,
+            ..self
+        }
+    }
+
     fn counting(self, count: Arc<Count>) -> Program {
         Program {
             counter: Some(count),
@@ -217,7 +227,9 @@ impl Program {
         protection: Protection,
         sleepable: bool,
     ) -> (trampoline::Callee, Arc<Running>) {
-        let state = State::new(protection == Protection::Context).sleepable(sleepable);
+        let state = State::new(protection == Protection::Context)
+            .sleepable(sleepable)
+            .movable(self.movable);
         let state = Arc::new(state);
         self.with_state(attachment, protection, sleepable, state)
     }
