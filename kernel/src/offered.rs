@@ -92,19 +92,20 @@ pub(crate) extern "C" fn springboard_checksum(bytes: *const u8, size: u64, sum: 
 }
 
 /// A program of the torture run was hit at `place`, its cookie, by `who`, the first argument of the function that it hooks;
-/// `u64::MAX`: by whoever runs here. Whether that counts: without a torture run nothing does.
+/// `u64::MAX`: by whoever runs here; `replaced` is not 0 if a function says so that takes the place of one of the program. Whether that
+/// counts: without a torture run nothing does.
 #[expect(
     unsafe_code,
     reason = "programs in C name it, and its type is in the BTF under that name"
 )]
 #[unsafe(no_mangle)]
-pub(crate) extern "C" fn springboard_torture_hit(place: u64, who: u64) -> u64 {
-    torture::program_hit(place, who).into()
+pub(crate) extern "C" fn springboard_torture_hit(place: u64, who: u64, replaced: u64) -> u64 {
+    torture::program_hit(place, who, replaced != 0).into()
 }
 
 /// As engines call it.
-extern "C" fn call_torture_hit(place: u64, who: u64, _: u64, _: u64, _: u64) -> u64 {
-    springboard_torture_hit(place, who)
+extern "C" fn call_torture_hit(place: u64, who: u64, replaced: u64, _: u64, _: u64) -> u64 {
+    springboard_torture_hit(place, who, replaced)
 }
 
 /// As engines call it.
@@ -137,7 +138,7 @@ static FUNCTIONS: &[Helper] = &[
     Helper::new(
         0,
         "springboard_torture_hit",
-        &[Argument::Scalar, Argument::Scalar],
+        &[Argument::Scalar, Argument::Scalar, Argument::Scalar],
         Returns::Scalar,
         Function::Plain(call_torture_hit),
     ),

@@ -2,16 +2,16 @@
 //! Puts hooks on and takes them off at random.
 
 use super::functions::{Function, GROUPS, PATCH, PATCHED, PATTERNS, SWAPS};
-use super::ledger::{
-    Entry, FROM_HOOK, Ledger, MANY, Place, REPLACED, SINGLE, SKIPPED, Traits, cookie,
-};
-use crate::arch::callee::{Hit, NativeHook, Shape};
+use super::ledger::{Entry, FROM_HOOK, Ledger, MANY, REPLACED, SINGLE, SKIPPED, cookie};
+use super::place::{Place, Traits};
+use super::ways::{OTHER_MARK, WAYS, Way, by_image, hows, may_miss, program, returned, way_in};
+use crate::arch::callee::{Hit, NativeHook};
 use crate::arch::lock::SpinLock;
 use crate::bpf::{self, BpfError, Engine};
 use crate::hook::linux::Way as LinuxWay;
 use crate::hook::livepatch::{self, Phase};
 use crate::hook::{
-    self, At, HookError, HookId, HookedIn, How, ProbeWay, Program, Protection, Settings, WayIn,
+    self, At, HookError, HookId, HookedIn, How, Program, Protection, Settings, WayIn,
 };
 use crate::sched;
 use alloc::format;
@@ -63,7 +63,7 @@ impl NativeHook for Hook {
             place.hit(who);
         }
         if self.recursing {
-            self.ledger.within_hook(|| {
+            self.ledger.within_hook(self.function, || {
                 // By a pointer that nothing sees through: what a hook may not do is not on the path of hooks (linker/audit.rules).
                 black_box(Function::call as fn(&Function, u64, u64) -> (u64, u64))(
                     function,
@@ -101,122 +101,6 @@ impl NativeHook for OnMany {
     }
 }
 
-/// How something is hooked in, for the summary.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Way {
-    In(How),
-    /// Whichever of Linux's.
-    Linux,
-    Replace,
-    LivePatch,
-}
-
-/// At a function, in its trampoline or by a probe; the first may skip it.
-const SINGLES: [How; 6] = [
-    How::Trampoline(Kind::FmodRet),
-    How::Trampoline(Kind::Fentry),
-    How::Trampoline(Kind::Fexit),
-    How::Trampoline(Kind::Fsession),
-    How::Probe(ProbeKind::Here, ProbeWay::Detour),
-    How::Probe(ProbeKind::Return, ProbeWay::Detour),
-];
-
-/// The Linux way. A function's tracers must all find their ops the same way, so each function has one of these rows.
-///
-/// fexit is not among them: when another program joins, Linux's image leaves out the exits of calls that are under way, and counts nothing.
-const LINUX: [&[How]; 4] = [
-    &[
-        How::Linux(LinuxWay::Trampoline, Kind::Fentry),
-        How::Linux(LinuxWay::List { all: false }, Kind::Fentry),
-    ],
-    &[
-        How::Linux(LinuxWay::List { all: false }, Kind::Fentry),
-        How::Linux(LinuxWay::List { all: true }, Kind::Fentry),
-    ],
-    &[
-        How::Linux(LinuxWay::CallOps { all: false }, Kind::Fentry),
-        How::Linux(LinuxWay::CallOps { all: true }, Kind::Fentry),
-        How::Linux(LinuxWay::Fprobe, Kind::Fentry),
-        How::Linux(LinuxWay::FprobeExit, Kind::Fexit),
-    ],
-    &[
-        How::Probe(ProbeKind::Here, ProbeWay::Breakpoint),
-        How::Probe(ProbeKind::Return, ProbeWay::Breakpoint),
-    ],
-];
-
-/// All ways, with the words of the summary.
-const WAYS: [(Way, &str); 11] = [
-    (Way::In(SINGLES[0]), "fmod_ret"),
-    (Way::In(SINGLES[1]), "fentry"),
-    (Way::In(SINGLES[2]), "fexit"),
-    (Way::In(SINGLES[3]), "fsession"),
-    (Way::In(SINGLES[4]), "kprobe"),
-    (Way::In(SINGLES[5]), "kretprobe"),
-    (Way::In(How::Many { exit: false }), "multi-entry"),
-    (Way::In(How::Many { exit: true }), "multi-exit"),
-    (Way::Linux, "the Linux way"),
-    (Way::Replace, "replace"),
-    (Way::LivePatch, "live patch"),
-];
-
-impl Way {
-    fn of(how: How) -> Way {
-        match how {
-            How::Linux(..) | How::Probe(_, ProbeWay::Breakpoint) => Way::Linux,
-            how => Way::In(how),
-        }
-    }
-}
-
-/// Whether a hook may miss calls, which it counts.
-fn may_miss(how: How) -> bool {
-    let returns = How::Probe(ProbeKind::Return, ProbeWay::Detour);
-    Way::of(how) == Way::Linux || [returns, How::Many { exit: true }].contains(&how)
-}
-
-/// Whether the program runs when the function has returned, with registers as its context.
-fn returned(how: How) -> bool {
-    match how {
-        How::Many { exit } => exit,
-        How::Probe(kind, _) => kind == ProbeKind::Return,
-        How::Linux(way, _) => way == LinuxWay::FprobeExit,
-        How::Trampoline(_) => false,
-    }
-}
-
-/// The program of programs/torture.bpf.c that goes that way.
-fn program(how: How, sleepable: bool) -> Option<&'static str> {
-    Some(match (how, sleepable) {
-        (How::Trampoline(Kind::Fentry), false) => "torture/at_entry",
-        (How::Trampoline(Kind::Fentry), true) => "torture/at_entry_sleepable",
-        (How::Trampoline(Kind::Fexit), false) => "torture/at_exit",
-        (How::Trampoline(Kind::Fexit), true) => "torture/at_exit_sleepable",
-        (How::Trampoline(Kind::Fsession), false) => "torture/at_session",
-        (How::Trampoline(Kind::FmodRet), false) => "torture/at_modify",
-        (How::Probe(ProbeKind::Here, _), _) => "torture/at_probe",
-        (How::Probe(ProbeKind::Return, _), _) => "torture/at_probe_return",
-        (How::Many { exit: false }, _) => "torture/at_many",
-        (How::Many { exit: true }, _) => "torture/at_many_return",
-        (How::Linux(LinuxWay::Trampoline, Kind::Fexit), _) => "torture/at_exit",
-        (How::Linux(LinuxWay::FprobeExit, _), _) => "torture/at_probe_return",
-        (How::Linux(way, kind), _) => match way.shape(kind) {
-            Shape::Registers => "torture/at_probe",
-            _ => "torture/at_entry",
-        },
-        _ => return None,
-    })
-}
-
-/// The way of such a program's section that leads there.
-fn way_in(how: How) -> WayIn {
-    match how {
-        How::Linux(way, _) => WayIn::Linux(way),
-        How::Probe(_, ProbeWay::Breakpoint) => WayIn::LinuxKprobe,
-        _ => WayIn::Springboard,
-    }
-}
-
 /// A group that one hook is on, or nobody.
 struct Group {
     taken: AtomicBool,
@@ -241,6 +125,10 @@ pub(crate) struct Changes {
     detached: AtomicU64,
     /// Calls that hooks missed and counted.
     missed: AtomicU64,
+    /// Of these, by hooks of which it was known exactly how many they had to count.
+    exactly: AtomicU64,
+    /// Such hooks, also those that had to count none.
+    exact: AtomicU64,
     /// Attaches that found the pool full.
     full: AtomicU64,
     groups: [Group; PATTERNS.len()],
@@ -256,6 +144,8 @@ impl Changes {
             programs: AtomicU64::new(0),
             detached: AtomicU64::new(0),
             missed: AtomicU64::new(0),
+            exactly: AtomicU64::new(0),
+            exact: AtomicU64::new(0),
             full: AtomicU64::new(0),
             groups: [const { Group::new() }; PATTERNS.len()],
             patch: Group::new(),
@@ -272,7 +162,7 @@ impl Changes {
                 random.bool(),
                 random,
             ),
-            1 => self.swap(ledger, *random.choice(SWAPS).unwrap_or(&SWAPS[0])),
+            1 => self.swap(ledger, *random.choice(SWAPS).unwrap_or(&SWAPS[0]), random),
             2 => self.live(ledger),
             _ => self.single(ledger, random),
         }
@@ -286,14 +176,18 @@ impl Changes {
             let Some(entry) = ledger.entry(function) else {
                 continue;
             };
-            for how in Self::hows(entry, (function, number)) {
+            for how in hows(entry, (function, number)) {
                 let place = entry.places.get(number).filter(|_| !done.contains(how));
                 let Some(place) = place else {
                     continue;
                 };
                 self.attach(ledger, entry, place, (function, number), *how, random);
                 if place.is_attached() {
-                    self.detach(place);
+                    if place.mark.load(Ordering::Relaxed) != 0 {
+                        self.replace_mark(place);
+                        self.replace_mark(place);
+                    }
+                    self.detach(ledger, function, place, random);
                     done.push(*how);
                 }
             }
@@ -303,8 +197,8 @@ impl Changes {
             self.many(ledger, number, exit, random);
         }
         for swap in SWAPS {
-            self.swap(ledger, *swap);
-            self.swap(ledger, *swap);
+            self.swap(ledger, *swap, random);
+            self.swap(ledger, *swap, random);
         }
         self.live(ledger);
         self.until_unpatched(ledger);
@@ -320,26 +214,18 @@ impl Changes {
         };
         match (
             place.is_attached(),
-            random.choice(Self::hows(entry, (function, number))),
+            random.choice(hows(entry, (function, number))),
         ) {
-            (true, _) => self.detach(place),
+            (true, _) if place.mark.load(Ordering::Relaxed) != 0 && random.bool() => {
+                self.replace_mark(place);
+            }
+            (true, _) => self.detach(ledger, function, place, random),
             (false, Some(how)) => {
                 self.attach(ledger, entry, place, (function, number), *how, random)
             }
             (false, None) => {}
         }
         place.give_back();
-    }
-
-    /// The ways that a function may be hooked in at a place of its own. One program a function may skip it, or the ones behind it would
-    /// not be asked; tracers of the Linux way go by the function's row.
-    fn hows(entry: &Entry, (function, number): (usize, usize)) -> &'static [How] {
-        let singles = SINGLES.get(usize::from(number != 0)..);
-        let row = match entry.function.is_linux() {
-            true => LINUX.get(function % LINUX.len()).copied(),
-            false => singles,
-        };
-        row.unwrap_or_default()
     }
 
     fn attach(
@@ -368,7 +254,7 @@ impl Changes {
         };
         let program = program(how, settings.sleepable).filter(|_| random.u8(..3) == 0);
         let kind = match how {
-            How::Trampoline(kind) => kind,
+            How::Trampoline(kind) | How::Linux(LinuxWay::Trampoline, kind) => kind,
             _ => Kind::Fentry,
         };
         let skipping =
@@ -376,11 +262,12 @@ impl Changes {
         // What is not guarded would call itself without end; what is not sleepable may not give its core up.
         // What counts its misses would count those too, and hide others among them.
         let recursing = guarded && !may_miss(how) && !target.is_sleepy() && random.u8(..4) == 0;
-        place.attaching(Traits {
+        let traits = Traits {
             twice: kind == Kind::Fsession,
             skips: skipping,
             may_miss: may_miss(how),
-        });
+            by_image: by_image(how),
+        };
         // Behind its site, too, if it runs whenever it is called: nothing takes its place or skips it.
         let whole = target.is_linux() || !target.is_overridable();
         let behind = whole && random.bool();
@@ -393,24 +280,34 @@ impl Changes {
                 at => at,
             })
         };
-        let attached = match program {
-            Some(program) => self.bpf(program, way_in(how), settings, at, random),
-            None => {
-                let hook = Arc::new(Hook {
-                    ledger,
-                    function,
-                    place: number,
-                    returned: returned(how),
-                    recursing,
-                    skipping,
-                });
-                let program = Program::native("torture".into(), hook, how.shape());
-                let attached = at(how).and_then(|at| hook::hook_in(at, settings, program));
-                attached.map_err(BpfError::Hook)
-            }
+        // Half of those that may miss calls are put on while nobody calls: nothing overlaps then.
+        let quiet = may_miss(how) && random.bool();
+        let attach = || {
+            place.attaching(traits);
+            let attached = match program {
+                Some(program) => self.bpf(program, way_in(how), settings, at, random),
+                None => {
+                    let hook = Arc::new(Hook {
+                        ledger,
+                        function,
+                        place: number,
+                        returned: returned(how),
+                        recursing,
+                        skipping,
+                    });
+                    let program = Program::native("torture".into(), hook, how.shape());
+                    let attached = at(how).and_then(|at| hook::hook_in(at, settings, program));
+                    attached.map_err(BpfError::Hook)
+                }
+            };
+            let attached = attached.map(|hooked| hooked.id);
+            let marks = program.is_some() && traced && attached.is_ok();
+            place.mark.store(marks.into(), Ordering::Relaxed);
+            self.attached(place, Way::of(how), target.name, attached);
         };
-        let attached = attached.map(|hooked| hooked.id);
-        self.attached(place, Way::of(how), target.name, attached);
+        // Of no function nobody has to keep off.
+        let functions = if quiet { function..function + 1 } else { 0..0 };
+        ledger.quietly(functions, attach);
     }
 
     /// Hooks in a BPF program, by any engine.
@@ -459,33 +356,91 @@ impl Changes {
         }
     }
 
-    fn detach(&self, place: &Place) {
+    /// Puts a function of another object in the place of one of the BPF program that is attached here, or takes it away again. What is
+    /// attached stays attached: each call hits it, by the one or the other.
+    fn replace_mark(&self, place: &Place) {
+        let mark = &place.mark;
+        let by = HookId(mark.load(Ordering::Relaxed) >> 1);
+        if by.0 == 0 {
+            let target = HookId(place.hook.load(Ordering::Relaxed));
+            let replaced = bpf::freplace(OTHER_MARK, target);
+            if let Ok(id) = &replaced {
+                mark.store(id.0 << 1 | 1, Ordering::Relaxed);
+                self.count(Way::Freplace);
+            }
+            self.check(OTHER_MARK, replaced);
+        } else if self.off(by) {
+            mark.store(1, Ordering::Relaxed);
+        }
+    }
+
+    fn detach(&self, ledger: &Ledger, function: usize, place: &Place, random: &mut Rng) {
         let id = HookId(place.hook.load(Ordering::Relaxed));
-        self.settle([place].into_iter(), id);
+        let functions = function..function + 1;
+        self.settle(ledger, || [place].into_iter(), functions, id, random);
         place.detaching();
         let off = self.off(id);
         place.detach_returned(off);
     }
 
-    /// Whether the hook on these places has counted as many misses as calls missed it. A miss is counted in the call, and the call
-    /// missed after it: so these are read first.
-    fn settle<'p>(&self, places: impl Iterator<Item = &'p Place>, id: HookId) {
-        let missed = places.map(Place::missed).sum::<u64>();
-        if missed == 0 {
+    /// Whether the hook on these places, of these functions, has counted as many misses as calls missed it: no fewer than
+    /// those that lay wholly inside, and no more than with those of which that is not known. A miss is counted in the call, and the call
+    /// noted after it; so the first are read before the hook's count, and who is under way, and then what is noted, after it. Half of the time
+    /// nobody calls the functions meanwhile.
+    fn settle<'p, P: Iterator<Item = &'p Place>>(
+        &self,
+        ledger: &Ledger,
+        places: impl Fn() -> P,
+        functions: Range<usize>,
+        id: HookId,
+        random: &mut Rng,
+    ) {
+        if !places().any(|place| place.traits().may_miss) {
             return;
         }
+        let closed = if random.bool() {
+            functions.clone()
+        } else {
+            0..0
+        };
+        ledger.quietly(closed, || self.compare(ledger, places, functions, id));
+    }
+
+    fn compare<'p, P: Iterator<Item = &'p Place>>(
+        &self,
+        ledger: &Ledger,
+        places: impl Fn() -> P,
+        functions: Range<usize>,
+        id: HookId,
+    ) {
+        let sum = || {
+            places()
+                .map(Place::missed)
+                .fold((0, 0), |sum, (missed, perhaps)| {
+                    (sum.0 + missed, sum.1 + perhaps)
+                })
+        };
+        let (at_least, _) = sum();
         let counted = hook::misses(id).iter().sum::<u64>();
-        if counted < missed {
+        let under_way = ledger.under_way(|f| functions.contains(&f));
+        let (missed, perhaps) = sum();
+        let at_most = missed + perhaps + under_way;
+        if !(at_least..=at_most).contains(&counted) {
             let hooks = hook::list();
             let it = hooks.iter().find(|hook| hook.id == id);
             let what = it.map_or("?".into(), |it| {
                 format!("{} of {} by {}", it.kind, it.function, it.engine)
             });
             self.say(format!(
-                "hook {id} ({what}): calls missed it {missed} times and it counted {counted}"
+                "hook {id} ({what}) counted {counted} misses: calls missed it {at_least} times at least, and {at_most} at most ({perhaps} \
+                 met it perhaps, {under_way} are under way)"
             ));
         }
-        self.missed.fetch_add(missed, Ordering::Relaxed);
+        self.missed.fetch_add(at_least, Ordering::Relaxed);
+        if at_least == at_most {
+            self.exactly.fetch_add(at_least, Ordering::Relaxed);
+            self.exact.fetch_add(1, Ordering::Relaxed);
+        }
     }
 
     /// Takes a hook off; whether it is.
@@ -517,7 +472,7 @@ impl Changes {
         match places().next().is_some_and(Place::is_attached) {
             true => {
                 let id = HookId(group.hook.load(Ordering::Relaxed));
-                self.settle(places(), id);
+                self.settle(ledger, places, functions.clone(), id, random);
                 places().for_each(Place::detaching);
                 let off = self.off(id);
                 places().for_each(|place| place.detach_returned(off));
@@ -528,7 +483,6 @@ impl Changes {
                     may_miss: may_miss(how),
                     ..Traits::default()
                 };
-                places().for_each(|place| place.attaching(traits));
                 let settings = Settings::default();
                 let at = |how: How| {
                     let cookie_of = |address| {
@@ -540,31 +494,42 @@ impl Changes {
                         other => Ok(other),
                     }
                 };
-                let attached = match program(how, false).filter(|_| random.bool()) {
-                    Some(program) => self.bpf(program, way_in(how), settings, at, random),
-                    None => {
-                        let hook = Arc::new(OnMany {
-                            ledger,
-                            returned: exit,
-                        });
-                        let program = Program::native("torture".into(), hook, how.shape());
-                        let attached = at(how).and_then(|at| hook::hook_in(at, settings, program));
-                        attached.map_err(BpfError::Hook)
+                let quiet = may_miss(how) && random.bool();
+                let attach = || {
+                    places().for_each(|place| place.attaching(traits));
+                    let attached = match program(how, false).filter(|_| random.bool()) {
+                        Some(program) => self.bpf(program, way_in(how), settings, at, random),
+                        None => {
+                            let hook = Arc::new(OnMany {
+                                ledger,
+                                returned: exit,
+                            });
+                            let program = Program::native("torture".into(), hook, how.shape());
+                            let attached =
+                                at(how).and_then(|at| hook::hook_in(at, settings, program));
+                            attached.map_err(BpfError::Hook)
+                        }
+                    };
+                    if let Ok(attached) = &attached {
+                        group.hook.store(attached.id.0, Ordering::Relaxed);
+                        self.count(Way::of(how));
                     }
+                    places().for_each(|place| place.attach_returned(attached.is_ok()));
+                    self.check(pattern, attached);
                 };
-                if let Ok(attached) = &attached {
-                    group.hook.store(attached.id.0, Ordering::Relaxed);
-                    self.count(Way::of(how));
-                }
-                places().for_each(|place| place.attach_returned(attached.is_ok()));
-                self.check(pattern, attached);
+                ledger.quietly(if quiet { functions.clone() } else { 0..0 }, attach);
             }
         }
         group.taken.store(false, Ordering::Release);
     }
 
     /// Puts another function in a function's place, or puts that back.
-    fn swap(&self, ledger: &'static Ledger, (number, _, by): (usize, &str, &str)) {
+    fn swap(
+        &self,
+        ledger: &'static Ledger,
+        (number, _, by): (usize, &str, &str),
+        random: &mut Rng,
+    ) {
         let Some(entry) = ledger.entry(number) else {
             return;
         };
@@ -572,7 +537,7 @@ impl Changes {
             return;
         };
         match (place.is_attached(), hook::resolve(by)) {
-            (true, _) => self.detach(place),
+            (true, _) => self.detach(ledger, number, place, random),
             (false, Ok(by)) => {
                 place.attaching(Traits::default());
                 let replaced = hook::replace(&entry.hooked, &by);
@@ -653,14 +618,13 @@ impl Changes {
         let entries = (0..ledger.len()).filter_map(|function| ledger.entry(function));
         // Those of groups and of the live patch have no hook of their own: what went wrong with these has been said.
         let patched = |number: usize| PATCHED.iter().any(|(patched, ..)| *patched == number);
-        let entries = entries.enumerate().flat_map(|(number, entry)| {
+        for (number, entry) in entries.enumerate() {
             let places = entry.places.iter().enumerate();
-            places.filter(move |(place, _)| {
-                *place != MANY && !(*place == REPLACED && patched(number))
-            })
-        });
-        for (_, place) in entries.filter(|(_, place)| place.is_attached()) {
-            self.detach(place);
+            let own = places
+                .filter(|(place, _)| *place != MANY && !(*place == REPLACED && patched(number)));
+            for (_, place) in own.filter(|(_, place)| place.is_attached()) {
+                self.detach(ledger, number, place, random);
+            }
         }
     }
 
@@ -681,6 +645,11 @@ impl Changes {
         by_way
     }
 
+    /// Hooks of which it was known exactly how many misses they had to count: nothing overlapped.
+    pub(crate) fn exact(&self) -> u64 {
+        self.exact.load(Ordering::Relaxed)
+    }
+
     /// What went wrong.
     pub(crate) fn messages(&self) -> Vec<String> {
         self.messages.lock().clone()
@@ -691,13 +660,16 @@ impl Changes {
         let by_way = self.by_way();
         let ways: Vec<_> = by_way.map(|(name, count)| format!("{count} {name}")).into();
         format!(
-            "{} attached ({}; {} of them BPF programs), {} taken off, {} found no memory, {} calls missed a hook and were counted",
+            "{} attached ({}; {} of them BPF programs), {} taken off, {} found no memory, {} calls missed a hook and were counted, {} of \
+             them by hooks whose misses are known exactly, {} hooks in all",
             by_way.iter().map(|(_, count)| count).sum::<u64>(),
             ways.join(", "),
             self.programs.load(Ordering::Relaxed),
             self.detached.load(Ordering::Relaxed),
             self.full.load(Ordering::Relaxed),
-            self.missed.load(Ordering::Relaxed)
+            self.missed.load(Ordering::Relaxed),
+            self.exactly.load(Ordering::Relaxed),
+            self.exact()
         )
     }
 }

@@ -54,10 +54,16 @@ fn mix(number: u64, arguments: &[u64]) -> u64 {
     })
 }
 
-/// The function that a nested one calls.
+/// The function that a nested one calls: its own number, and its place among all.
 const INNER: u64 = 1;
+const INNER_INDEX: usize = 0;
 
 impl Function {
+    /// Which other one it calls, by its place among all.
+    pub(crate) fn calls(&self) -> Option<usize> {
+        matches!(self.shape, Shape::Nested(_)).then_some(INNER_INDEX)
+    }
+
     /// Whether it may give its core up.
     pub(crate) fn is_sleepy(&self) -> bool {
         matches!(self.shape, Shape::Sleepy(_))
@@ -274,6 +280,8 @@ pub(crate) const PATCH: NamedPatch = NamedPatch {
     ],
     whole: &[],
 };
+
+const _: () = assert!(PAIR[INNER_INDEX].number == INNER);
 
 /// All of them, group by group.
 pub(crate) const GROUPS: [&[Function]; 7] = [PAIR, SIX, ELEVEN, WIDE, NESTED, SLEEPY, LINUX];

@@ -1,32 +1,26 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Who was hit how often, and what that should have been.
 //!
-//! Every function has a few *places* for hooks. A place counts hits by caller: `who` is the first argument of every call, and only
-//! one context of one task or core calls with a given one, one call after the other. So a caller that compares a place's count before
-//! and after its call sees exactly what this call did.
+//! Every function has a few *places* for hooks ([`place`](super::place)). A place counts hits by caller: `who` is the first argument of every
+//! call, and only one context of one task or core calls with a given one, one call after the other. So a caller that compares a place's
+//! count before and after its call sees exactly what this call did, and by the place's phase whether the call lay wholly inside an attachment.
 //!
-//! A place's phase says what may be expected. It is stored after an attach has returned, and before a detach begins:
+//! The loads are ordered with the call by DMB: `attach` returns when every core has had a context synchronisation event after the site
+//! was changed, so a core that sees the phase stored after that fetches the new site.
 //!
-//! ```text
-//!   4n free -> 4n+1 attaching -> 4n+2 attached -> 4n+3 detaching -> 4n+4 free
-//! ```
-//!
-//! A call that finds the same phase before and after it lay wholly inside an attachment, or wholly outside. The loads are ordered with
-//! the call by DMB: `attach` returns when every core has had a context synchronisation event after the site was changed, so a
-//! core that sees the phase stored after that fetches the new site.
-//!
-//! Some hooks may miss a call and have to say so: those that keep return addresses on the shadow stack, which may be full, and those of
-//! the Linux way, whose guards turn away what another context of the same core is in. A call that such a hook did not see is
-//! counted, and when the hook is taken off it must have counted as many misses at least.
+//! A function that calls another one of them is a call of both.
 
 use super::functions::{self, Function};
+use super::place::{Look, Place};
 use crate::arch::lock::Swap;
 use crate::arch::{cpu, irq, switch, timer};
 use crate::context::{self, Context};
 use crate::hook::{self, ResolveError};
+use crate::sched;
 use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
+use core::ops::Range;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use fastrand::Rng;
 
@@ -51,171 +45,6 @@ pub(crate) const PLACES: usize = REPLACED + 1;
 /// What a hook that skips functions makes them return, beside `who` and the value.
 pub(crate) const SKIPPED: u64 = 0x5349_5050_4544_0000;
 
-/// What is to be expected of a hook.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub(crate) struct Traits {
-    /// It is hit twice by a whole call, not once.
-    pub twice: bool,
-    /// It skips the function.
-    pub skips: bool,
-    /// It may miss a call, which it then counts.
-    pub may_miss: bool,
-}
-
-impl Traits {
-    fn bits(self) -> u64 {
-        u64::from(self.twice) | u64::from(self.skips) << 1 | u64::from(self.may_miss) << 2
-    }
-
-    fn of(bits: u64) -> Traits {
-        Traits {
-            twice: bits & 1 != 0,
-            skips: bits & 2 != 0,
-            may_miss: bits & 4 != 0,
-        }
-    }
-}
-
-/// The low bits of a place's missed hits are their count, those above it which attachment missed them, modulo what fits.
-const MISSED_BITS: u32 = 40;
-
-/// What a caller sees of a place.
-#[derive(Clone, Copy)]
-struct Look {
-    phase: u64,
-    hits: u64,
-    traits: Traits,
-}
-
-/// A place for a hook.
-pub(crate) struct Place {
-    phase: AtomicU64,
-    /// Whoever attaches or detaches here.
-    taken: AtomicBool,
-    /// What is attached: [`Traits`] as bits.
-    traits: AtomicU64,
-    /// Hits that whole calls missed, below the number of the attachment that they missed ([`MISSED_BITS`]).
-    missed: AtomicU64,
-    /// The hook's number while one is attached.
-    pub(crate) hook: AtomicU64,
-    hits: [AtomicU64; CALLERS],
-}
-
-impl Place {
-    const fn new() -> Place {
-        Place {
-            phase: AtomicU64::new(0),
-            taken: AtomicBool::new(false),
-            traits: AtomicU64::new(0),
-            missed: AtomicU64::new(0),
-            hook: AtomicU64::new(0),
-            hits: [const { AtomicU64::new(0) }; CALLERS],
-        }
-    }
-
-    /// One hit by a caller; calls that hooks make are not counted. Whether it was.
-    #[inline(always)]
-    pub(crate) fn hit(&self, who: u64) -> bool {
-        let hits = self.hits.get(who as usize);
-        if let Some(hits) = hits {
-            // Only this caller's context writes it.
-            hits.store(hits.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
-        }
-        hits.is_some()
-    }
-
-    /// Where it is in its life, of a place that was taken: 0 free, 1 attaching, 2 attached, 3 detaching.
-    pub(crate) fn stage(&self) -> u64 {
-        self.phase.load(Ordering::Relaxed) % 4
-    }
-
-    /// Hits that calls missed since the hook was attached.
-    pub(crate) fn missed(&self) -> u64 {
-        self.missed.load(Ordering::Acquire) & ((1 << MISSED_BITS) - 1)
-    }
-
-    /// A call that lay wholly inside the attachment of this phase missed it so often. Of one that is over by now nobody asks.
-    fn miss(&self, phase: u64, hits: u64) {
-        let which = attachment(phase);
-        let same = |missed: u64| (missed >> MISSED_BITS == which).then_some(missed + hits);
-        let _ = self
-            .missed
-            .fetch_update(Ordering::Release, Ordering::Relaxed, same);
-    }
-
-    /// Takes the place for a change; false if someone else has it.
-    pub(crate) fn take(&self) -> bool {
-        !self.taken.swap(true, Ordering::Acquire)
-    }
-
-    /// Gives it back.
-    pub(crate) fn give_back(&self) {
-        self.taken.store(false, Ordering::Release);
-    }
-
-    /// Whether something is attached. Of a place that was taken.
-    pub(crate) fn is_attached(&self) -> bool {
-        self.stage() == 2
-    }
-
-    /// An attach of something of these traits begins.
-    pub(crate) fn attaching(&self, traits: Traits) {
-        let which = attachment(self.phase.load(Ordering::Relaxed));
-        self.missed.store(which << MISSED_BITS, Ordering::Relaxed);
-        self.traits.store(traits.bits(), Ordering::Relaxed);
-        self.step(1);
-    }
-
-    /// The attach that began has returned: whether something is attached now.
-    pub(crate) fn attach_returned(&self, attached: bool) {
-        self.step(if attached { 1 } else { 3 });
-    }
-
-    /// A detach begins.
-    pub(crate) fn detaching(&self) {
-        self.step(1);
-    }
-
-    /// The detach that began has returned: whether it is off now.
-    pub(crate) fn detach_returned(&self, detached: bool) {
-        self.step(if detached { 1 } else { 3 });
-    }
-
-    fn step(&self, by: u64) {
-        self.phase.fetch_add(by, Ordering::SeqCst);
-    }
-
-    /// What a caller sees before a call: the phase first, so that what belongs to it is not older.
-    fn before(&self, who: u64) -> Look {
-        let phase = self.phase.load(Ordering::Acquire);
-        self.look(who, phase)
-    }
-
-    /// What a caller sees after a call: the phase last, so that what belongs to it is not younger.
-    fn after(&self, who: u64) -> Look {
-        let look = self.look(who, 0);
-        fence(Ordering::Acquire);
-        Look {
-            phase: self.phase.load(Ordering::Relaxed),
-            ..look
-        }
-    }
-
-    fn look(&self, who: u64, phase: u64) -> Look {
-        let hits = self.hits.get(who as usize);
-        Look {
-            phase,
-            hits: hits.map_or(0, |hits| hits.load(Ordering::Relaxed)),
-            traits: Traits::of(self.traits.load(Ordering::Relaxed)),
-        }
-    }
-}
-
-/// The number of the attachment that a phase belongs to, as far as it fits beside a count.
-fn attachment(phase: u64) -> u64 {
-    (phase / 4) & ((1 << (u64::BITS - MISSED_BITS)) - 1)
-}
-
 /// The account of the run, for those who are called without being told of one.
 pub(crate) static LEDGER: Swap<Ledger> = Swap::new();
 
@@ -232,11 +61,15 @@ pub(crate) fn cookie(function: usize, place: usize) -> u64 {
     (function * PLACES + place) as u64
 }
 
-/// A BPF program was hit at the place of that number, by `who`, or whoever runs here. Whether that counts.
-pub(crate) fn program_hit(cookie: u64, who: u64) -> bool {
+/// A BPF program was hit at the place of that number, by `who`, or whoever runs here; `replaced`: it says so by a function that takes the
+/// place of its own. Whether that counts.
+pub(crate) fn program_hit(cookie: u64, who: u64, replaced: bool) -> bool {
     let Some(ledger) = LEDGER.get() else {
         return false;
     };
+    if replaced {
+        ledger.by_replaced.fetch_add(1, Ordering::Relaxed);
+    }
     let who = match who {
         u64::MAX => ledger.here(),
         who => who,
@@ -245,6 +78,15 @@ pub(crate) fn program_hit(cookie: u64, who: u64) -> bool {
     let entry = ledger.entry(function);
     let place = entry.and_then(|entry| entry.places.get(place));
     place.is_some_and(|place| place.hit(who))
+}
+
+/// Whether a call reached a function.
+#[derive(Clone, Copy)]
+enum Called {
+    /// What called it was skipped.
+    No,
+    /// It did; or, if so, a hook skipped it.
+    Yes(bool),
 }
 
 /// What was wrong.
@@ -276,6 +118,29 @@ pub(crate) struct Entry {
     pub(crate) function: &'static Function,
     pub(crate) hooked: hook::Function,
     pub(crate) places: [Place; PLACES],
+    /// How many want it not to be called for a while.
+    closed: AtomicU64,
+}
+
+impl Entry {
+    fn before(&self, who: u64) -> [Look; PLACES] {
+        self.places.each_ref().map(|place| place.before(who))
+    }
+
+    fn after(&self, who: u64) -> [Look; PLACES] {
+        self.places.each_ref().map(|place| place.after(who))
+    }
+}
+
+/// What the places of a function say of a call.
+#[derive(Clone, Copy, Default)]
+struct Checked {
+    /// How many were attached or free all the time.
+    certain: u64,
+    /// A hook that skips the function was hit.
+    may_skip: bool,
+    /// And was attached all the time.
+    must_skip: bool,
 }
 
 /// The whole account.
@@ -292,6 +157,10 @@ pub(crate) struct Ledger {
     tasks: [AtomicU64; TASKS],
     /// How many calls a caller is in that a hook makes in his context.
     within_hooks: [AtomicU64; CALLERS],
+    /// Which function a caller is in, by its number and 1; 0 for none.
+    inside: [AtomicU64; CALLERS],
+    /// Hits that programs told of by a replaced function of theirs.
+    by_replaced: AtomicU64,
 }
 
 impl Ledger {
@@ -305,6 +174,7 @@ impl Ledger {
                 function,
                 hooked: hook::resolve(function.name)?,
                 places: [const { Place::new() }; PLACES],
+                closed: AtomicU64::new(0),
             })
         };
         let functions = functions::all().map(entry).collect::<Result<Vec<_>, _>>()?;
@@ -324,6 +194,8 @@ impl Ledger {
             certain: [const { AtomicU64::new(0) }; CALLERS],
             tasks: [const { AtomicU64::new(0) }; TASKS],
             within_hooks: [const { AtomicU64::new(0) }; CALLERS],
+            inside: [const { AtomicU64::new(0) }; CALLERS],
+            by_replaced: AtomicU64::new(0),
         }))
     }
 
@@ -357,20 +229,47 @@ impl Ledger {
         if by_itself { who } else { FROM_HOOK }
     }
 
-    /// A hook makes calls of its own in `work`.
-    pub(crate) fn within_hook(&self, work: impl FnOnce()) {
+    /// A hook calls this function in `work`: nobody checks that call, and what is attached there perhaps missed it.
+    pub(crate) fn within_hook(&self, function: usize, work: impl FnOnce()) {
         let caller = self.caller();
         let within = caller.and_then(|who| self.within_hooks.get(who as usize));
         // Only this caller's context writes it; what interrupts it counts for itself.
         let add = |by: i64| {
             if let Some(within) = within {
                 let now = within.load(Ordering::Relaxed).wrapping_add_signed(by);
-                within.store(now, Ordering::Relaxed);
+                within.store(now, Ordering::Release);
             }
         };
         add(1);
         work();
+        let entries = self.called_by(function).filter_map(|f| self.entry(f));
+        entries
+            .flat_map(|entry| &entry.places)
+            .for_each(Place::perhaps);
         add(-1);
+    }
+
+    /// A function, and the other one that it calls.
+    fn called_by(&self, function: usize) -> impl Iterator<Item = usize> {
+        let inner = self.entry(function).and_then(|e| e.function.calls());
+        [Some(function), inner].into_iter().flatten()
+    }
+
+    /// How many calls of these functions are under way that nothing is noted of yet. A miss that was counted before this is asked belongs to
+    /// one of these, or is noted.
+    pub(crate) fn under_way(&self, is_one: impl Fn(usize) -> bool) -> u64 {
+        // With the one before each call: who reads a count that a call has raised sees that the call is under way.
+        fence(Ordering::SeqCst);
+        let callers = self.inside.iter().zip(&self.within_hooks);
+        let calls = callers.map(|(inside, within)| {
+            let function = (inside.load(Ordering::Acquire) as usize).checked_sub(1);
+            let concerned = function.is_some_and(|f| self.called_by(f).any(&is_one));
+            match concerned {
+                true => 1 + within.load(Ordering::Acquire),
+                false => 0,
+            }
+        });
+        calls.sum()
     }
 
     /// How many functions there are.
@@ -405,59 +304,130 @@ impl Ledger {
         self.entry(self.number(address)?)
     }
 
-    /// Calls a function and checks what comes of it. Any context, as long as `who` is this context's own: no lock, no
+    /// Does something while none of these functions is called. Task context; hooks may come and go there by others.
+    pub(crate) fn quietly<T>(&self, functions: Range<usize>, work: impl FnOnce() -> T) -> T {
+        let entries = || self.functions.get(functions.clone()).unwrap_or_default();
+        for entry in entries() {
+            entry.closed.fetch_add(1, Ordering::Relaxed);
+        }
+        // The fence in `under_way` orders this with the one before each call: who does not see the function closed is seen under way.
+        while self.under_way(|function| functions.contains(&function)) != 0 {
+            sched::yield_now();
+        }
+        let done = work();
+        for entry in entries() {
+            entry.closed.fetch_sub(1, Ordering::Release);
+        }
+        done
+    }
+
+    /// Calls a function and checks what comes of it, unless it is closed ([`quietly`](Self::quietly)). Any context, as long as `who` is this context's own: no lock, no
     /// allocation.
     pub(crate) fn call(&self, index: usize, who: u64, value: u64) {
-        let Some(Entry {
-            function, places, ..
-        }) = self.entry(index)
-        else {
+        let Some(entry) = self.entry(index) else {
             return;
         };
-        let before = places.each_ref().map(|place| place.before(who));
+        let inner = entry.function.calls();
+        let inner = inner.and_then(|number| Some((number, self.entry(number)?)));
+        let inside = |function: u64| {
+            if let Some(inside) = self.inside.get(who as usize) {
+                inside.store(function, Ordering::Release);
+            }
+        };
+        inside(index as u64 + 1);
         fence(Ordering::SeqCst);
-        let (result, expected) = function.call(who, value);
+        let mut entries = self.called_by(index).filter_map(|f| self.entry(f));
+        if entries.any(|entry| entry.closed.load(Ordering::Acquire) != 0) {
+            inside(0);
+            return;
+        }
+        let before = entry.before(who);
+        let inner_before = inner.map(|(_, inner)| inner.before(who));
         fence(Ordering::SeqCst);
-        let (mut may_skip, mut must_skip) = (false, false);
+        let (result, expected) = entry.function.call(who, value);
+        fence(Ordering::SeqCst);
         let skipped = result == SKIPPED ^ who ^ value;
-        let mut certain = 0;
-        for (number, (place, before)) in places.iter().zip(before).enumerate() {
-            let after = place.after(who);
+        let own = self.check((index, entry), before, who, |may_skip| {
+            Called::Yes(may_skip && skipped)
+        });
+        let mut certain = own.certain;
+        if let (Some(inner), Some(before)) = (inner, inner_before) {
+            let called = match skipped && own.may_skip {
+                true => Called::No,
+                false => Called::Yes(false),
+            };
+            certain += self.check(inner, before, who, |_| called).certain;
+        }
+        if !(skipped && own.may_skip || result == expected && !own.must_skip) {
+            self.note(Wrong::Result, index, who, result, expected);
+        }
+        // All is noted.
+        inside(0);
+        for (counts, more) in [(&self.calls, 1), (&self.certain, certain)] {
+            if let Some(count) = counts.get(who as usize) {
+                count.store(count.load(Ordering::Relaxed) + more, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Whether a function's places were hit as they should by a call of it, or while it was not called: `called` says that, told whether a
+    /// hook was hit that skips it.
+    fn check(
+        &self,
+        (index, entry): (usize, &Entry),
+        before: [Look; PLACES],
+        who: u64,
+        called: impl Fn(bool) -> Called,
+    ) -> Checked {
+        let after = entry.after(who);
+        // Whether nothing at all was changed on the function meanwhile.
+        let still = before.iter().zip(&after).all(|(b, a)| b.is_still(a));
+        let mut checked = Checked::default();
+        let looks = entry.places.iter().zip(before.iter().zip(&after));
+        for (number, (place, (before, after))) in looks.enumerate() {
             let hit = after.hits.wrapping_sub(before.hits);
             // The same phase before and after: then so were the traits.
             let (phase, traits) = (before.phase, before.traits);
             let same = phase == after.phase;
             let whole = if traits.twice { 2 } else { 1 };
             if (traits.skips || after.traits.skips) && hit != 0 {
-                (may_skip, must_skip) = (true, must_skip || same && traits.skips);
+                checked.may_skip = true;
+                checked.must_skip |= same && traits.skips;
             }
-            let wrong = match (same, phase % 4) {
+            let called = called(checked.may_skip);
+            let wrong = match (called, same, phase % 4) {
+                (Called::No, _, _) if hit > 0 => Some(Wrong::Stray),
+                (Called::No, _, _) => None,
                 // What takes the place of a function that is skipped is skipped with it.
-                (true, 2) if number == REPLACED && may_skip && skipped => None,
-                (true, 2) if hit < whole && traits.may_miss => {
+                (Called::Yes(true), true, 2) if number == REPLACED => None,
+                (_, true, 2) if hit < whole && traits.may_miss && (still || !traits.by_image) => {
                     place.miss(phase, whole - hit);
                     None
                 }
-                (true, 2) if hit < whole => Some(Wrong::Lost),
-                (true, 2) if hit > whole => Some(Wrong::Double),
-                (true, 0) if hit > 0 => Some(Wrong::Stray),
+                (_, true, 2) if hit < whole && traits.may_miss => {
+                    place.perhaps();
+                    None
+                }
+                (_, true, 2) if hit < whole => Some(Wrong::Lost),
+                (_, true, 2) if hit > whole => Some(Wrong::Double),
+                (_, true, 2) => None,
+                (_, true, 0) if hit > 0 => Some(Wrong::Stray),
+                (_, true, 0) => None,
                 // It may have been off and on again in the meantime, but a call meets one image.
-                (false, _) if hit > 2 => Some(Wrong::Double),
-                _ => None,
+                _ if hit > 2 => Some(Wrong::Double),
+                _ => {
+                    if hit == 0 {
+                        place.perhaps();
+                    }
+                    None
+                }
             };
-            certain += u64::from(same && phase.is_multiple_of(2));
+            checked.certain += u64::from(same && phase.is_multiple_of(2));
             if let Some(wrong) = wrong {
                 self.note(wrong, index, who, hit, number as u64);
             }
         }
-        if !(skipped && may_skip || result == expected && !must_skip) {
-            self.note(Wrong::Result, index, who, result, expected);
-        }
-        for (counts, more) in [(&self.calls, 1), (&self.certain, certain)] {
-            if let Some(count) = counts.get(who as usize) {
-                count.store(count.load(Ordering::Relaxed) + more, Ordering::Relaxed);
-            }
-        }
+        checked
     }
 
     fn note(&self, wrong: Wrong, function: usize, who: u64, found: u64, other: u64) {
@@ -485,6 +455,11 @@ impl Ledger {
                 .sum()
         };
         (sum(&self.calls), sum(&self.certain))
+    }
+
+    /// Hits that programs told of by a replaced function of theirs.
+    pub(crate) fn by_replaced(&self) -> u64 {
+        self.by_replaced.load(Ordering::Relaxed)
     }
 
     /// Calls that were checked in a context that interrupts tasks, on all cores.

@@ -8,7 +8,9 @@
 mod changes;
 mod functions;
 mod ledger;
+mod place;
 mod storm;
+mod ways;
 
 use crate::arch::timer;
 use crate::command_line::Options;
@@ -181,7 +183,12 @@ fn done(ledger: &Ledger, changes: &Changes) -> Vec<(&'static str, u64)> {
         ("calls in NMI", Context::Nmi),
     ];
     let calls = contexts.map(|(name, context)| (name, ledger.calls_in(context)));
-    changes.by_way().into_iter().chain(calls).collect()
+    let others = [
+        ("hits by a replaced function", ledger.by_replaced()),
+        ("hooks whose misses are known exactly", changes.exact()),
+    ];
+    let ways = changes.by_way().into_iter();
+    ways.chain(calls).chain(others).collect()
 }
 
 /// What a run did not do once.
