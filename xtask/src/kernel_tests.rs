@@ -196,13 +196,32 @@ fn list(options: &MachineOptions, boot: &Boot, rooms: Option<&String>) -> Outcom
     }
 }
 
+/// Runs the tests whose names contain `filter` on all machines; those that take one core here side by side.
+pub(crate) fn run_all(boot: &Boot, filter: Option<&str>, report: &mut Report) {
+    let (single, parallel): (Vec<_>, Vec<_>) = matrix().into_iter().partition(takes_one_core);
+    for options in parallel {
+        run(&options, boot, filter, report);
+    }
+    let one = |options: &MachineOptions| {
+        let mut report = Report::default();
+        run(options, boot, filter, &mut report);
+        report
+    };
+    for pair in single.chunks(2) {
+        match pair {
+            [first, second] => report.both(|| one(first), || one(second)),
+            rest => rest.iter().for_each(|o| run(o, boot, filter, report)),
+        }
+    }
+}
+
+/// Whether a machine keeps one core busy here: its own cores take turns, or it has one.
+fn takes_one_core(options: &MachineOptions) -> bool {
+    !options.parallel || options.cpus == Some(1)
+}
+
 /// Runs the tests whose names contain `filter` on one machine.
-pub(crate) fn run(
-    options: &MachineOptions,
-    boot: &Boot,
-    filter: Option<&str>,
-    report: &mut Report,
-) {
+fn run(options: &MachineOptions, boot: &Boot, filter: Option<&str>, report: &mut Report) {
     let machine = crate::machine::qemu_version().and_then(|version| options.machine(version));
     let machine = match machine {
         Ok(machine) => machine,

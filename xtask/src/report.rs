@@ -2,6 +2,8 @@
 //! Test results as they come, and the line at the end.
 
 use std::fmt;
+use std::sync::Mutex;
+use std::thread;
 use std::time::{Duration, Instant};
 
 /// How a test ended.
@@ -58,6 +60,51 @@ impl Report {
         self.add(name, verdict, Some(start.elapsed()));
     }
 
+    /// Runs tests that take a core each, two at a time; results come as they end.
+    pub(crate) fn run_in_pairs<E: fmt::Display, T>(&mut self, tests: Vec<(String, T)>)
+    where
+        T: FnOnce() -> Result<(), E> + Send,
+    {
+        let tests = Mutex::new(tests.into_iter());
+        let next = || tests.lock().ok()?.next();
+        let work = || {
+            let mut report = Report::default();
+            while let Some((name, test)) = next() {
+                report.run(&name, test);
+            }
+            report
+        };
+        self.both(work, work);
+    }
+
+    /// Does both at once, and counts the results of both.
+    pub(crate) fn both(
+        &mut self,
+        first: impl FnOnce() -> Report + Send,
+        second: impl FnOnce() -> Report,
+    ) {
+        let (first, second) = thread::scope(|scope| {
+            let first = scope.spawn(first);
+            let second = second();
+            (first.join(), second)
+        });
+        self.join(second);
+        match first {
+            Ok(first) => self.join(first),
+            Err(_) => self.add(
+                "tests side by side",
+                Verdict::Failed("    one of them panicked; its message is above".into()),
+                None,
+            ),
+        }
+    }
+
+    fn join(&mut self, other: Report) {
+        self.passed += other.passed;
+        self.skipped += other.skipped;
+        self.failures.extend(other.failures);
+    }
+
     /// Whether anything failed.
     pub(crate) fn has_failures(&self) -> bool {
         !self.failures.is_empty()
@@ -99,5 +146,23 @@ mod tests {
         report.run("c", || Err("broken"));
         assert_eq!(report.close(), "failed: c\n1 passed, 1 failed, 1 skipped");
         assert!(report.has_failures() && report.len() == 3);
+    }
+
+    #[test]
+    fn pairs_are_all_run_and_counted() {
+        let mut report = Report::default();
+        let tests = (0..9).map(|n| {
+            let test = move || if n == 4 { Err("broken") } else { Ok(()) };
+            (n.to_string(), test)
+        });
+        report.run_in_pairs(tests.collect());
+        assert_eq!(report.close(), "failed: 4\n8 passed, 1 failed");
+    }
+
+    #[test]
+    fn a_panic_beside_another_test_is_a_failure() {
+        let mut report = Report::default();
+        report.both(|| panic!("on purpose"), Report::default);
+        assert!(report.has_failures());
     }
 }

@@ -133,9 +133,7 @@ pub(crate) fn run(workspace: &Workspace, filter: Option<&str>, only: &[Kind]) ->
                     interop::run(workspace, |name| fits(name, filter), &mut report);
                 }
                 if wanted(Kind::Kernel) {
-                    for options in kernel_tests::matrix() {
-                        kernel_tests::run(&options, &boot, filter, &mut report);
-                    }
+                    kernel_tests::run_all(&boot, filter, &mut report);
                 }
                 if wanted(Kind::Console) {
                     console_tests(workspace, &boot, filter, &mut report)?;
@@ -343,12 +341,15 @@ fn fuzz_tests(workspace: &Workspace, filter: Option<&str>, report: &mut Report) 
     match fuzz::Fuzzers::build(workspace) {
         Err(error) => report.add("fuzz", Verdict::Failed(format!("    {error}")), None),
         Ok(fuzzers) => {
-            for (target, runs) in targets {
-                let limit = fuzz::Limit::Runs(runs);
-                report.run(&name(target), || {
-                    fuzzers.run(target, limit, FUZZ_SEED).map(|_| ())
-                });
-            }
+            let fuzzers = &fuzzers;
+            let tests = targets.into_iter().map(|(target, runs)| {
+                let run = move || {
+                    let ran = fuzzers.run(target, fuzz::Limit::Runs(runs), FUZZ_SEED);
+                    ran.map(|_| ())
+                };
+                (name(target), run)
+            });
+            report.run_in_pairs(tests.collect());
         }
     }
 }
@@ -369,14 +370,13 @@ fn console_tests(
     report: &mut Report,
 ) -> Outcome<()> {
     let folder = workspace.root.join(TRANSCRIPTS);
-    for path in files::list(&folder, false)? {
+    let tests = files::list(&folder, false)?.into_iter().map(|path| {
         let stem = path.file_stem().and_then(OsStr::to_str).unwrap_or_default();
         let name = format!("console/{stem}");
-        if !fits(&name, filter) {
-            continue;
-        }
-        report.run(&name, || console_test(workspace, boot, &path));
-    }
+        (name, move || console_test(workspace, boot, &path))
+    });
+    let tests = tests.filter(|(name, _)| fits(name, filter));
+    report.run_in_pairs(tests.collect());
     Ok(())
 }
 
