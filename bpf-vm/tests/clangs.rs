@@ -40,7 +40,7 @@ const OWN: [&str; 8] = [
     "switch",
 ];
 /// The samples that are not tried, and why.
-const OF_ONE_KERNEL: [(&str, &str); 7] = [
+const OF_ONE_KERNEL: [(&str, &str); 8] = [
     ("cores", "it reads a variable that only Springboard has"),
     ("offered", "it calls functions that only Springboard has"),
     ("page_in", "it reads a variable that only Springboard has"),
@@ -54,6 +54,10 @@ const OF_ONE_KERNEL: [(&str, &str); 7] = [
         "it calls functions that only a kernel with sessions has",
     ),
     ("torture", "it calls functions that only Springboard has"),
+    (
+        "torture_replace",
+        "it calls functions that only Springboard has",
+    ),
 ];
 /// Programs whose result is a number that a compiler chose.
 const CHOSEN: [&str; 1] = ["local_id"];

@@ -138,6 +138,7 @@ fn samples_load() {
                     ("session.bpf.c", "bpf_session_"),
                     ("replace.bpf.c", "springboard_"),
                     ("torture.bpf.c", "springboard_"),
+                    ("torture_replace.bpf.c", "springboard_"),
                 ];
                 let of_kernel = |(file, symbol): &(&str, &str)| {
                     source.ends_with(file) && error.to_string().contains(symbol)
