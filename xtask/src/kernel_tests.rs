@@ -321,11 +321,33 @@ fn refusal(error: &MachineError) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::path::Path;
 
     fn after(lines: &[&str]) -> Boots {
         let mut boots = Boots::default();
         lines.iter().for_each(|line| boots.line(line));
         boots
+    }
+
+    /// docs/tests.md says which tests show what.
+    #[test]
+    fn the_tests_of_the_tables_exist() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        let sources = std::fs::read_dir(root.join("kernel/src/tests")).unwrap();
+        let sources: String = sources
+            .map(|file| std::fs::read_to_string(file.unwrap().path()).unwrap())
+            .collect();
+        let tables = std::fs::read_to_string(root.join("docs/tests.md")).unwrap();
+        let is_name = |text: &&str| {
+            let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+            text.split_once('.')
+                .is_some_and(|(room, test)| room.chars().all(plain) && test.chars().all(plain))
+        };
+        let names: Vec<_> = tables.split('`').filter(is_name).collect();
+        assert!(names.len() > 50, "{names:?}");
+        for name in names {
+            assert!(sources.contains(&format!("\"{name}\"")), "{name}");
+        }
     }
 
     #[test]
