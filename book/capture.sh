@@ -58,6 +58,8 @@ shell exit-modify.txt 'attach hooks/fentry_empty workload_call word' 'attach hoo
     'attach hooks/fexit_empty workload_call word' 'show workload_call' 'hooks' 'detach 3' \
     'detach workload_call' 'integrity'
 shell recursion.txt 'attach again workload_call native' 'attach count workload_call' 'call 100' 'hooks' 'map dump count.calls'
+shell recursion-helper.txt 'attach recursion/probe workload_call linux-kprobe' 'call 100' 'hooks' 'map dump recursion.counts' 'detach 1' \
+    'attach recursion/at_entry workload_call none'
 command recursion-trap.txt '! cargo xtask run crash=hook-allocates'
 command grace-stall.txt 'cargo xtask run -- test test=grace.a_stall_shows_where_the_task_is'
 command grace-torture.txt 'cargo xtask torture --minutes 1'

@@ -40,7 +40,7 @@ const OWN: [&str; 8] = [
     "switch",
 ];
 /// The samples that are not tried, and why.
-const OF_ONE_KERNEL: [(&str, &str); 8] = [
+const OF_ONE_KERNEL: [(&str, &str); 9] = [
     ("cores", "it reads a variable that only Springboard has"),
     ("offered", "it calls functions that only Springboard has"),
     ("page_in", "it reads a variable that only Springboard has"),
@@ -53,6 +53,7 @@ const OF_ONE_KERNEL: [(&str, &str); 8] = [
         "session",
         "it calls functions that only a kernel with sessions has",
     ),
+    ("recursion", "it calls functions that only Springboard has"),
     ("torture", "it calls functions that only Springboard has"),
     (
         "torture_replace",

@@ -137,6 +137,7 @@ fn samples_load() {
                     ("page_in.bpf.c", "springboard_"),
                     ("session.bpf.c", "bpf_session_"),
                     ("replace.bpf.c", "springboard_"),
+                    ("recursion.bpf.c", "springboard_"),
                     ("torture.bpf.c", "springboard_"),
                     ("torture_replace.bpf.c", "springboard_"),
                 ];

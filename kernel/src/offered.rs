@@ -3,7 +3,9 @@
 
 use crate::arch::{callee, cpu, probe, switch, timer};
 use crate::mm::layout::{PAGE, SLOW};
+use crate::mm::stack;
 use crate::sched::Mutex;
+use crate::workload::workload_call;
 use crate::{symbols, torture};
 use alloc::boxed::Box;
 use alloc::format;
@@ -103,6 +105,28 @@ pub(crate) extern "C" fn springboard_torture_hit(place: u64, who: u64, replaced:
     torture::program_hit(place, who, replaced != 0).into()
 }
 
+/// Calls `workload_call(a, b)`, which can be hooked: what becomes of a program whose helper calls what it hooks. Everything else that
+/// programs call reaches no function that can be hooked (`cargo xtask audit`; this is the one exception in linker/audit.rules). So
+/// whoever calls it has a guard, or is not attached (bpf/attach.rs), and what a hit takes of the stack from here on is not part of any
+/// sum: -12 (`ENOMEM`), and no call, unless all is there that the first hit found ([`stack::is_whole`]).
+#[expect(
+    unsafe_code,
+    reason = "programs in C name it, and its type is in the BTF under that name"
+)]
+#[unsafe(no_mangle)]
+#[inline(never)] // linker/audit.rules names it
+pub(crate) extern "C" fn springboard_workload_call(a: u64, b: u64) -> i64 {
+    match stack::is_whole() {
+        true => workload_call(a, b).cast_signed(),
+        false => ENOMEM,
+    }
+}
+
+/// As engines call it.
+extern "C" fn call_workload_call(a: u64, b: u64, _: u64, _: u64, _: u64) -> u64 {
+    springboard_workload_call(a, b).cast_unsigned()
+}
+
 /// As engines call it.
 extern "C" fn call_torture_hit(place: u64, who: u64, replaced: u64, _: u64, _: u64) -> u64 {
     springboard_torture_hit(place, who, replaced)
@@ -144,6 +168,13 @@ static FUNCTIONS: &[Helper] = &[
     ),
     Helper::new(
         0,
+        WORKLOAD_CALL,
+        &[Argument::Scalar, Argument::Scalar],
+        Returns::Scalar,
+        Function::Plain(call_workload_call),
+    ),
+    Helper::new(
+        0,
         SESSION_IS_RETURN,
         &[Argument::Context],
         Returns::Scalar,
@@ -165,13 +196,21 @@ static FUNCTIONS: &[Helper] = &[
     ),
 ];
 
-/// Linux's `E2BIG` and `EFAULT`, as a program sees them.
+/// Linux's `E2BIG`, `ENOMEM` and `EFAULT`, as a program sees them.
 const E2BIG: i64 = -7;
+pub(crate) const ENOMEM: i64 = -12;
 const EFAULT: i64 = -14;
 
 const SESSION_IS_RETURN: &str = "bpf_session_is_return";
 const SESSION_COOKIE: &str = "bpf_session_cookie";
 const CALL_ORIGINAL: &str = "springboard_call_original";
+const WORKLOAD_CALL: &str = "springboard_workload_call";
+
+/// Whether a program calls what calls a function that can be hooked.
+pub(crate) fn reaches_a_site(program: &ValidatedProgram) -> bool {
+    let mut names = program.kfuncs().iter().map(|kfunc| kfunc.name);
+    names.any(|name| name == WORKLOAD_CALL)
+}
 
 /// Whether a program calls what only one of kind freplace may.
 pub(crate) fn asks_for_original(program: &ValidatedProgram) -> bool {
@@ -185,6 +224,11 @@ pub(crate) fn asks_for_original(program: &ValidatedProgram) -> bool {
 pub(crate) fn asks_for_session(program: &ValidatedProgram) -> bool {
     let mut names = program.kfuncs().iter().map(|kfunc| kfunc.name);
     names.any(|name| [SESSION_IS_RETURN, SESSION_COOKIE].contains(&name))
+}
+
+/// All kernel functions that programs may call.
+pub(crate) fn functions() -> &'static [Helper] {
+    FUNCTIONS
 }
 
 /// Maps that objects share by name.

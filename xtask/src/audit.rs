@@ -478,6 +478,12 @@ pub(crate) fn breach_is_found(workspace: &Workspace) -> Outcome<()> {
             what: "reaches a site: ",
             by: "springboard::slow::page_in",
         },
+        // So has what the one kernel function may call that shows what comes of it.
+        Case {
+            edit: |rules| without(rules, "allow springboard_workload_call "),
+            what: "reaches a site: ",
+            by: "workload_call",
+        },
     ];
     let elf = kernel::build(workspace)?;
     let (linked, set, _) = image::examine(workspace, &elf)?;

@@ -111,6 +111,7 @@ pub(crate) fn attach_at(
         // Linux's guards are part of its ways.
         WayIn::LinuxKprobe | WayIn::Linux(_) => settings.protection.unwrap_or_default(),
     };
+    guarded(spec, &whole, how, protection)?;
     let asked = settings.protection;
     let settings = Settings {
         protection: Some(protection),
@@ -186,6 +187,25 @@ pub(super) fn needed(asked: Option<Protection>, whole: &Whole<'_>) -> Protection
         true => Protection::default(),
         false => Protection::None,
     })
+}
+
+/// Whether a program has a guard, hooked in so, if it or what it may become calls what may bring it back to itself.
+pub(super) fn guarded(
+    spec: &str,
+    whole: &Whole<'_>,
+    how: How,
+    protection: Protection,
+) -> Result<(), BpfError> {
+    if how.is_guarded(protection) || !whole.programs().any(offered::reaches_a_site) {
+        return Ok(());
+    }
+    let why = format!(
+        "the program calls springboard_workload_call, which calls a function that can be hooked, and with the guard {} nothing would \
+         turn it away when that is its own: attach it with the guard word or context, or with none named",
+        protection.name()
+    );
+    let object = spec.into();
+    Err(BpfError::Refused { object, why })
 }
 
 /// Whether a program, and what it may become, reads no more of its context than there is at this place.

@@ -10,7 +10,7 @@
 //!
 //! Locks: the hooks' one, then [`PLACED`].
 
-use super::attach::{allowed, needed};
+use super::attach::{allowed, guarded, needed};
 use super::tail::Whole;
 use super::{BpfError, Engine, Loaded, runnable};
 use crate::hook::{
@@ -107,6 +107,7 @@ impl Placed {
             ..self.point
         };
         let made = allowed
+            .and_then(|()| guarded(&self.spec, &whole, how, point.protection))
             .and_then(|()| runnable(&self.spec, Arc::new(program), self.engine, how.shape()));
         let made = made.map_err(|e| unfit(e.to_string()))?;
         hook::exchange(engine, self.id, &self.function, point, made)

@@ -80,6 +80,24 @@ impl How {
         }
     }
 
+    /// Whether a program that is hooked in so is turned away while it is active itself, whatever it calls.
+    pub(crate) fn is_guarded(self, protection: Protection) -> bool {
+        match self {
+            // Linux's guards are part of these ways, whatever is asked for.
+            How::Probe(_, ProbeWay::Breakpoint) => true,
+            How::Linux(
+                Way::List { .. } | Way::CallOps { .. } | Way::Fprobe | Way::FprobeExit,
+                _,
+            ) => true,
+            How::Trampoline(_)
+            | How::Probe(_, ProbeWay::Detour)
+            | How::Many { .. }
+            | How::Linux(Way::Trampoline, _) => {
+                matches!(protection, Protection::Program | Protection::Context)
+            }
+        }
+    }
+
     /// At what a name stands for: a function, an instruction (`FUNCTION+OFFSET`), or all functions that a pattern fits (of Linux's
     /// ways by fprobe).
     pub(crate) fn at(self, name: &str) -> Result<At, HookError> {

@@ -16,6 +16,18 @@ pub(crate) const HOOK_RESERVE: usize = STACK_SIZE / 4 * 3;
 /// a program blocks, what it blocks by may be hit, and so may the function that a program calls in whose place it is.
 pub(crate) const HIT_LIMIT: usize = HOOK_RESERVE / (CONTEXTS + 2);
 
+/// What must be left of a stack for a hook to call a function that can be hooked itself: the reserve as a whole, and half of what is the
+/// kernel's. What stands below is then bounded as if no hook were above, however many hooks call on in turn.
+const WHOLE: usize = HOOK_RESERVE + (STACK_SIZE - HOOK_RESERVE) / 2;
+
+/// Whether a hook may call a function that can be hooked itself, by what is left of the stack that it runs on.
+#[inline(always)]
+pub(crate) fn is_whole() -> bool {
+    let here = 0_u8;
+    let here = core::ptr::from_ref(&here).addr();
+    bounds(here).is_some_and(|(bottom, _)| here - bottom >= WHOLE)
+}
+
 /// What an untouched stack byte holds; painted at allocation, read by [`Stack::high_water`].
 const PAINT: u8 = 0xa5;
 

@@ -19,6 +19,7 @@ mod linux_returns;
 mod memory;
 mod multi;
 mod overflow;
+mod own_helper;
 mod probes;
 mod recursion;
 mod rendezvous;
@@ -85,6 +86,7 @@ const TESTS: &[&[Test]] = &[
     stress::TESTS,
     slow::TESTS,
     recursion::TESTS,
+    own_helper::TESTS,
     suite::TESTS,
 ];
 
