@@ -23,7 +23,7 @@ const ROW: [&str; 9] = [
 const HEAD: [&str; 3] = ["board", "counter", "exact"];
 
 /// Rows and what they may cost at most.
-const LIMITS: [(&str, f64); 17] = [
+const LIMITS: [(&str, f64); 19] = [
     ("fentry/empty/workload_call", 30.0),
     ("fexit/empty/workload_call", 40.0),
     ("fmod_ret/empty/workload_call", 44.0),
@@ -38,7 +38,9 @@ const LIMITS: [(&str, f64); 17] = [
     ("attach/fsession/workload_call", 200_000.0),
     ("attach/fexit.s/workload_call", 200_000.0),
     ("attach/fmod_ret.s/workload_call", 200_000.0),
+    ("attach/fsession.s/workload_call", 200_000.0),
     ("attach/kprobe/workload_call", 200_000.0),
+    ("attach/kretprobe/workload_call", 200_000.0),
     ("attach-1000/multi-entry/*", 4_000_000.0),
     ("attach-1000/multi-exit/*", 4_000_000.0),
 ];

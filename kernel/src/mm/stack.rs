@@ -154,12 +154,28 @@ pub(crate) fn scrub() {
     // puts there it has taken away when this goes on. From the first used byte to sp is mapped.
     unsafe {
         asm!(
+            // Words up to a multiple of 64, then 64 bytes at a time, then what is left.
             "2: cmp {at}, {end}",
-            "b.hs 3f",
+            "b.hs 5f",
+            "tst {at}, #63",
+            "b.eq 3f",
             "str xzr, [{at}], #8",
             "b 2b",
-            "3:",
+            "3: cmp {at}, {blocks}",
+            "b.hs 4f",
+            "stp xzr, xzr, [{at}]",
+            "stp xzr, xzr, [{at}, #16]",
+            "stp xzr, xzr, [{at}, #32]",
+            "stp xzr, xzr, [{at}, #48]",
+            "add {at}, {at}, #64",
+            "b 3b",
+            "4: cmp {at}, {end}",
+            "b.hs 5f",
+            "str xzr, [{at}], #8",
+            "b 4b",
+            "5:",
             at = inout(reg) first.next_multiple_of(8) => _,
+            blocks = in(reg) sp & !63,
             end = in(reg) sp,
             options(nostack)
         )
