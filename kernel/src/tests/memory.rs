@@ -50,6 +50,11 @@ pub(super) const TESTS: &[Test] = &[
         seconds: 30,
         run: heap_returns,
     },
+    Test {
+        name: "memory.small_blocks_that_are_free_become_a_large_one",
+        seconds: 30,
+        run: heap_joins,
+    },
 ];
 
 /// The BTF behind the image: header (`linux/btf.h`: magic, version, lengths) and where it lies.
@@ -217,5 +222,47 @@ fn heap_returns() -> Outcome {
     drop(blocks);
     let (_, after) = heap::usage();
     check!(before == after, "{before} bytes were free, now {after}");
+    Ok(())
+}
+
+/// A block of so many bytes, if the heap has one.
+fn block(bytes: usize) -> Option<Vec<u8>> {
+    let mut block = Vec::new();
+    block.try_reserve_exact(bytes).ok()?;
+    Some(block)
+}
+
+fn heap_joins() -> Outcome {
+    const ROOM: usize = 1 << 20;
+    const SMALL: usize = 64;
+    let (_, whole) = heap::usage();
+    let mut small = Vec::with_capacity(8 * ROOM / SMALL);
+    // The largest block there is, by halves.
+    let (mut there, mut not_there) = (0, heap::usage().0);
+    while not_there - there > PAGE {
+        let middle = there.midpoint(not_there);
+        match block(middle) {
+            Some(_) => there = middle,
+            None => not_there = middle,
+        }
+    }
+    let held = there.checked_sub(2 * ROOM).and_then(block);
+    check!(held.is_some(), "the largest block has {there} bytes");
+    // Small ones come from it as well, until there is no room for a large one beside the held one.
+    while let Some(room) = block(ROOM) {
+        drop(room);
+        for _ in 0..256 {
+            small.push(block(SMALL));
+        }
+        check!(small.len() < small.capacity(), "small blocks take no room");
+    }
+    small.clear();
+    check!(
+        block(ROOM).is_some(),
+        "free small blocks are in the way of a large one"
+    );
+    drop((small, held));
+    let (_, after) = heap::usage();
+    check!(whole == after, "{whole} bytes were free, now {after}");
     Ok(())
 }
