@@ -7,12 +7,16 @@
 
 use super::switch;
 use crate::context;
+use crate::mm::stack;
 use core::sync::atomic::Ordering::Relaxed;
 use trampoline::State;
 use trampoline::runtime::{RECORD_NEXT, RECORD_PROGRAM};
 
 /// Stack that [`admit`] and what it calls take, in bytes; a test holds it against what `cargo xtask audit` computes.
 pub(crate) const STACK: u32 = 256;
+
+/// Where a guard record ends, from its frame record.
+const RECORD_END: usize = RECORD_PROGRAM as usize + 8;
 
 /// The address of a word of a frame.
 fn word(frame: u64, offset: i64) -> *mut u64 {
@@ -52,14 +56,23 @@ pub(crate) fn all_sleepable() -> bool {
 /// Whether what is active keeps its task on its core: anything but programs that may be moved. Of the current task, and a word of it.
 ///
 /// A record is written before the word leads to it, and taken away after that (trampoline/src/guard.rs), by this core: so an exception
-/// in between finds whole records.
+/// in between finds whole records. What is no address in a stack of its own is no list, and binds: the scheduler does not follow it.
 pub(crate) fn binds(word: u64) -> bool {
-    active_from(word).any(|state| {
-        // SAFETY: a trampoline that is being executed names the State, and keeps it alive.
-        let program = (state != 0)
-            .then(|| unsafe { &*core::ptr::with_exposed_provenance::<State>(state as usize) });
-        program.is_none_or(|program| !program.is_movable())
-    })
+    if word == 0 {
+        return false;
+    }
+    let here = core::ptr::from_ref(&word).addr();
+    let of_this_stack = stack::bounds(here).is_some_and(|(bottom, top)| {
+        let record = bottom..=top - RECORD_END;
+        record.contains(&(word as usize)) && word.is_multiple_of(16)
+    });
+    !of_this_stack
+        || active_from(word).any(|state| {
+            // SAFETY: a trampoline that is being executed names the State, and keeps it alive.
+            let program = (state != 0)
+                .then(|| unsafe { &*core::ptr::with_exposed_provenance::<State>(state as usize) });
+            program.is_none_or(|program| !program.is_movable())
+        })
 }
 
 /// As [`trampoline::Runtime::admit`] says: 1 and the frame heads the list, or 0 and the program's miss is counted.

@@ -48,6 +48,7 @@ const fn of_list(list: usize) -> Layout {
 }
 
 impl Blocks {
+    #[inline(never)] // hooked by tests
     fn allocate(&mut self, layout: Layout) -> Option<NonNull<u8>> {
         let mut layout = layout;
         if let Some(list) = list(layout) {
@@ -74,6 +75,7 @@ impl Blocks {
 
     /// # Safety
     /// `allocate` returned this block with this layout.
+    #[inline(never)] // hooked by tests
     unsafe fn deallocate(&mut self, block: NonNull<u8>, layout: Layout) {
         let small = list(layout).and_then(|list| Some((list, self.free.get_mut(list)?)));
         let Some((list, first)) = small else {

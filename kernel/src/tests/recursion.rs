@@ -317,8 +317,8 @@ fn allocator() -> Outcome {
     const BOXES: u64 = 500;
     // What every allocation ends in, under the lock of the heap: what is in front of it is inlined here and there.
     for name in [
-        "<linked_list_allocator::Heap>::allocate_first_fit",
-        "<linked_list_allocator::Heap>::deallocate",
+        "<springboard::mm::heap::Blocks>::allocate",
+        "<springboard::mm::heap::Blocks>::deallocate",
     ] {
         let counted = own_calls(name, || {
             // Through a pointer, or the compiler does without the heap.
@@ -586,9 +586,13 @@ const FLAVOURS: [(Protection, bool); 4] = [
     (Protection::Context, true),
 ];
 
-/// Eight tasks on fewer cores are each hit so often.
-const HIT_TASKS: u64 = 8;
+/// How often each task is hit.
 const HIT_CALLS: u64 = 10;
+
+/// So many hits of more tasks than there are cores: two a core.
+fn all_hits() -> u64 {
+    2 * HIT_CALLS * cpu::online().count() as u64
+}
 
 fn preempted() -> Outcome {
     for (protection, sleepable) in FLAVOURS {
@@ -612,9 +616,9 @@ fn moved() -> Outcome {
         let moved = hook.moved.load(Relaxed);
         // The last tasks have a core each, and nothing moves them.
         check!(
-            2 * moved > HIT_TASKS * HIT_CALLS,
+            2 * moved > all_hits(),
             "{what}: moved in {moved} of {} hits",
-            HIT_TASKS * HIT_CALLS
+            all_hits()
         );
     }
     check!(
@@ -648,7 +652,7 @@ fn hit_by_tasks(
     };
     let id = hook::attach(&function("workload_call")?, point, program).map_err(|e| failed(&e))?;
     let begin = timer::now_ns();
-    let tasks: Result<Vec<_>, _> = (0..HIT_TASKS)
+    let tasks: Result<Vec<_>, _> = (0..all_hits() / HIT_CALLS)
         .map(|n| {
             spawn("in a hook", move || {
                 let mut wrong = 0u64;
@@ -670,9 +674,9 @@ fn hit_by_tasks(
     let what = format!("{protection:?}, sleepable: {sleepable}, {took} ns");
     check!(wrong == 0, "{what}: {wrong} wrong results or words");
     check!(
-        hits == HIT_TASKS * HIT_CALLS && misses == [HIT_TASKS * HIT_CALLS, 0, 0, 0],
+        hits == all_hits() && misses == [all_hits(), 0, 0, 0],
         "{what}: {} calls and as many from inside: hits {hits}, misses {misses:?}",
-        HIT_TASKS * HIT_CALLS
+        all_hits()
     );
     check!(other == 0, "{what}: another word {other} times");
     Ok((what, hook))
