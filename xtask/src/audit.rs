@@ -13,7 +13,6 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use crate::Outcome;
-use crate::callgraph::Graph;
 use crate::files;
 use crate::frames::{FrameError, Frames};
 use crate::glob::Glob;
@@ -23,7 +22,6 @@ use crate::linked::Linked;
 use crate::notrace::Notrace;
 use crate::rules::{Kind, Rules};
 use crate::symbols;
-use crate::targets::{self, Target};
 use crate::workspace::Workspace;
 
 /// Why a function's worst case is not known.
@@ -216,13 +214,12 @@ pub(crate) struct Verdict {
     breaches: Vec<Breach>,
 }
 
-/// Checks every root; `sites` are the functions that may be hooked, by index, and `is_target` says by name in which a program may block.
-fn check(
+/// Checks every root; `sites` are the functions that may be hooked, by index.
+pub(crate) fn check(
     linked: &Linked,
     set: &Notrace,
     rules: &Rules,
     sites: &[usize],
-    is_target: impl Fn(&str) -> bool,
 ) -> Vec<Verdict> {
     let mut stacks = Stacks::new(linked, set, rules);
     let sites: BTreeSet<usize> = sites.iter().map(|i| linked.same(*i).start).collect();
@@ -275,71 +272,7 @@ fn check(
             breaches,
         });
     }
-    verdicts.extend(blocked(linked, set, rules, is_target));
     verdicts
-}
-
-/// What the functions reach by which a program blocks: none that `is_target` says a program may block in is among it. Else such programs could
-/// stand on each other, one for each function on the way, and no stack is deep enough for that (kernel/src/mm/stack.rs, `HIT_LIMIT`).
-fn blocked(
-    linked: &Linked,
-    set: &Notrace,
-    rules: &Rules,
-    is_target: impl Fn(&str) -> bool,
-) -> Vec<Verdict> {
-    let functions = linked.functions.iter().enumerate();
-    let starts = functions.flat_map(|(index, _)| {
-        let of = rules.of(linked, index);
-        of.filter(|rule| rule.kind == Kind::Blocks)
-            .map(move |rule| {
-                rule.used.set(true);
-                linked.same(index).start
-            })
-    });
-    let starts: BTreeSet<_> = starts.collect();
-    let verdicts = starts.into_iter().map(|start| {
-        let graph = Graph::reach(linked, rules, [start], &set.stops);
-        let chain = |index: usize| {
-            let above = |index: &usize| graph.nodes.get(index).and_then(|node| node.from);
-            let chain = std::iter::successors(Some(index), above);
-            let mut names: Vec<_> = chain.map(|i| linked.name(i).to_owned()).collect();
-            names.reverse();
-            names
-        };
-        let mut breaches = Vec::new();
-        for (index, node) in &graph.nodes {
-            if linked.names(*index).any(&is_target) {
-                breaches.push(Breach {
-                    what:
-                        "reaches, while a program blocks, a function that another one may block in \
-                           (kernel/src/targets.rs)"
-                            .to_owned(),
-                    chain: chain(*index),
-                });
-            }
-            let from = linked.functions.get(*index).map_or(0, |f| f.address);
-            breaches.extend(node.unresolved.iter().map(|at| Breach {
-                what: lost(at - from),
-                chain: chain(*index),
-            }));
-        }
-        Verdict {
-            name: format!("{} (blocks)", linked.name(start)),
-            address: linked.functions.get(start).map_or(0, |f| f.address),
-            functions: graph.nodes.len(),
-            stack: None,
-            deepest: Vec::new(),
-            breaches,
-        }
-    });
-    verdicts.collect()
-}
-
-/// What is wrong with a branch that no rule resolves, so many bytes into its function.
-fn lost(offset: u64) -> String {
-    format!(
-        "branches through a register at +{offset:#x}, to no one knows where; name it: `call PATTERN => ...`"
-    )
 }
 
 /// What is wrong with a function of the path, and whether the walk ends there.
@@ -381,7 +314,11 @@ fn faults_of(
         faults.push((text, false));
     }
     for at in &node.unresolved {
-        faults.push((lost(at - start), false));
+        let text = format!(
+            "branches through a register at +{:#x}, to no one knows where; name it: `call PATTERN => ...`",
+            at - start
+        );
+        faults.push((text, false));
     }
     faults
 }
@@ -472,17 +409,12 @@ fn text(verdicts: &[Verdict], rules: &Rules) -> String {
     text
 }
 
-/// Whether a program may block in the function of that name.
-fn may_block(name: &str) -> bool {
-    targets::is(name, Target::Sleepable)
-}
-
 /// Audits the kernel as it is now.
 fn examine(workspace: &Workspace) -> Outcome<(Vec<Verdict>, Rules)> {
     let elf = kernel::build(workspace)?;
     let (linked, set, rules) = image::examine(workspace, &elf)?;
     let sites = symbols::sites(&linked, |index| set.contains(index));
-    Ok((check(&linked, &set, &rules, &sites, may_block), rules))
+    Ok((check(&linked, &set, &rules, &sites), rules))
 }
 
 fn holds(verdicts: &[Verdict]) -> bool {
@@ -546,12 +478,6 @@ pub(crate) fn breach_is_found(workspace: &Workspace) -> Outcome<()> {
             what: "reaches a site: ",
             by: "springboard::slow::page_in",
         },
-        // This yields in the middle, and calls nothing that a program may block in but itself.
-        Case {
-            edit: |rules| format!("{rules}\nblocks workload_nested # a test of the audit\n"),
-            what: "reaches, while a program blocks, a function",
-            by: "workload_call",
-        },
         // So has what the one kernel function may call that shows what comes of it.
         Case {
             edit: |rules| without(rules, "allow springboard_workload_call "),
@@ -564,7 +490,7 @@ pub(crate) fn breach_is_found(workspace: &Workspace) -> Outcome<()> {
     let sites = symbols::sites(&linked, |index| set.contains(index));
     for case in cases {
         let (linked, set, rules) = image::examine_under(workspace, &elf, &case.edit)?;
-        let verdicts = check(&linked, &set, &rules, &sites, may_block);
+        let verdicts = check(&linked, &set, &rules, &sites);
         let mut breaches = verdicts.iter().flat_map(|v| &v.breaches);
         let shown = breaches.any(|breach| {
             breach.what.starts_with(case.what)
@@ -600,7 +526,7 @@ mod tests {
         let rules = Rules::parse(rules).expect("rules");
         let roots = parse_roots("root* # it\n!panic # ends the run").expect("roots");
         let set = Notrace::compute(&linked, &roots, &rules).expect("set");
-        check(&linked, &set, &rules, sites, |name| name == "target")
+        check(&linked, &set, &rules, sites)
     }
 
     /// What the only root breaks, and its chain.

@@ -62,12 +62,6 @@ mod rules;
 mod sdcard;
 mod setup;
 mod symbols;
-#[path = "../../kernel/src/targets.rs"]
-#[expect(
-    dead_code,
-    reason = "of the kernel's table only the answers are needed here"
-)]
-mod targets;
 mod test;
 mod torture;
 mod workspace;

@@ -13,8 +13,7 @@ use trampoline::program::CONTEXTS;
 pub(crate) const HOOK_RESERVE: usize = STACK_SIZE / 4 * 3;
 
 /// The most that a hit may take of it, in bytes. One in each of the four contexts; and in a task two more may stand on the one below: while
-/// a program blocks, what it blocks by may be hit, and so may the function that a program calls in whose place it is. There is no third: what
-/// programs block by reaches no function that another one may block in, as `cargo xtask audit` proves (`blocks` in linker/audit.rules).
+/// a program blocks, what it blocks by may be hit, and so may the function that a program calls in whose place it is.
 pub(crate) const HIT_LIMIT: usize = HOOK_RESERVE / (CONTEXTS + 2);
 
 /// What must be left of a stack for a hook to call a function that can be hooked itself: the reserve as a whole, and half of what is the
