@@ -13,6 +13,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use crate::Outcome;
+use crate::callgraph::{Graph, Node};
 use crate::files;
 use crate::frames::{FrameError, Frames};
 use crate::glob::Glob;
@@ -22,6 +23,7 @@ use crate::linked::Linked;
 use crate::notrace::Notrace;
 use crate::rules::{Kind, Rules};
 use crate::symbols;
+use crate::targets::{self, Target};
 use crate::workspace::Workspace;
 
 /// Why a function's worst case is not known.
@@ -229,33 +231,7 @@ pub(crate) fn check(
     }
     let mut verdicts = Vec::new();
     for start in &set.starts {
-        let mut from = BTreeMap::from([(*start, None)]);
-        let mut queue = VecDeque::from([*start]);
-        let mut breaches = Vec::new();
-        while let Some(index) = queue.pop_front() {
-            let faults = faults.get(&index).map_or(&[][..], Vec::as_slice);
-            let chain = || {
-                let above = |index: &usize| from.get(index).copied().flatten();
-                let chain = std::iter::successors(Some(index), above);
-                let mut names: Vec<_> = chain.map(|i| linked.name(i).to_owned()).collect();
-                names.reverse();
-                names
-            };
-            breaches.extend(faults.iter().map(|(what, _)| Breach {
-                what: what.clone(),
-                chain: chain(),
-            }));
-            // What lies behind something forbidden is its business.
-            if faults.iter().any(|(_, ends)| *ends) {
-                continue;
-            }
-            for edge in set.graph.nodes.get(&index).iter().flat_map(|n| &n.edges) {
-                if let Entry::Vacant(place) = from.entry(edge.to) {
-                    place.insert(Some(index));
-                    queue.push_back(edge.to);
-                }
-            }
-        }
+        let (functions, mut breaches) = walk(linked, &set.graph, &faults, *start);
         let stack = stacks.worst(*start);
         if let Err(error) = &stack {
             breaches.push(Breach {
@@ -266,13 +242,109 @@ pub(crate) fn check(
         verdicts.push(Verdict {
             name: linked.name(*start).to_owned(),
             address: linked.functions.get(*start).map_or(0, |f| f.address),
-            functions: from.len(),
+            functions,
             stack: stack.ok(),
             deepest: stacks.deepest(*start).unwrap_or_default(),
             breaches,
         });
     }
     verdicts
+}
+
+/// What is wrong with each function, and whether the walk ends there.
+type Faults = BTreeMap<usize, Vec<(String, bool)>>;
+
+/// How many functions are reached from `start`, itself included, and what is wrong with them, each with the way there.
+fn walk(linked: &Linked, graph: &Graph, faults: &Faults, start: usize) -> (usize, Vec<Breach>) {
+    let mut from = BTreeMap::from([(start, None)]);
+    let mut queue = VecDeque::from([start]);
+    let mut breaches = Vec::new();
+    while let Some(index) = queue.pop_front() {
+        let faults = faults.get(&index).map_or(&[][..], Vec::as_slice);
+        let chain = || {
+            let above = |index: &usize| from.get(index).copied().flatten();
+            let chain = std::iter::successors(Some(index), above);
+            let mut names: Vec<_> = chain.map(|i| linked.name(i).to_owned()).collect();
+            names.reverse();
+            names
+        };
+        breaches.extend(faults.iter().map(|(what, _)| Breach {
+            what: what.clone(),
+            chain: chain(),
+        }));
+        // What lies behind something forbidden is its business.
+        if faults.iter().any(|(_, ends)| *ends) {
+            continue;
+        }
+        for edge in graph.nodes.get(&index).iter().flat_map(|n| &n.edges) {
+            if let Entry::Vacant(place) = from.entry(edge.to) {
+                place.insert(Some(index));
+                queue.push_back(edge.to);
+            }
+        }
+    }
+    (from.len(), breaches)
+}
+
+/// Checks what programs block by: a function that may be hooked by one which blocks (`sleepable`, by name) must not be reached from there, or
+/// one would block in what the other blocks by, and a third in that. The stack that these take is not looked at: they are no hooks.
+pub(crate) fn check_blocking(
+    linked: &Linked,
+    set: &Notrace,
+    rules: &Rules,
+    sleepable: impl Fn(&str) -> bool,
+) -> Vec<Verdict> {
+    let mut starts = BTreeSet::new();
+    for index in 0..linked.functions.len() {
+        for rule in rules.of(linked, index) {
+            if rule.kind == Kind::Blocks {
+                rule.used.set(true);
+                starts.insert(linked.same(index).start);
+            }
+        }
+    }
+    // What is allowed to a hook is not followed there, and is here.
+    let followed = rules
+        .0
+        .iter()
+        .filter(|r| !matches!(r.kind, Kind::Allow(..)));
+    let followed = Rules(followed.cloned().collect());
+    let graph = Graph::reach(linked, &followed, starts.iter().copied(), &set.stops);
+    let faults_of = |(index, node): (&usize, &Node)| {
+        let mut faults = unresolved(linked, *index, node);
+        if linked.names(*index).any(&sleepable) {
+            let text = "may be hooked by a program that blocks, and a program blocks by what calls it: the one would stand on the other, and \
+                        so on (HIT_LIMIT in kernel/src/mm/stack.rs); take Sleepable from it in kernel/src/targets.rs";
+            faults.push((text.to_owned(), true));
+        }
+        (*index, faults)
+    };
+    let faults: Faults = graph.nodes.iter().map(faults_of).collect();
+    let verdict = |start: usize| {
+        let (functions, breaches) = walk(linked, &graph, &faults, start);
+        Verdict {
+            name: format!("{} (programs block by it)", linked.name(start)),
+            address: linked.functions.get(start).map_or(0, |f| f.address),
+            functions,
+            stack: None,
+            deepest: Vec::new(),
+            breaches,
+        }
+    };
+    starts.into_iter().map(verdict).collect()
+}
+
+/// Branches of a function that no rule resolves.
+fn unresolved(linked: &Linked, index: usize, node: &Node) -> Vec<(String, bool)> {
+    let start = linked.functions.get(index).map_or(0, |f| f.address);
+    let fault = |at: &u64| {
+        let text = format!(
+            "branches through a register at +{:#x}, to no one knows where; name it: `call PATTERN => ...`",
+            at - start
+        );
+        (text, false)
+    };
+    node.unresolved.iter().map(fault).collect()
 }
 
 /// What is wrong with a function of the path, and whether the walk ends there.
@@ -313,13 +385,7 @@ fn faults_of(
         );
         faults.push((text, false));
     }
-    for at in &node.unresolved {
-        let text = format!(
-            "branches through a register at +{:#x}, to no one knows where; name it: `call PATTERN => ...`",
-            at - start
-        );
-        faults.push((text, false));
-    }
+    faults.extend(unresolved(linked, index, node));
     faults
 }
 
@@ -362,7 +428,10 @@ fn text(verdicts: &[Verdict], rules: &Rules) -> String {
         } else {
             "BROKEN"
         };
-        let stack = v.stack.map_or("?".to_owned(), |bytes| bytes.to_string());
+        let unknown = if v.breaches.is_empty() { "-" } else { "?" };
+        let stack = v
+            .stack
+            .map_or(unknown.to_owned(), |bytes| bytes.to_string());
         text.push_str(&format!(
             "{word:7}  {stack:>6}  {:>9}  {}\n",
             v.functions, v.name
@@ -414,7 +483,14 @@ fn examine(workspace: &Workspace) -> Outcome<(Vec<Verdict>, Rules)> {
     let elf = kernel::build(workspace)?;
     let (linked, set, rules) = image::examine(workspace, &elf)?;
     let sites = symbols::sites(&linked, |index| set.contains(index));
-    Ok((check(&linked, &set, &rules, &sites), rules))
+    let mut verdicts = check(&linked, &set, &rules, &sites);
+    verdicts.extend(check_blocking(&linked, &set, &rules, is_sleepable));
+    Ok((verdicts, rules))
+}
+
+/// Whether programs that block may hook a function of this name: the kernel's own word on it.
+fn is_sleepable(name: &str) -> bool {
+    targets::is(name, Target::Sleepable)
 }
 
 fn holds(verdicts: &[Verdict]) -> bool {
@@ -486,7 +562,21 @@ pub(crate) fn breach_is_found(workspace: &Workspace) -> Outcome<()> {
         },
     ];
     let elf = kernel::build(workspace)?;
-    let (linked, set, _) = image::examine(workspace, &elf)?;
+    let (linked, set, rules) = image::examine(workspace, &elf)?;
+    // Whoever blocks goes through it.
+    const BLOCK: &str = "springboard::sched::block";
+    let verdicts = check_blocking(&linked, &set, &rules, |name| name == BLOCK);
+    let mut breaches = verdicts.iter().flat_map(|v| &v.breaches);
+    let shown = breaches.any(|breach| {
+        let ends = breach.chain.first().zip(breach.chain.last());
+        ends.is_some_and(|(first, last)| first == "springboard::slow::page_in" && last == BLOCK)
+    });
+    if !shown {
+        let text = text(&verdicts, &rules);
+        return Err(
+            format!("no way from a program that blocks to {BLOCK} was found:\n{text}").into(),
+        );
+    }
     let sites = symbols::sites(&linked, |index| set.contains(index));
     for case in cases {
         let (linked, set, rules) = image::examine_under(workspace, &elf, &case.edit)?;
@@ -621,6 +711,53 @@ mod tests {
         let functions: &[(&str, &[u32])] = &[("root", &[0xcb28_63ff, RET])]; // sub sp, sp, x8
         assert!(broken(functions, "", &[])[0].0.contains("SP changes"));
         assert_eq!(broken(functions, "stack root 640 # measured", &[]), []);
+    }
+
+    #[test]
+    fn no_blocking_program_stands_on_what_another_blocks_by() {
+        let functions: &[(&str, &[u32])] = &[
+            ("root", &[RET]),
+            ("page_in", &[bl(2), RET]),           // 1..3: calls 3
+            ("wait", &[b(2), RET]),               // 3..5: on to 5
+            ("marked", &[bl(2), RET]),            // 5..7: calls 7
+            ("behind", &[BLR_X8, RET]),           // 7..9: not looked at
+            ("panic", &[b(-4)]),                  // 9: to marked
+            ("unmarked", &[bl(-1), BLR_X8, RET]), // 10..13: ends the run, and no one knows
+        ];
+        let linked = made_up(functions);
+        let broken = |rules: &str| {
+            let rules = Rules::parse(rules).expect("rules");
+            let roots = parse_roots("root* # it\n!panic # ends the run").expect("roots");
+            let set = Notrace::compute(&linked, &roots, &rules).expect("set");
+            let verdicts = check_blocking(&linked, &set, &rules, |name| name == "marked");
+            let breaches = verdicts.iter().flat_map(|v| &v.breaches);
+            let shown = breaches.map(|b| (b.what.clone(), b.chain.join(" -> ")));
+            shown.collect::<Vec<_>>()
+        };
+        assert_eq!(broken(""), []);
+        // What a hook is allowed is not allowed here.
+        for rules in [
+            "blocks page_in # it",
+            "blocks page_in # it\nallow wait => marked # a hook may",
+        ] {
+            let found = broken(rules);
+            assert_eq!(found.len(), 1, "{found:?}");
+            assert!(
+                found[0]
+                    .0
+                    .starts_with("may be hooked by a program that blocks")
+            );
+            assert_eq!(found[0].1, "page_in -> wait -> marked");
+        }
+        let found = broken("blocks unmarked # it");
+        assert!(
+            found.len() == 1 && found[0].0.contains("register at +0x4"),
+            "{found:?}"
+        );
+        assert_eq!(
+            broken("blocks unmarked # it\ncall unmarked => nothing # it"),
+            []
+        );
     }
 
     #[test]

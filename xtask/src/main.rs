@@ -62,6 +62,9 @@ mod rules;
 mod sdcard;
 mod setup;
 mod symbols;
+#[path = "../../kernel/src/targets.rs"]
+#[expect(dead_code, reason = "xtask only asks what is sleepable")]
+mod targets;
 mod test;
 mod torture;
 mod workspace;

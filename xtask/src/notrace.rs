@@ -89,6 +89,8 @@ pub(crate) struct Notrace {
     pub(crate) members: BTreeMap<usize, Why>,
     /// Those that the walk began with, each the first function at its address.
     pub(crate) starts: BTreeSet<usize>,
+    /// Where the walk ended, each the first function at its address.
+    pub(crate) stops: BTreeSet<usize>,
     /// Who calls whom among them.
     pub(crate) graph: Graph,
 }
@@ -138,6 +140,7 @@ impl Notrace {
         Ok(Self {
             members,
             starts: starts.into_keys().collect(),
+            stops,
             graph,
         })
     }

@@ -16,6 +16,7 @@
 //! | `allow PATTERN => PATTERN takes BYTES` | the same, and it takes at most so many bytes of stack |
 //! | `wait PATTERN` | it has WFE, WFI, YIELD or ISB in it, and may |
 //! | `depth PATTERN N` | it calls itself, by way of others too, and stands on a stack at most N times |
+//! | `blocks PATTERN` | a program blocks by it: it reaches no function that may be hooked by one which blocks (kernel/src/targets.rs) |
 //! | `stack PATTERN BYTES` | its frame is that large, which its code does not say |
 //!
 //! A `call` that names a function without `*` outdoes those that fit it by one.
@@ -37,7 +38,7 @@ pub(crate) enum RulesError {
     /// A line that means nothing.
     #[error(
         "{RULES}:{0}: {1:?} is no rule; one is `deny WHAT PATTERN`, `call PATTERN => dyn TRAIT | taken dyn TRAIT | taken PATTERN | helpers | nothing`, \
-         `allow PATTERN => PATTERN [takes BYTES]`, `wait PATTERN`, `depth PATTERN N` or `stack PATTERN BYTES`"
+         `allow PATTERN => PATTERN [takes BYTES]`, `wait PATTERN`, `depth PATTERN N`, `blocks PATTERN` or `stack PATTERN BYTES`"
     )]
     Line(usize, String),
     /// A pattern that fits no function.
@@ -78,6 +79,8 @@ pub(crate) enum Kind {
     Depth(u32),
     /// Has a frame of so many bytes.
     Stack(u64),
+    /// Programs block by it.
+    Blocks,
 }
 
 /// A line of the file.
@@ -135,6 +138,7 @@ fn kind(word: &str, rest: &str) -> Option<(String, Kind)> {
             }
         }
         "wait" => (rest.to_owned(), Kind::Wait),
+        "blocks" => (rest.to_owned(), Kind::Blocks),
         "depth" => {
             let (pattern, times) = number(rest)?;
             (pattern, Kind::Depth(times.parse().ok()?))
@@ -217,7 +221,7 @@ mod tests {
     fn rules_are_read() {
         let text = "# a comment\n\ndeny allocator __rust_alloc* # it takes a lock\n\
             call <a::B as c::D>::e => dyn f::G # it\ncall ?x => taken *fmt # it\ncall x => taken dyn f::G # it\ncall x => helpers # it\ncall x => nothing # it\n\
-            allow a => b* # never\nallow a => c takes 64 # never\nwait w # bounded\ndepth d 3 # it\nstack s 128 # it\n";
+            allow a => b* # never\nallow a => c takes 64 # never\nwait w # bounded\ndepth d 3 # it\nstack s 128 # it\nblocks p # it\n";
         let rules = Rules::parse(text).expect("rules").0;
         let kinds: Vec<_> = rules
             .iter()
@@ -237,6 +241,7 @@ mod tests {
                 ("w", Kind::Wait),
                 ("d", Kind::Depth(3)),
                 ("s", Kind::Stack(128)),
+                ("p", Kind::Blocks),
             ]
         );
         assert!(rules[2].optional && !rules[3].optional);
@@ -260,6 +265,7 @@ mod tests {
             "depth a b",
             "stack a -1",
             "permit a",
+            "blocks ?",
             "wait ?",
         ] {
             let text = format!("{line} # why");
