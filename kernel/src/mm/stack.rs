@@ -15,7 +15,8 @@ pub(crate) const HOOK_RESERVE: usize = STACK_SIZE / 4 * 3;
 /// The most that a hit may take of it, in bytes. One in each of the four contexts; and in a task two more may stand on the one below: while
 /// a program blocks, what it blocks by may be hit, and so may the function that a program calls in whose place it is. No more than that,
 /// for what hooks the function that a program blocks by does not block: only programs on functions that are marked sleepable
-/// (targets.rs) do, and `cargo xtask audit` proves that none of these is reached from where a helper blocks.
+/// (targets.rs) do, and `cargo xtask audit` proves that none of these is reached from where a helper blocks. Functions that programs may
+/// replace call each other one deep (`workload_nested`). An image that waits for its function leaves its frame only.
 pub(crate) const HIT_LIMIT: usize = HOOK_RESERVE / (CONTEXTS + 2);
 
 /// What must be left of a stack for a hook to call a function that can be hooked itself: the reserve as a whole, and half of what is the
