@@ -44,6 +44,7 @@ const OF_ONE_KERNEL: [(&str, &str); 9] = [
     ("cores", "it reads a variable that only Springboard has"),
     ("offered", "it calls functions that only Springboard has"),
     ("page_in", "it reads a variable that only Springboard has"),
+    ("recursion", "it calls functions that only Springboard has"),
     ("replace", "it calls functions that only Springboard has"),
     (
         "replace_rule",
@@ -53,7 +54,6 @@ const OF_ONE_KERNEL: [(&str, &str); 9] = [
         "session",
         "it calls functions that only a kernel with sessions has",
     ),
-    ("recursion", "it calls functions that only Springboard has"),
     ("torture", "it calls functions that only Springboard has"),
     (
         "torture_replace",
