@@ -172,6 +172,9 @@ impl Changes {
     /// the first of its kind, is allocated then. Nobody else changes anything, and nobody calls.
     pub(crate) fn each_once(&self, ledger: &'static Ledger, random: &mut Rng) {
         let mut done = Vec::new();
+        // Objects stay loaded from their first use on, and which programs are used here is a matter of luck.
+        let loaded = bpf::section(OTHER_MARK).map(|_| ());
+        self.check(OTHER_MARK, loaded);
         for (function, number) in (0..ledger.len()).flat_map(|f| (0..SINGLE).map(move |n| (f, n))) {
             let Some(entry) = ledger.entry(function) else {
                 continue;
