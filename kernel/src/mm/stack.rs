@@ -16,7 +16,8 @@ pub(crate) const HOOK_RESERVE: usize = STACK_SIZE / 4 * 3;
 /// a program blocks, what it blocks by may be hit, and so may the function that a program calls in whose place it is. No more than that,
 /// for what hooks the function that a program blocks by does not block: only programs on functions that are marked sleepable
 /// (targets.rs) do, and `cargo xtask audit` proves that none of these is reached from where a helper blocks. Functions that programs may
-/// replace call each other one deep (`workload_nested`). An image that waits for its function leaves its frame only.
+/// replace call each other one deep (`workload_nested`). Not added up: in an interrupt, a hit below an image that waits for its function
+/// there, of which one hit a context is assumed.
 pub(crate) const HIT_LIMIT: usize = HOOK_RESERVE / (CONTEXTS + 2);
 
 /// What must be left of a stack for a hook to call a function that can be hooked itself: the reserve as a whole, and half of what is the
