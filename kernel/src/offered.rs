@@ -220,6 +220,11 @@ pub(crate) fn asks_for_original(program: &ValidatedProgram) -> bool {
         .any(|kfunc| kfunc.name == CALL_ORIGINAL)
 }
 
+/// The stack of what programs call to call the function that they stand in for, without that function's own, in bytes.
+pub(crate) fn original_stack() -> u32 {
+    symbols::stack_of(callee::call_original as *const () as usize as u64).unwrap_or(0)
+}
+
 /// Whether a program calls what only one of kind fsession may.
 pub(crate) fn asks_for_session(program: &ValidatedProgram) -> bool {
     let mut names = program.kfuncs().iter().map(|kfunc| kfunc.name);

@@ -540,6 +540,18 @@ pub(crate) fn for_each(mut visit: impl FnMut(&'static Task)) {
     }
 }
 
+/// The most stack that any task used so far that did not mean to use it up, in bytes, those that are over included; and its name.
+pub(crate) fn most_stack() -> (usize, heapless::String<32>) {
+    let mut most = (0, heapless::String::new());
+    for_each(|task| {
+        let used = task.stack_used();
+        if used > most.0 && !task.broken.load(Ordering::Relaxed) {
+            most = (used, task.name());
+        }
+    });
+    most
+}
+
 /// Sets which version of functions that are being replaced tasks run that begin from now on.
 pub(crate) fn set_patch(value: u32) {
     QUEUE.with(|q| q.patch = value);

@@ -39,13 +39,34 @@ const TARGETS: &[(&str, &[Target])] = &[
     ),
 ];
 
-/// Whether a function allows it.
-pub(crate) fn is(function: &str, wanted: Target) -> bool {
-    let names = |name: &str| match name.strip_suffix('*') {
+/// How many functions whose arguments are known, and so can be called by a trampoline, stand on one another at most in one context,
+/// those of [`FIRST`] not counted.
+pub(crate) const CHAIN: usize = 2;
+
+/// The first functions of a stack or of a context, called by none: everything that runs there stands on them. No trampoline calls them.
+const FIRST: &[&str] = &[
+    "springboard_main",
+    "springboard_secondary",
+    "task_main",
+    "trap_*",
+];
+
+/// Whether a name is meant by this one, or by what is before a `*` at its end.
+fn means(name: &str, function: &str) -> bool {
+    match name.strip_suffix('*') {
         Some(start) => function.starts_with(start),
         None => name == function,
-    };
-    let row = TARGETS.iter().find(|(name, _)| names(name));
+    }
+}
+
+/// Whether a function is the first of a stack or of a context.
+pub(crate) fn is_first(function: &str) -> bool {
+    FIRST.iter().any(|name| means(name, function))
+}
+
+/// Whether a function allows it.
+pub(crate) fn is(function: &str, wanted: Target) -> bool {
+    let row = TARGETS.iter().find(|(name, _)| means(name, function));
     row.is_some_and(|(_, allowed)| allowed.contains(&wanted))
 }
 

@@ -17,6 +17,7 @@ fn main() {
         data: None,
         name: "program".into(),
         stack_bytes: 64,
+        original_stack: 0,
         guard: Guard::None,
         state: 0,
         sleepable: false,

@@ -137,6 +137,13 @@ pub enum Reason {
         /// Bytes that it may take.
         limit: u32,
     },
+    /// More stack would be in use while the function runs than the host sets aside for it.
+    Waiting {
+        /// Bytes that would be in use: the image's frame, and what a program takes that calls the function itself.
+        needed: u32,
+        /// Bytes that may be.
+        limit: u32,
+    },
     /// No memory for the image.
     Pool(PoolError),
     /// The image cannot be generated: something is out of a branch's reach.
@@ -216,6 +223,12 @@ impl fmt::Display for Reason {
             Self::Stack { needed, limit } => write!(
                 f,
                 "a hit would take {needed} bytes of stack and {limit} are set aside for one; make the program's frames smaller"
+            ),
+            Self::Waiting { needed, limit } => write!(
+                f,
+                "{needed} bytes of stack would be in use while the function runs, and {limit} are set aside for that; call the original \
+                 with smaller frames on the stack, or hook the function by programs at its entry, or at its return by kretprobe, which \
+                 leave nothing there"
             ),
             Self::Pool(error) => error.fmt(f),
             Self::Code(error) => write!(f, "its trampoline cannot be generated: {error}"),

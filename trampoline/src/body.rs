@@ -86,6 +86,8 @@ pub struct Body {
     pub record: Record,
     /// The deepest stack: the image's frame and the deepest program's, in bytes.
     pub stack_bytes: u32,
+    /// What is on the stack while the function runs, in bytes; 0: nothing is.
+    pub waiting_bytes: u32,
     /// Whether a task may block while it is inside, or while it will return there.
     pub may_block: bool,
 }
@@ -177,9 +179,9 @@ impl Emitter<'_, '_, '_> {
             self.each(&self.frame.arguments(args), Self::restore);
         }
         let (gone, onward);
+        let outgoing = (8 * stack + 15) & !15;
         if calls_function {
             self.span(Ingredient::Restore, None);
-            let outgoing = (8 * stack + 15) & !15;
             if outgoing > 0 {
                 self.asm.emit(ops::sub_imm(Size::X, SP, SP, outgoing));
                 for word in 0..stack {
@@ -216,7 +218,7 @@ impl Emitter<'_, '_, '_> {
         self.span(Ingredient::Return, None);
 
         self.emit_cold();
-        let stack_bytes = self.deepest();
+        let (stack_bytes, waiting_bytes) = (self.deepest(), self.waiting(calls_function, outgoing));
         let sleepable = self.programs.iter().any(|(_, p)| p.sleepable);
         Body {
             spans: self.spans,
@@ -228,6 +230,7 @@ impl Emitter<'_, '_, '_> {
                 again: 0..0,
             },
             stack_bytes,
+            waiting_bytes,
             may_block: calls_function || sleepable,
         }
     }

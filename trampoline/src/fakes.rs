@@ -32,6 +32,8 @@ struct State {
     failing: Option<PlatformError>,
     /// Patches that still succeed before one fails, then those before the next.
     failing_patches: VecDeque<(usize, PlatformError)>,
+    /// The stack that a hit may take, and that may be in use while the function runs.
+    stack: Option<(u32, u32)>,
 }
 
 /// A platform whose code is a map from address to word. Clones share it.
@@ -107,6 +109,11 @@ impl FakePlatform {
         self.state().failing_patches.push_back((after, error));
     }
 
+    /// So much stack may a hit take, and so much of it be in use while the function runs, in bytes.
+    pub fn limit_stack(&self, hit: u32, waiting: u32) {
+        self.state().stack = Some((hit, waiting));
+    }
+
     /// Ends the grace period: drops what was deferred, and says how many that were.
     pub fn end_grace_period(&self) -> usize {
         let deferred = core::mem::take(&mut self.state().deferred);
@@ -149,6 +156,14 @@ impl Platform for FakePlatform {
 
     fn runtime(&self) -> Runtime {
         RUNTIME
+    }
+
+    fn stack_limit(&self) -> u32 {
+        self.state().stack.map_or(u32::MAX, |(hit, _)| hit)
+    }
+
+    fn waiting_limit(&self) -> u32 {
+        self.state().stack.map_or(u32::MAX, |(_, waiting)| waiting)
     }
 
     fn defer(&self, retired: Retired, grace: Grace) {

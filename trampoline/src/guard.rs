@@ -504,4 +504,18 @@ impl<'e, 'a, 'b> Emitter<'e, 'a, 'b> {
         }
         deepest.saturating_add(self.frame.bytes as u32)
     }
+
+    /// What is on the stack while the function runs, if the image, or a program, calls it, with so much for its arguments; in bytes.
+    pub(crate) fn waiting(&self, calls_function: bool, arguments: i64) -> u32 {
+        let programs = self.programs.iter();
+        let replacements = programs.filter(|(kind, _)| *kind == Kind::Freplace);
+        let by_programs = replacements.map(|(_, p)| p.original_stack).max();
+        let by_programs = by_programs.unwrap_or(0);
+        if !calls_function && by_programs == 0 {
+            return 0;
+        }
+        by_programs
+            .max(arguments as u32)
+            .saturating_add(self.frame.bytes as u32)
+    }
 }

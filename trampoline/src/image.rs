@@ -105,6 +105,10 @@ impl<P: Platform> Image<P> {
         if needed > limit {
             return Err(Reason::Stack { needed, limit });
         }
+        let (needed, limit) = (body.waiting_bytes, pool.platform().waiting_limit());
+        if needed > limit {
+            return Err(Reason::Waiting { needed, limit });
+        }
 
         let record = Some(body.record);
         let label = Label { owner, record };

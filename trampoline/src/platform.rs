@@ -211,6 +211,12 @@ pub trait Platform: Send + Sync + 'static {
         u32::MAX
     }
 
+    /// The most of it that may stay on the stack while the function runs, in bytes: images of functions that call one another stand
+    /// on one another.
+    fn waiting_limit(&self) -> u32 {
+        u32::MAX
+    }
+
     /// Drops `retired` when `grace` is over; does not wait for it.
     fn defer(&self, retired: Retired, grace: Grace);
 }

@@ -211,6 +211,7 @@ impl Emitter<'_, '_, '_> {
             onward: link,
             record,
             stack_bytes,
+            waiting_bytes: 0, // it is left before the function goes on
             may_block: returns || sleepable,
         })
     }

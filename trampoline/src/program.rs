@@ -156,6 +156,8 @@ pub struct Callee {
     pub name: String,
     /// The deepest stack of a run, in bytes.
     pub stack_bytes: u32,
+    /// What it has on the stack while it calls the function that it stands in for, in bytes; 0: it calls none.
+    pub original_stack: u32,
     /// How it is protected.
     pub guard: Guard,
     /// Address of the [`State`] that the guard goes by.

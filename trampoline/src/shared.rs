@@ -116,6 +116,7 @@ impl Shared<'_> {
         emitter.emit_cold();
         Body {
             stack_bytes: emitter.deepest(),
+            waiting_bytes: 0, // return addresses are on the shadow stack
             spans: emitter.spans,
             calls: emitter.calls,
             onward,

@@ -30,6 +30,7 @@ fn attach(engine: &mut Fake, kind: Kind) -> trampoline::AttachId {
         data: None,
         name: "p".into(),
         stack_bytes: 64,
+        original_stack: 0,
         guard: Guard::None,
         state: 0,
         sleepable: false,

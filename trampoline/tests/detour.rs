@@ -43,6 +43,7 @@ fn callee(name: &str) -> Callee {
         data: None,
         name: name.into(),
         stack_bytes: 64,
+        original_stack: 0,
         guard: Guard::None,
         state: 0,
         sleepable: false,

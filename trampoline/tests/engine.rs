@@ -39,6 +39,7 @@ fn callee(name: &str) -> Callee {
         data: Some(1),
         name: name.into(),
         stack_bytes: 64,
+        original_stack: 0,
         guard: Guard::None,
         state: 0,
         sleepable: false,
@@ -616,4 +617,46 @@ fn only_eight_kinds_of_word_may_change_under_way() {
     ] {
         assert!(!is_patchable(word), "{word:#010x}");
     }
+}
+
+#[test]
+fn a_hit_takes_no_more_stack_than_the_host_sets_aside() {
+    let two = ArgSpec::new(2, false).unwrap();
+    let twelve = ArgSpec::new(8, false).unwrap().with_stack(4).unwrap();
+    let plain = callee("a");
+    let replacement = Callee {
+        stack_bytes: 1064,
+        original_stack: 1000,
+        ..callee("calls the original")
+    };
+    // The frame: x29 and x30, arguments, result. While the function runs, also the words that it finds on the stack, or the program.
+    for (kind, args, program, frame, more) in [
+        (Kind::Fexit, two, &plain, 48, 0),
+        (Kind::Fexit, twelve, &plain, 128, 32),
+        (Kind::Freplace, two, &replacement, 48, 1000),
+    ] {
+        let (platform, mut engine) = engine();
+        let mut refused = |hit, waiting| {
+            platform.limit_stack(hit, waiting);
+            let error = engine.attach(F, args, kind, program.clone()).unwrap_err();
+            assert_eq!(platform.read(F), Some(NOP));
+            (error.reason.clone(), error.to_string())
+        };
+        let (needed, limit) = (frame + more, frame + more - 1);
+        let (reason, text) = refused(u32::MAX, limit);
+        assert_eq!(reason, Reason::Waiting { needed, limit });
+        let numbers = format!(
+            "{needed} bytes of stack would be in use while the function runs, and {limit} are"
+        );
+        assert!(text.contains(&numbers), "{text}");
+        let hit = frame + program.stack_bytes;
+        let (needed, limit) = (hit, hit - 1);
+        assert_eq!(refused(limit, u32::MAX).0, Reason::Stack { needed, limit });
+        platform.limit_stack(hit, frame + more);
+        engine.attach(F, args, kind, program.clone()).unwrap();
+    }
+    // At the entry nothing waits.
+    let (platform, mut engine) = engine();
+    platform.limit_stack(u32::MAX, 0);
+    engine.attach(F, two, Kind::Fentry, plain).unwrap();
 }

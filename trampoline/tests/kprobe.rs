@@ -40,6 +40,7 @@ fn callee() -> Callee {
         data: None,
         name: "p".into(),
         stack_bytes: 0,
+        original_stack: 0,
         guard: Guard::None,
         state: 0,
         sleepable: false,

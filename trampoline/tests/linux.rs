@@ -74,6 +74,7 @@ fn program(kind: Kind) -> Attached {
         data: None,
         name: "empty".into(),
         stack_bytes: 0,
+        original_stack: 0,
         guard: Guard::Call {
             enter: HOST,
             exit: HOST + 0x100,

@@ -30,6 +30,7 @@ fn callee(name: &str, address: u64, data: Option<u64>) -> Callee {
         data,
         name: name.into(),
         stack_bytes: 0,
+        original_stack: 0,
         guard: Guard::None,
         state: 0,
         sleepable: false,

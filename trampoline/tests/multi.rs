@@ -40,6 +40,7 @@ fn program(exit: bool) -> Program {
             data: Some(0),
             name: "p".into(),
             stack_bytes: 64,
+            original_stack: 0,
             guard: Guard::Word,
             state: 0xffff_ffff_8000_9abc,
             sleepable: false,

@@ -137,6 +137,7 @@ impl Bench {
             data: Some(0),
             name: "program".into(),
             stack_bytes: 256,
+            original_stack: 0,
             guard,
             state: hits.state.address(),
             sleepable: false,

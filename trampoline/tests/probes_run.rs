@@ -91,6 +91,7 @@ impl Bench {
             data: Some(std::ptr::from_ref(hits) as u64),
             name: "program".into(),
             stack_bytes: 256,
+            original_stack: 0,
             guard: Guard::Word,
             state: hits.state.address(),
             sleepable: false,

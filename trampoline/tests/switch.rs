@@ -61,6 +61,7 @@ fn a_function_is_redirected_by_one_store() {
         data: None,
         name: "p".into(),
         stack_bytes: 64,
+        original_stack: 0,
         guard: Guard::None,
         state: 0,
         sleepable: false,

@@ -13,6 +13,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use crate::Outcome;
+use crate::btf::{self, graph::Type};
 use crate::callgraph::{Graph, Node};
 use crate::files;
 use crate::frames::{FrameError, Frames};
@@ -23,7 +24,8 @@ use crate::linked::Linked;
 use crate::notrace::Notrace;
 use crate::rules::{Kind, Rules};
 use crate::symbols;
-use crate::targets::{self, Target};
+use crate::targets::{self, CHAIN, Target};
+use crate::waiting::{self, Called};
 use crate::workspace::Workspace;
 
 /// Why a function's worst case is not known.
@@ -194,26 +196,26 @@ pub(crate) fn stack_table(linked: &Linked, set: &Notrace, rules: &Rules) -> BTre
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Breach {
     /// What is wrong.
-    what: String,
+    pub(crate) what: String,
     /// The names of the functions on the way, the last one where it happens.
-    chain: Vec<String>,
+    pub(crate) chain: Vec<String>,
 }
 
 /// What is known of a root.
 #[derive(Debug)]
 pub(crate) struct Verdict {
     /// Its name.
-    name: String,
+    pub(crate) name: String,
     /// Its address.
-    address: u64,
+    pub(crate) address: u64,
     /// How many functions it reaches, itself included.
-    functions: usize,
+    pub(crate) functions: usize,
     /// The most bytes of stack that a call of it takes.
-    stack: Option<u64>,
+    pub(crate) stack: Option<u64>,
     /// The calls that take it.
-    deepest: Vec<String>,
+    pub(crate) deepest: Vec<String>,
     /// Broken rules.
-    breaches: Vec<Breach>,
+    pub(crate) breaches: Vec<Breach>,
 }
 
 /// Checks every root; `sites` are the functions that may be hooked, by index.
@@ -252,10 +254,15 @@ pub(crate) fn check(
 }
 
 /// What is wrong with each function, and whether the walk ends there.
-type Faults = BTreeMap<usize, Vec<(String, bool)>>;
+pub(crate) type Faults = BTreeMap<usize, Vec<(String, bool)>>;
 
 /// How many functions are reached from `start`, itself included, and what is wrong with them, each with the way there.
-fn walk(linked: &Linked, graph: &Graph, faults: &Faults, start: usize) -> (usize, Vec<Breach>) {
+pub(crate) fn walk(
+    linked: &Linked,
+    graph: &Graph,
+    faults: &Faults,
+    start: usize,
+) -> (usize, Vec<Breach>) {
     let mut from = BTreeMap::from([(start, None)]);
     let mut queue = VecDeque::from([start]);
     let mut breaches = Vec::new();
@@ -287,12 +294,14 @@ fn walk(linked: &Linked, graph: &Graph, faults: &Faults, start: usize) -> (usize
 }
 
 /// Checks what programs block by: a function that may be hooked by one which blocks (`sleepable`, by name) must not be reached from there, or
-/// one would block in what the other blocks by, and a third in that. The stack that these take is not looked at: they are no hooks.
+/// one would block in what the other blocks by, and a third in that. Nor may one that a trampoline calls (`waits`, by index): its frame
+/// would stand there on the program's. The stack that these take is not looked at: they are no hooks.
 pub(crate) fn check_blocking(
     linked: &Linked,
     set: &Notrace,
     rules: &Rules,
     sleepable: impl Fn(&str) -> bool,
+    waits: &BTreeSet<usize>,
 ) -> Vec<Verdict> {
     let mut starts = BTreeSet::new();
     for index in 0..linked.functions.len() {
@@ -304,17 +313,17 @@ pub(crate) fn check_blocking(
         }
     }
     // What is allowed to a hook is not followed there, and is here.
-    let followed = rules
-        .0
-        .iter()
-        .filter(|r| !matches!(r.kind, Kind::Allow(..)));
-    let followed = Rules(followed.cloned().collect());
+    let followed = waiting::followed(rules);
     let graph = Graph::reach(linked, &followed, starts.iter().copied(), &set.stops);
     let faults_of = |(index, node): (&usize, &Node)| {
         let mut faults = unresolved(linked, *index, node);
         if linked.names(*index).any(&sleepable) {
             let text = "may be hooked by a program that blocks, and a program blocks by what calls it: the one would stand on the other, and \
                         so on (HIT_LIMIT in kernel/src/mm/stack.rs); take Sleepable from it in kernel/src/targets.rs";
+            faults.push((text.to_owned(), true));
+        } else if waits.contains(index) {
+            let text = "may be called by a trampoline, whose frame would stand on that of a program that blocks by what calls it: nobody \
+                        counts on that (HIT_LIMIT in kernel/src/mm/stack.rs)";
             faults.push((text.to_owned(), true));
         }
         (*index, faults)
@@ -335,7 +344,7 @@ pub(crate) fn check_blocking(
 }
 
 /// Branches of a function that no rule resolves.
-fn unresolved(linked: &Linked, index: usize, node: &Node) -> Vec<(String, bool)> {
+pub(crate) fn unresolved(linked: &Linked, index: usize, node: &Node) -> Vec<(String, bool)> {
     let start = linked.functions.get(index).map_or(0, |f| f.address);
     let fault = |at: &u64| {
         let text = format!(
@@ -484,8 +493,22 @@ fn examine(workspace: &Workspace) -> Outcome<(Vec<Verdict>, Rules)> {
     let (linked, set, rules) = image::examine(workspace, &elf)?;
     let sites = symbols::sites(&linked, |index| set.contains(index));
     let mut verdicts = check(&linked, &set, &rules, &sites);
-    verdicts.extend(check_blocking(&linked, &set, &rules, is_sleepable));
+    let called = Called::of(&linked, &sites, typed(&elf)?);
+    let waits = &called.waits;
+    verdicts.extend(check_blocking(&linked, &set, &rules, is_sleepable, waits));
+    verdicts.push(waiting::check(&linked, &set, &rules, &called, CHAIN));
     Ok((verdicts, rules))
+}
+
+/// Whether the arguments of a function are known, by its name: whether it has a type in the image.
+fn typed(elf: &Path) -> Outcome<impl Fn(&str) -> bool> {
+    let graph = btf::of_elf(&files::read(elf)?)?;
+    let functions = graph.types().filter_map(|(_, found)| match found {
+        Type::Function { name, .. } => Some(name.clone()),
+        _ => None,
+    });
+    let functions: BTreeSet<_> = functions.collect();
+    Ok(move |name: &str| functions.contains(name))
 }
 
 /// Whether programs that block may hook a function of this name: the kernel's own word on it.
@@ -565,7 +588,13 @@ pub(crate) fn breach_is_found(workspace: &Workspace) -> Outcome<()> {
     let (linked, set, rules) = image::examine(workspace, &elf)?;
     // Whoever blocks goes through it.
     const BLOCK: &str = "springboard::sched::block";
-    let verdicts = check_blocking(&linked, &set, &rules, |name| name == BLOCK);
+    let verdicts = check_blocking(
+        &linked,
+        &set,
+        &rules,
+        |name| name == BLOCK,
+        &BTreeSet::new(),
+    );
     let mut breaches = verdicts.iter().flat_map(|v| &v.breaches);
     let shown = breaches.any(|breach| {
         let ends = breach.chain.first().zip(breach.chain.last());
@@ -578,6 +607,29 @@ pub(crate) fn breach_is_found(workspace: &Workspace) -> Outcome<()> {
         );
     }
     let sites = symbols::sites(&linked, |index| set.contains(index));
+    // Two stand on one another, so one is not enough; and what a program blocks by reaches some of the rest.
+    let called = Called::of(&linked, &sites, typed(&elf)?);
+    let verdict = waiting::check(&linked, &set, &rules, &called, 1);
+    if verdict.breaches.is_empty() || verdict.deepest.len() != CHAIN {
+        let text = text(&[verdict], &rules);
+        return Err(format!(
+            "{CHAIN} functions on one another, where 1 may be, were not found:\n{text}"
+        )
+        .into());
+    }
+    let all: BTreeSet<_> = sites
+        .iter()
+        .map(|index| linked.same(*index).start)
+        .collect();
+    let verdicts = check_blocking(&linked, &set, &rules, |_| false, &all);
+    let mut breaches = verdicts.iter().flat_map(|v| &v.breaches);
+    if !breaches.any(|breach| breach.what.starts_with("may be called by a trampoline")) {
+        let text = text(&verdicts, &rules);
+        return Err(format!(
+            "a function that trampolines call was not found below what blocks:\n{text}"
+        )
+        .into());
+    }
     for case in cases {
         let (linked, set, rules) = image::examine_under(workspace, &elf, &case.edit)?;
         let verdicts = check(&linked, &set, &rules, &sites);
@@ -729,7 +781,8 @@ mod tests {
             let rules = Rules::parse(rules).expect("rules");
             let roots = parse_roots("root* # it\n!panic # ends the run").expect("roots");
             let set = Notrace::compute(&linked, &roots, &rules).expect("set");
-            let verdicts = check_blocking(&linked, &set, &rules, |name| name == "marked");
+            let none = BTreeSet::new();
+            let verdicts = check_blocking(&linked, &set, &rules, |name| name == "marked", &none);
             let breaches = verdicts.iter().flat_map(|v| &v.breaches);
             let shown = breaches.map(|b| (b.what.clone(), b.chain.join(" -> ")));
             shown.collect::<Vec<_>>()

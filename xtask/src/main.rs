@@ -63,10 +63,11 @@ mod sdcard;
 mod setup;
 mod symbols;
 #[path = "../../kernel/src/targets.rs"]
-#[expect(dead_code, reason = "xtask only asks what is sleepable")]
+#[expect(dead_code, reason = "xtask does not ask what is overridable")]
 mod targets;
 mod test;
 mod torture;
+mod waiting;
 mod workspace;
 
 use machine::MachineOptions;

@@ -22,6 +22,7 @@
 //! A `call` that names a function without `*` outdoes those that fit it by one.
 
 use std::cell::Cell;
+use std::rc::Rc;
 
 use crate::glob::Glob;
 use crate::linked::Linked;
@@ -91,8 +92,8 @@ pub(crate) struct Rule {
     optional: bool,
     pub(crate) kind: Kind,
     pub(crate) reason: String,
-    /// Whether an audit needed it.
-    pub(crate) used: Cell<bool>,
+    /// Whether an audit needed it; of all copies.
+    pub(crate) used: Rc<Cell<bool>>,
 }
 
 /// All rules.
@@ -179,7 +180,7 @@ impl Rules {
                 optional,
                 kind,
                 reason: reason.to_owned(),
-                used: Cell::new(false),
+                used: Rc::default(),
             });
         }
         Ok(Self(rules))

@@ -309,9 +309,9 @@ boot_id_l2:     .space 4096
 boot_id_l2b:    .space 4096
 boot_tables_end:
 
-// In use until the boot core's first task has a stack of its own. Upper half of a 256 KiB slot, as every stack.
-.balign 262144
-                .space 131072
+// In use until the boot core's first task has a stack of its own. Upper half of a 512 KiB slot, as every stack.
+.balign 524288
+                .space 262144
 boot_stack_guard:
-                .space 131072
+                .space 262144
 boot_stack_top:

@@ -14,6 +14,11 @@ pub(crate) trait NativeHook: Send + Sync + 'static {
     /// The most bytes of stack that a hit takes, where the audit does not tell: it follows no branch whose target a rule leaves out.
     const STACK: u32 = 1024;
 
+    /// Whether a hit calls the function that it stands in for.
+    fn calls_original(&self) -> bool {
+        false
+    }
+
     /// One hit. Runs in any context: no lock, no allocation, nothing that has a site.
     ///
     /// The result counts for fmod_ret only: if it is not 0 the function is skipped and returns it.
@@ -136,6 +141,8 @@ pub(crate) struct Callee {
     pub data: Option<u64>,
     /// The most bytes of stack that a hit uses.
     pub stack_bytes: u32,
+    /// Those that it uses while it calls the function that it stands in for; 0: it calls none.
+    pub original_stack: u32,
     /// Dropped when nothing can call it any more.
     pub keep: Arc<dyn Any + Send + Sync>,
 }
@@ -188,16 +195,22 @@ pub(crate) fn callee<T: NativeHook>(hook: Arc<T>, attachment: Attachment, shape:
             address,
             data: Some(Arc::as_ptr(&hook).expose_provenance() as u64),
             stack_bytes: stack(address),
+            original_stack: 0, // it stands in for no function
             keep: hook,
         };
     }
     let place = Place { attachment, shape };
-    let placed = Arc::new(Placed { place, hook });
     let address = thunk::<T> as *const () as usize as u64;
+    let original_stack = match hook.calls_original() {
+        true => stack(address),
+        false => 0,
+    };
+    let placed = Arc::new(Placed { place, hook });
     Callee {
         address,
         data: Some(Arc::as_ptr(&placed).expose_provenance() as u64),
         stack_bytes: stack(address),
+        original_stack,
         keep: placed,
     }
 }

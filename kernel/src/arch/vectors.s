@@ -18,7 +18,7 @@
 .equ F_RECORD,  304
 .equ TASK_WORD, 0
 
-// A stack is the upper half of a 256 KiB slot whose lower half is unmapped, so bit 17 of an address tells whether
+// A stack is the upper half of a 512 KiB slot whose lower half is unmapped, so bit 18 of an address tells whether
 // it lies on the stack. The test must not use the stack, and no register is free: x0 waits in TPIDRRO_EL0,
 // which nothing else uses, for there is no EL0.
 .macro entry kind, handler, async
@@ -26,7 +26,7 @@
     msr     tpidrro_el0, x0
     mov     x0, sp
     sub     x0, x0, #FRAME
-    tbz     x0, #17, overflow_\kind
+    tbz     x0, #18, overflow_\kind
     mrs     x0, tpidrro_el0
     sub     sp, sp, #FRAME
     stp     x0, x1, [sp, #0]

@@ -317,6 +317,11 @@ impl Mechanism for LivePatch {
         self.covers(function)
     }
 
+    fn stands_in(&self, function: u64) -> bool {
+        let mut pairs = self.patch.pairs.iter();
+        pairs.any(|pair| pair.new.address as u64 == function)
+    }
+
     fn changes(&self) -> Vec<Change> {
         Vec::new()
     }

@@ -71,6 +71,10 @@ pub(crate) trait Mechanism: Send {
     fn replaces(&self, _function: u64) -> bool {
         false
     }
+    /// Whether the function at this address stands in the place of another by it.
+    fn stands_in(&self, _function: u64) -> bool {
+        false
+    }
     /// Address of the function that it hooks although that may have no site.
     fn without_site(&self) -> Option<u64> {
         None
@@ -246,6 +250,7 @@ impl Program {
             address,
             data,
             stack_bytes,
+            original_stack,
             keep,
         } = (self.make)(attachment);
         let running = Arc::new(Running {
@@ -260,6 +265,7 @@ impl Program {
             data,
             name: self.label,
             stack_bytes,
+            original_stack,
             guard: protection.guard(),
             state: running.state.address(),
             sleepable,
@@ -381,6 +387,7 @@ pub(crate) fn attach(
         point.sleepable,
     );
     let mut hooks = HOOKS.lock();
+    hooks.check_waiting(function, point.kind)?;
     let engine = &mut hooks.engine;
     let id = apart(|| engine.attach(function.address as u64, args, point.kind, callee));
     let id = id.map_err(|e| hooks.named(HookError::refused(function.name, e.reason)))?;
@@ -460,8 +467,20 @@ pub(crate) fn attach_or_keep<M: Mechanism + 'static>(
         HookId,
     ) -> Result<(M, Vec<u64>, Option<HookError>), HookError>,
 ) -> Result<HookId, HookError> {
+    attach_if(|_| Ok(()), make)
+}
+
+/// As [`attach_or_keep`], if `check` has nothing against it.
+fn attach_if<M: Mechanism + 'static>(
+    check: impl FnOnce(&Hooks) -> Result<(), HookError>,
+    make: impl FnOnce(
+        &mut Engine<Kernel>,
+        HookId,
+    ) -> Result<(M, Vec<u64>, Option<HookError>), HookError>,
+) -> Result<HookId, HookError> {
     wait_for_room();
     let mut hooks = HOOKS.lock();
+    check(&hooks)?;
     let id = HookId(hooks.engine.new_id().number());
     let made = apart(|| make(&mut hooks.engine, id));
     let (mechanism, functions, error) = made.map_err(|e| hooks.named(e))?;
@@ -478,6 +497,36 @@ fn running<'a>(hook: &trampoline::attach::Attached<'a>) -> Option<&'a Running> {
 }
 
 impl Hooks {
+    /// Whether a trampoline may call a function, and wait for it to return: no more of these stand on one another than
+    /// [`stack::HIT_LIMIT`] counts on.
+    fn check_waiting(&self, function: &Function, kind: Kind) -> Result<(), HookError> {
+        if !kind.calls_function() {
+            return Ok(());
+        }
+        let refused = |why: &str| HookError::Target {
+            function: function.name.into(),
+            why: format!("{why}; hook its entry by fentry, or its return by kretprobe"),
+        };
+        if targets::is_first(function.name) {
+            return Err(refused(
+                "it is the first function of a stack or of a context, and a trampoline that waits for it would stand below \
+                 everything there",
+            ));
+        }
+        let mut others = self.others.values();
+        match others.find(|other| other.stands_in(function.address as u64)) {
+            None => Ok(()),
+            Some(other) => {
+                let HookInfo { id, function, .. } = other.info();
+                let text = format!(
+                    "it stands in the place of {function} (hook {id}), and a trampoline that waits for it would stand on the one that waits \
+                     for that; hook {function} so, which is the same"
+                );
+                Err(refused(&text))
+            }
+        }
+    }
+
     /// Tells reports what functions are hooked by now; `fresh` hooks all of them.
     fn mark(&self, functions: &[u64], fresh: Option<HookId>) {
         let others = self

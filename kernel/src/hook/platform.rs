@@ -120,6 +120,10 @@ impl Platform for Kernel {
         stack::HIT_LIMIT as u32
     }
 
+    fn waiting_limit(&self) -> u32 {
+        stack::WAITING_LIMIT as u32
+    }
+
     fn defer(&self, retired: Retired, grace: Grace) {
         match grace {
             Grace::Tasks => rcu::defer(rcu::Flavour::Tasks, move || retired.free()),

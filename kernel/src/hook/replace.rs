@@ -55,6 +55,15 @@ pub(super) fn check(
             by.name
         )));
     }
+    let mut there = engine.attached_to(by.address as u64);
+    let waits = there.any(|there| there.kind.calls_function());
+    if waits || super::linux::trampoline::waits_for(by.address as u64) {
+        return Err(unfit(format!(
+            "a trampoline on {} waits for it to return, and would stand on the one that waits for {}: detach those of its hooks that are no \
+             fentry first",
+            by.name, function.name
+        )));
+    }
     let ([mine, other], same) = types::compare([function.name, by.name]);
     let (Some(mine), Some(other)) = (mine, other) else {
         return Err(unfit(format!(
@@ -97,6 +106,10 @@ impl Mechanism for Replaced {
 
     fn replaces(&self, function: u64) -> bool {
         self.covers(function)
+    }
+
+    fn stands_in(&self, function: u64) -> bool {
+        function == self.by.address as u64
     }
 
     fn changes(&self) -> Vec<Change> {

@@ -7,7 +7,7 @@
 //! 0xffffffff_84000000  executable pool, RX                                                8 MiB
 //! 0xffffffff_87000000  patch mappings, a page a core, mapped only while a core writes code
 //! 0xffffffff_90000000  map values and what else hooked code reaches by ADRP, RW-NX      256 MiB
-//! 0xffffffff_a0000000  stacks: slots of 256 KiB, the upper half mapped                   256 MiB
+//! 0xffffffff_a0000000  stacks: slots of 512 KiB, the upper half mapped                   256 MiB
 //! 0xffffffff_b0000000  device tree, RO                                                    4 MiB
 //! 0xffffffff_b1000000  slow memory: the initrd, a page mapped RO when it was brought in      1 MiB
 //! ```
@@ -33,8 +33,8 @@ pub(crate) const NEAR: usize = IMAGE + (256 << 20);
 pub(crate) const NEAR_SIZE: usize = 256 << 20;
 /// Stacks.
 pub(crate) const STACKS: usize = IMAGE + (512 << 20);
-/// Bytes in a stack slot; the upper half is the stack, the lower half is never mapped (vectors.s tests bit 17).
-pub(crate) const STACK_SLOT: usize = 256 << 10;
+/// Bytes in a stack slot; the upper half is the stack, the lower half is never mapped (vectors.s tests bit 18).
+pub(crate) const STACK_SLOT: usize = 512 << 10;
 /// Bytes in a stack.
 pub(crate) const STACK_SIZE: usize = STACK_SLOT / 2;
 /// How many stacks there can be.
@@ -48,4 +48,4 @@ pub(crate) const SLOW: usize = IMAGE + (784 << 20);
 /// Bytes of slow memory at most.
 pub(crate) const SLOW_SIZE: usize = 1 << 20;
 
-const _: () = assert!(STACK_SIZE == 1 << 17, "vectors.s tests bit 17 of sp");
+const _: () = assert!(STACK_SIZE == 1 << 18, "vectors.s tests bit 18 of sp");

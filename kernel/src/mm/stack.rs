@@ -1,24 +1,32 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Stacks: the upper half of a 256 KiB slot, its lower half a guard that is never mapped.
+//! Stacks: the upper half of a 512 KiB slot, its lower half a guard that is never mapped.
 
 use super::layout::{LINEAR, PAGE, STACK_COUNT, STACK_SIZE, STACK_SLOT, STACKS};
 use super::{Access, frames, table};
 use crate::arch::lock::SpinLock;
+use crate::targets::CHAIN;
 use alloc::vec::Vec;
 use core::arch::asm;
 use trampoline::program::CONTEXTS;
 
-/// The last bytes of every stack, three quarters: only hooks use them. That the kernel stays above is measured by paint; an attach
-/// is refused when the worst case of what it adds is more.
-pub(crate) const HOOK_RESERVE: usize = STACK_SIZE / 4 * 3;
+/// What the kernel itself uses of a stack at most, in bytes, by paint: `deepest.the_kernel_stays_above_the_reserve`.
+const OWN: usize = 32 << 10;
 
-/// The most that a hit may take of it, in bytes. One in each of the four contexts; and in a task two more may stand on the one below: while
-/// a program blocks, what it blocks by may be hit, and so may the function that a program calls in whose place it is. No more than that,
-/// for what hooks the function that a program blocks by does not block: only programs on functions that are marked sleepable
-/// (targets.rs) do, and `cargo xtask audit` proves that none of these is reached from where a helper blocks. Functions that programs may
-/// replace call each other one deep (`workload_nested`). Not added up: in an interrupt, a hit below an image that waits for its function
-/// there, of which one hit a context is assumed.
-pub(crate) const HIT_LIMIT: usize = HOOK_RESERVE / (CONTEXTS + 2);
+/// The last bytes of every stack: only hooks use them. An attach is refused when the worst case of what it adds is more.
+pub(crate) const HOOK_RESERVE: usize = STACK_SIZE - OWN;
+
+/// The most that an image may keep of it while its function runs, in bytes: its frame, and of a program that calls the function which it
+/// stands in for that program's. Only functions whose arguments are known can have such an image. `cargo xtask audit` proves that no more
+/// than [`CHAIN`] of these stand on one another, and none on what a program blocks by; the first functions of a stack or of a context,
+/// below everything, are refused such images (targets.rs).
+pub(crate) const WAITING_LIMIT: usize = 15 << 10;
+
+/// The most that a hit may take of it while its programs run, in bytes: image, the deepest program, and what that calls. One in each of the
+/// four contexts, on what waits there; and in a task one more, for while a program blocks, what it blocks by may be hit. Not two more: what
+/// hooks that does not block, since only programs on functions that are marked sleepable do, of which the audit proves that none is reached
+/// from where a helper blocks. What a program calls in whose place it stands is what [`WAITING_LIMIT`] is about.
+pub(crate) const HIT_LIMIT: usize =
+    (HOOK_RESERVE - CONTEXTS * CHAIN * WAITING_LIMIT) / (CONTEXTS + 1) / 16 * 16;
 
 /// What must be left of a stack for a hook to call a function that can be hooked itself: the reserve as a whole, and half of what is the
 /// kernel's. What stands below is then bounded as if no hook were above, however many hooks call on in turn.

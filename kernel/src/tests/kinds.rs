@@ -9,8 +9,10 @@ use super::{Failure, Outcome, Test, failed};
 use crate::arch::callee::{Hit, NativeHook};
 use crate::arch::code;
 use crate::hook::{self, HookId, How, Point, ProbeWay, Protection, Settings};
+use crate::mm::stack::HIT_LIMIT;
 use crate::workload::{Wide, workload_twelve, workload_wide};
 use crate::{check, rcu, sched};
+use alloc::format;
 use alloc::string::ToString;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -683,7 +685,7 @@ fn too_much_stack() -> Outcome {
                 let most = numbers.filter_map(|n| n.parse::<u32>().ok()).max();
                 check!(
                     text.contains("workload_call")
-                        && text.contains("16384 are set aside")
+                        && text.contains(&format!("{HIT_LIMIT} are set aside"))
                         && most.is_some_and(|needed| needed >= Deep::STACK),
                     "{how:?}: {text}"
                 );

@@ -7,6 +7,7 @@
 
 mod above;
 mod bpf;
+mod deepest;
 mod grace;
 mod helpers;
 mod hooks;
@@ -88,6 +89,7 @@ const TESTS: &[&[Test]] = &[
     recursion::TESTS,
     own_helper::TESTS,
     suite::TESTS,
+    deepest::TESTS,
 ];
 
 /// Fails the test unless the condition holds; the rest is the message, as for `format!`.

@@ -3,7 +3,7 @@
 
 use super::{Failure, Outcome, Test};
 use crate::arch::{cpu, smp, switch, timer, unwind};
-use crate::mm::{frames, layout, stack};
+use crate::mm::{frames, layout};
 use crate::sched::{self, Mutex};
 use crate::task::{SHADOW_ENTRIES, Task};
 use crate::{check, context};
@@ -58,11 +58,6 @@ pub(super) const TESTS: &[Test] = &[
         name: "tasks.stacks_and_slots_are_used_again",
         seconds: 60,
         run: reuse,
-    },
-    Test {
-        name: "tasks.stacks_stay_above_the_reserve",
-        seconds: 10,
-        run: stacks,
     },
 ];
 
@@ -423,24 +418,6 @@ fn reuse() -> Outcome {
     check!(
         taken <= most,
         "{before} frames were free, after {TASKS} tasks {after}; {most} may be in use"
-    );
-    Ok(())
-}
-
-fn stacks() -> Outcome {
-    let limit = layout::STACK_SIZE - stack::HOOK_RESERVE;
-    let mut worst = (0, heapless::String::new());
-    sched::for_each(|task| {
-        let used = task.stack_used();
-        if used > worst.0 {
-            worst = (used, task.name());
-        }
-    });
-    check!(
-        worst.0 < limit,
-        "task {} has used {} bytes of its stack; {limit} is the limit",
-        worst.1,
-        worst.0
     );
     Ok(())
 }

@@ -283,6 +283,11 @@ pub(crate) const PATCH: NamedPatch = NamedPatch {
 
 const _: () = assert!(PAIR[INNER_INDEX].number == INNER);
 
+/// A function that calls another, and that one: `torture_nested_00` and `torture_pair_00`.
+pub(crate) fn nested() -> (Pair, Pair) {
+    (torture_nested_00, torture_pair_00)
+}
+
 /// All of them, group by group.
 pub(crate) const GROUPS: [&[Function]; 7] = [PAIR, SIX, ELEVEN, WIDE, NESTED, SLEEPY, LINUX];
 

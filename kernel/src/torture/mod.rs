@@ -15,6 +15,8 @@ mod ways;
 use crate::arch::timer;
 use crate::command_line::Options;
 use crate::context::Context;
+use crate::mm::layout::STACK_SIZE;
+use crate::mm::stack::HOOK_RESERVE;
 use crate::mm::{frames, heap};
 use crate::{hook, hooked, integrity, println, rcu, sched};
 use alloc::boxed::Box;
@@ -25,6 +27,7 @@ use alloc::vec::Vec;
 use changes::Changes;
 use core::sync::atomic::{AtomicBool, Ordering};
 use fastrand::Rng;
+pub(crate) use functions::nested;
 pub(crate) use ledger::program_hit;
 use ledger::{LEDGER, Ledger, TASKS};
 
@@ -167,6 +170,14 @@ fn faults(ledger: &Ledger, changes: &Changes, before: Free) -> Vec<String> {
             report.foreign
         )),
         Err(why) => faults.push(format!("integrity: {why}")),
+    }
+    let limit = STACK_SIZE - HOOK_RESERVE;
+    let (used, task) = sched::most_stack();
+    println!("torture: task {task} used {used} bytes of its stack, more than any other");
+    if used >= limit {
+        faults.push(format!(
+            "task {task} has used {used} bytes of its stack; {limit} are the kernel's"
+        ));
     }
     let left = hook::list().len();
     if left != 0 {

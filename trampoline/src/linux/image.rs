@@ -82,6 +82,8 @@ pub struct Built {
     pub bypass: Option<(usize, usize)>,
     /// The deepest stack: its own frame, and the deepest of what it calls.
     pub stack_bytes: u32,
+    /// What is on the stack while the function runs, in bytes; 0: nothing is.
+    pub waiting_bytes: u32,
 }
 
 /// Where things lie, from sp.
@@ -258,6 +260,7 @@ impl Description<'_> {
             },
             bypass,
             stack_bytes: own.saturating_add(deepest.unwrap_or(0)),
+            waiting_bytes: if calls { own } else { 0 },
         }
     }
 

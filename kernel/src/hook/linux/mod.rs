@@ -7,7 +7,7 @@
 //! Linux's callers do.
 
 mod tracer;
-mod trampoline;
+pub(super) mod trampoline;
 
 pub(crate) use tracer::{attach, attach_multi};
 

@@ -8,8 +8,8 @@ use super::{
 use crate::arch::linux::{self as hit, Op, Prog, Progs, Users};
 use crate::hook::platform::Kernel;
 use crate::hook::{
-    Change, Function, HookError, HookId, HookInfo, Mechanism, Point, Program, Protection,
-    attach_or_keep,
+    Change, Function, HookError, HookId, HookInfo, Hooks, Mechanism, Point, Program, Protection,
+    attach_if,
 };
 use crate::{rcu, symbols, types};
 use alloc::boxed::Box;
@@ -93,6 +93,10 @@ impl Image {
         let (needed, limit) = (built.stack_bytes, Kernel.stack_limit());
         if needed > limit {
             return Err(Reason::Stack { needed, limit });
+        }
+        let (needed, limit) = (built.waiting_bytes, Kernel.waiting_limit());
+        if needed > limit {
+            return Err(Reason::Waiting { needed, limit });
         }
         let label = Label {
             owner: Owner::Linux { function },
@@ -191,7 +195,8 @@ pub(super) fn attach(
     callee.state = Arc::as_ptr(&prog).expose_provenance() as u64;
     callee.keep = Some(prog.clone());
     let address = function.address as u64;
-    attach_or_keep(|engine, id| {
+    let check = |hooks: &Hooks| hooks.check_waiting(function, point.kind);
+    attach_if(check, |engine, id| {
         let name = callee.name.clone();
         let mut linux = LINUX.lock();
         let before = linux.trampolines.get(&address);
@@ -214,6 +219,17 @@ pub(super) fn attach(
             args,
         };
         Ok((hook, vec![address], error))
+    })
+}
+
+/// Whether a function's trampoline waits for it to return.
+pub(crate) fn waits_for(function: u64) -> bool {
+    let linux = LINUX.lock();
+    let trampoline = linux.trampolines.get(&function);
+    trampoline.is_some_and(|t| {
+        t.programs
+            .iter()
+            .any(|(_, (kind, ..))| kind.calls_function())
     })
 }
 
