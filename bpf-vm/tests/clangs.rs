@@ -40,8 +40,9 @@ const OWN: [&str; 8] = [
     "switch",
 ];
 /// The samples that are not tried, and why.
-const OF_ONE_KERNEL: [(&str, &str); 9] = [
+const OF_ONE_KERNEL: [(&str, &str); 10] = [
     ("cores", "it reads a variable that only Springboard has"),
+    ("linger", "it reads a variable that only Springboard has"),
     ("offered", "it calls functions that only Springboard has"),
     ("page_in", "it reads a variable that only Springboard has"),
     ("recursion", "it calls functions that only Springboard has"),

@@ -133,6 +133,7 @@ fn samples_load() {
             Err(error) => {
                 let wants = [
                     ("cores.bpf.c", "springboard_"),
+                    ("linger.bpf.c", "springboard_"),
                     ("offered.bpf.c", "springboard_"),
                     ("page_in.bpf.c", "springboard_"),
                     ("session.bpf.c", "bpf_session_"),

@@ -79,7 +79,8 @@ pub(crate) trait Mechanism: Send {
     fn without_site(&self) -> Option<u64> {
         None
     }
-    /// Words of text that it changed by itself; those of sites that the engine changed for it are not among them.
+    /// Words of text that it changed by itself; those of sites that the engine, or the Linux way as a whole, changed for it are not among
+    /// them.
     fn changes(&self) -> Vec<Change>;
     /// How often a counting native hook was hit; `None` for other programs.
     fn hits(&self) -> Option<u64>;
@@ -774,6 +775,7 @@ pub(crate) fn with_changes<T>(look: impl FnOnce(&[Change]) -> T) -> T {
         .map(|(address, word)| Change { address, word })
         .collect();
     changes.extend(hooks.others.values().flat_map(|m| m.changes()));
+    changes.extend(linux::changes());
     changes.sort_unstable_by_key(|change| change.address);
     changes.dedup_by_key(|change| change.address);
     look(&changes)

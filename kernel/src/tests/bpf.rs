@@ -16,7 +16,7 @@ use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use bpf_vm::jit;
-use bpf_vm::map::{HeapMemory, Map, MapDefinition, MapKind};
+use bpf_vm::map::{HeapMemory, Map, MapDefinition, MapKind, UpdateFlags};
 use bpf_vm::suite::Case;
 use core::hint::black_box;
 use trampoline::{Kind, ProbeKind};
@@ -331,8 +331,8 @@ fn budget() -> Outcome {
     Ok(())
 }
 
-/// A 64-bit global variable of a loaded object.
-pub(super) fn variable(object: &str, name: &str) -> Result<u64, Failure> {
+/// Where a global variable of an object is: its map, and how far in it.
+fn place_of(object: &str, name: &str) -> Result<(Arc<Map>, usize), Failure> {
     let missing = || Failure::Failed(format!("{object} has no variable {name}"));
     let parsed = bpf_vm::object::Object::parse(&self::object(&format!("{object}.bpf.o"))?);
     let parsed = parsed.map_err(|e| failed(&e))?;
@@ -340,13 +340,31 @@ pub(super) fn variable(object: &str, name: &str) -> Result<u64, Failure> {
     let found = found.ok_or_else(missing)?;
     let section = parsed.maps().nth(found.map).ok_or_else(missing)?;
     let map = bpf::map(&format!("{object}.{}", section.name)).ok_or_else(missing)?;
+    Ok((map, found.offset as usize))
+}
+
+/// A 64-bit global variable of a loaded object.
+pub(super) fn variable(object: &str, name: &str) -> Result<u64, Failure> {
+    let (map, offset) = place_of(object, name)?;
     let mut value = alloc::vec![0u8; map.value_size()];
     map.lookup(&0u32.to_le_bytes(), &mut value)
         .map_err(|e| failed(&e))?;
-    let bytes = value
-        .get(found.offset as usize..)
-        .and_then(|rest| rest.first_chunk());
-    bytes.map(|b| u64::from_le_bytes(*b)).ok_or_else(missing)
+    let bytes = value.get(offset..).and_then(|rest| rest.first_chunk());
+    let bytes = bytes.ok_or_else(|| Failure::Failed(format!("{name} has no 8 bytes")))?;
+    Ok(u64::from_le_bytes(*bytes))
+}
+
+/// Changes a 64-bit global variable of a loaded object. Those beside it are written too, as they were: nobody changes them meanwhile.
+pub(super) fn set_variable(object: &str, name: &str, to: u64) -> Outcome {
+    let (map, offset) = place_of(object, name)?;
+    let key = 0u32.to_le_bytes();
+    let mut value = alloc::vec![0u8; map.value_size()];
+    map.lookup(&key, &mut value).map_err(|e| failed(&e))?;
+    if let Some(bytes) = value.get_mut(offset..offset + 8) {
+        bytes.copy_from_slice(&to.to_le_bytes());
+    }
+    let updated = map.update(&key, &value, UpdateFlags::Any);
+    updated.map_err(|e| failed(&e))
 }
 
 fn offered() -> Outcome {

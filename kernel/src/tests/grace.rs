@@ -2,19 +2,23 @@
 //! Grace periods: whom each flavour waits for, that none holds up another, and what is said of one that takes long.
 
 use super::hooks::function;
+use super::linux::settle;
 use super::sleepers::{Image, pool_is_back};
+use super::slow::wait_for_sleepers;
 use super::tasks::spawn;
 use super::{Failure, Outcome, Test, failed};
-use crate::arch::callee::{Hit, NativeHook, Shape};
+use crate::arch::callee::{Hit, NativeHook};
 use crate::arch::{cpu, probe, smp, switch, timer};
 use crate::bpf::{self, Engine};
-use crate::hook::{self, Point, Protection};
+use crate::hook::linux::Way;
+use crate::hook::{self, How, Point, Protection, Settings};
 use crate::mm::{layout, stack};
 use crate::rcu::{self, Flavour};
 use crate::sched::{self, JoinHandle, WaitQueue};
 use crate::workload::workload_call;
-use crate::{check, symbols};
+use crate::{check, slow, symbols};
 use alloc::format;
+use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use bpf_vm::map::{Map, MapDefinition, MapKind, UpdateFlags};
@@ -53,6 +57,16 @@ pub(super) const TESTS: &[Test] = &[
         name: "grace.a_map_waits_for_tasks_preempted_in_its_program",
         seconds: 60,
         run: maps,
+    },
+    Test {
+        name: "grace.a_map_waits_for_tasks_asleep_in_its_program",
+        seconds: 60,
+        run: maps_of_sleepers,
+    },
+    Test {
+        name: "grace.compiled_code_waits_for_tasks_in_it",
+        seconds: 60,
+        run: compiled,
     },
     Test {
         name: "grace.all_of_what_was_deferred_ends",
@@ -432,105 +446,217 @@ fn preempted() -> Outcome {
     pool_is_back(free)
 }
 
-/// Counts in its map who came in, and stays as long as the map's first word is 0.
+/// Counts in its map who came in, and stays as long as the map's first word is 0; then adds the count to what another map has.
 const STAYS: &str = "r1 = map[0][0]+0
 r2 = 1
 lock *(u64 *)(r1 + 8) += r2
 stay: r0 = *(u64 *)(r1 + 0)
 if r0 == 0 goto stay
+r2 = *(u64 *)(r1 + 8)
+r1 = map[1][0]+0
+lock *(u64 *)(r1 + 0) += r2
 exit
 ";
 
-fn maps() -> Outcome {
-    // What an entry's image keeps waits for tasks RCU, and what an exit's keeps until no stack holds an address of the image.
-    for kind in [Kind::Fentry, Kind::Fexit] {
-        for protection in [Protection::Program, Protection::None] {
-            a_map(kind, protection)?;
+/// The same, asleep until a page of slow memory is there.
+fn sleeps() -> String {
+    format!(
+        "r1 = map[0][0]+0
+r2 = 1
+lock *(u64 *)(r1 + 8) += r2
+r1 = r10
+r1 += -8
+r2 = 8
+r3 = {:#x} ll
+call 148
+r1 = map[0][0]+0
+r2 = *(u64 *)(r1 + 8)
+r1 = map[1][0]+0
+lock *(u64 *)(r1 + 0) += r2
+r0 = 0
+exit
+",
+        layout::SLOW
+    )
+}
+
+/// Whether a program's map and code were there while tasks were in it and it was taken off, and when the last one had left and a grace
+/// period had passed.
+#[derive(Debug)]
+struct Kept {
+    map: [bool; 2],
+    code: [bool; 2],
+}
+
+/// As it should be.
+const AS_LONG_AS_USED: [bool; 2] = [true, false];
+
+/// What programs' maps and code wait for: an entry's image for tasks RCU, and if it may block, as an exit's, until no stack holds an address
+/// of it; Linux's for tasks-trace RCU and tasks RCU, and an exit's until nobody is inside.
+const PLACES: [How; 4] = [
+    How::Trampoline(Kind::Fentry),
+    How::Trampoline(Kind::Fexit),
+    How::Linux(Way::Trampoline, Kind::Fentry),
+    How::Linux(Way::Trampoline, Kind::Fexit),
+];
+
+/// Looks at what is kept of a program by each engine, in each place and with each protection where ten tasks can be inside behind a
+/// detach.
+fn each_kept(stand: Stand, engines: &[Engine], look: fn(&Kept, &str) -> Outcome) -> Outcome {
+    for &engine in engines {
+        for how in PLACES {
+            for protection in [Protection::Program, Protection::None] {
+                // Linux's detach waits for tasks that go round, and its guard turns away who comes to a core where someone is inside.
+                let waits = matches!(stand, Stand::Running) || protection == Protection::Program;
+                if matches!(how, How::Linux(..)) && waits {
+                    continue;
+                }
+                let what = format!("{stand:?}, {how:?}, {protection:?}, {engine:?}");
+                let kept = while_inside(stand, engine, how, protection, &what)?;
+                look(&kept, &what)?;
+            }
         }
     }
     Ok(())
 }
 
-/// A map that only a hooked program holds, taken off while more tasks than there are cores are inside the program.
-#[inline(never)]
-fn a_map(kind: Kind, protection: Protection) -> Outcome {
-    const TASKS: u64 = 10;
-    rcu::barrier();
-    let free = hook::pool_free();
+fn look_at_map(kept: &Kept, what: &str) -> Outcome {
+    check!(
+        kept.map == AS_LONG_AS_USED,
+        "{what}: whether the map was there under tasks in its program, and after: {kept:?}"
+    );
+    Ok(())
+}
+
+fn look_at_code(kept: &Kept, what: &str) -> Outcome {
+    check!(
+        kept.code == AS_LONG_AS_USED,
+        "{what}: whether the code was there under tasks in it, and no BRK after: {kept:?}"
+    );
+    Ok(())
+}
+
+fn maps() -> Outcome {
+    each_kept(Stand::Running, &[Engine::Jit], look_at_map)
+}
+
+fn maps_of_sleepers() -> Outcome {
+    let engines = [Engine::Jit, Engine::Interpreter];
+    each_kept(Stand::Asleep, &engines, look_at_map)
+}
+
+fn compiled() -> Outcome {
+    each_kept(Stand::Running, &[Engine::Jit], look_at_code)?;
+    each_kept(Stand::Asleep, &[Engine::Jit], look_at_code)
+}
+
+/// A map with a value of so many bytes.
+fn own_map(bytes: u32) -> Result<Arc<Map>, Failure> {
     let definition = MapDefinition {
         name: "stays".into(),
         kind: MapKind::ARRAY,
         key_size: 4,
-        value_size: 16,
+        value_size: bytes,
         max_entries: 1,
         flags: 0,
     };
-    let map = Map::create(definition, &bpf::Near).map_err(|e| failed(&e))?;
+    Map::create(definition, &bpf::Near).map_err(|e| failed(&e))
+}
+
+/// A word of its value.
+fn word_of(map: &Map, index: usize) -> Option<u64> {
+    let mut value = [0; 16];
+    let value = value.get_mut(..map.value_size())?;
+    map.lookup(&[0; 4], value).ok()?;
+    let word = value.as_chunks::<8>().0.get(index)?;
+    Some(u64::from_le_bytes(*word))
+}
+
+/// A program, which alone holds its map, is taken off while more tasks than there are cores are inside it.
+#[inline(never)]
+fn while_inside(
+    stand: Stand,
+    engine: Engine,
+    how: How,
+    protection: Protection,
+    what: &str,
+) -> Result<Kept, Failure> {
+    const TASKS: u64 = 10;
+    rcu::barrier();
+    let free = hook::pool_free();
+    let (map, sums) = (own_map(16)?, own_map(8)?);
     let (kept, address) = (Arc::downgrade(&map), map.value_address(0));
     let is_mapped = || address.is_some_and(|at| probe::read(&mut [0; 8], at) == 8);
     let case = Case {
         name: "stays",
-        text: STAYS.into(),
+        text: match stand {
+            Stand::Running => STAYS.into(),
+            Stand::Asleep => sleeps(),
+        },
         ..Case::default()
     };
-    let program = case.program(&[map]).map_err(|e| failed(&e))?;
-    let shape = Shape::of(kind);
-    let program = bpf::runnable("stays", Arc::new(program), Engine::Jit, shape);
-    let point = Point {
-        protection,
-        ..Point::of(kind)
-    };
+    let program = case.program(&[map, sums.clone()]);
+    let program = Arc::new(program.map_err(|e| failed(&e))?);
+    let program = bpf::runnable("stays", program, engine, how.shape());
     let program = program.map_err(|e| failed(&e))?;
-    let id = hook::attach(&function("workload_call")?, point, program).map_err(|e| failed(&e))?;
+    let target = function("workload_call")?;
+    let settings = Settings {
+        sleepable: matches!(stand, Stand::Asleep),
+        protection: Some(protection),
+        ..Settings::default()
+    };
+    let at = how.on(target).map_err(|e| failed(&e))?;
+    let hooked = hook::hook_in(at, settings, program).map_err(|e| failed(&e))?;
+    let code = match engine {
+        Engine::Jit => Some(Image::of_program(&target)?),
+        Engine::Interpreter => None,
+    };
+    slow::evict();
+    slow::hold(true);
     let call = black_box(workload_call as extern "C" fn(u64, u64) -> u64);
     let tasks: Result<Vec<_>, _> = (0..TASKS)
         .map(|n| spawn("stays", move || call(n, 7) == 3 * n + 7))
         .collect();
-    let tasks = tasks?;
-    let words = || {
-        let mut value = [0; 16];
-        let read = kept.upgrade().map(|map| map.lookup(&[0; 4], &mut value));
-        let (words, _) = value.as_chunks::<8>();
-        let inside = words.get(1).map(|word| u64::from_le_bytes(*word));
-        read.and_then(Result::ok).and(inside)
-    };
+    let came = || kept.upgrade().and_then(|map| word_of(&map, 1));
     let deadline = timer::now_ns() + LONG;
-    while words() < Some(TASKS) && timer::now_ns() < deadline {
+    while came() < Some(TASKS) && timer::now_ns() < deadline {
         sched::sleep_ns(1_000_000);
     }
-    let inside = words();
-    let detached = hook::detach(id);
+    let stay = match stand {
+        Stand::Running => TASKS,
+        Stand::Asleep => wait_for_sleepers(TASKS),
+    };
+    let inside = (came(), stay);
+    let detached = hook::detach(hooked.id);
     // Longer than any grace period takes that nothing holds up.
     sched::sleep_ns(SHORT);
-    let still = (words(), is_mapped());
-    let let_go = kept.upgrade().map(|map| {
-        let mut value = [0; 16];
-        value[0] = 1;
-        map.update(&[0; 4], &value, UpdateFlags::Any)
-    });
-    let right = tasks.into_iter().all(JoinHandle::join);
+    let there = || code.as_ref().is_some_and(Image::is_there);
+    let under = (came() == Some(TASKS) && is_mapped(), there());
+    if let Some(map) = kept.upgrade() {
+        let value = [1, TASKS].map(u64::to_le_bytes);
+        // On an error tasks that go round stay, and the test takes too long.
+        let _ = map.update(&[0; 4], value.as_flattened(), UpdateFlags::Any);
+    }
+    slow::hold(false);
+    let right = tasks?.into_iter().all(JoinHandle::join);
     detached.map_err(|e| failed(&e))?;
     check!(
-        inside == Some(TASKS) && let_go == Some(Ok(())),
-        "{kind}, {protection:?}: {inside:?} of {TASKS} tasks came in"
+        inside == (Some(TASKS), TASKS),
+        "{what}: tasks that came in, and that stay: {inside:?} of {TASKS}"
     );
-    check!(
-        still == (Some(TASKS), true),
-        "{kind}, {protection:?}: the map was freed under tasks in its program: {still:?}"
-    );
-    check!(
-        right,
-        "{kind}, {protection:?}: a call returned a wrong result"
-    );
-    // The image's grace period, and then that of the program's code.
+    settle(free)?;
+    // The image's grace period was over, and then that of the program is.
     rcu::barrier();
-    rcu::barrier();
-    let after = (kept.strong_count(), is_mapped());
+    let sum = word_of(&sums, 0);
     check!(
-        after == (0, false),
-        "{kind}, {protection:?}: the map was not freed: {after:?}"
+        right && sum == Some(TASKS * TASKS),
+        "{what}: a call returned a wrong result, or the map did not say {TASKS} to each task in the end: {sum:?}"
     );
-    pool_is_back(free)
+    let is_filled = || code.as_ref().is_some_and(Image::is_filled);
+    Ok(Kept {
+        map: [under.0, kept.strong_count() != 0 || is_mapped()],
+        code: [under.1, !is_filled()],
+    })
 }
 
 fn all_end() -> Outcome {

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Replacing functions: by each other, and several together without a task that runs half old, half new.
 
-use super::bpf::sum;
+use super::bpf::{set_variable, sum, variable};
 use super::hooks::{call, detach, function};
-use super::sleepers::{are_asleep, pool_is_back};
+use super::sleepers::{Image, are_asleep, pool_is_back};
+use super::slow::wait_for_sleepers;
 use super::tasks::spawn;
 use super::{Failure, Outcome, Test, failed};
 use crate::arch::callee::{Hit, NativeHook, Shape};
@@ -19,7 +20,7 @@ use crate::workload::{
     Callable, PATCHES, Pause, set_gate, workload_blocks, workload_call, workload_call_more,
     workload_exchange, workload_nested, workload_twelve,
 };
-use crate::{bpf, check, integrity, rcu};
+use crate::{bpf, check, integrity, rcu, slow};
 use alloc::format;
 use alloc::string::ToString;
 use alloc::sync::Arc;
@@ -55,6 +56,11 @@ pub(super) const TESTS: &[Test] = &[
         run: freplace,
     },
     Test {
+        name: "replace.a_programs_function_under_tasks_in_the_program",
+        seconds: 120,
+        run: freplace_under_tasks,
+    },
+    Test {
         name: "replace.two_functions_apart_run_half_old_half_new",
         seconds: 20,
         run: apart,
@@ -63,6 +69,11 @@ pub(super) const TESTS: &[Test] = &[
         name: "replace.a_patch_waits_for_who_is_in_it",
         seconds: 60,
         run: waits,
+    },
+    Test {
+        name: "replace.what_a_patch_laid_is_freed_when_nobody_is_in_it",
+        seconds: 60,
+        run: switches_freed,
     },
     Test {
         name: "replace.a_patch_is_turned_round_half_way",
@@ -415,6 +426,136 @@ fn freplace() -> Outcome {
     pool_is_back(free)
 }
 
+/// Longer than any grace period takes that nothing holds up, in nanoseconds.
+const SHORT: u64 = 60_000_000;
+
+fn freplace_under_tasks() -> Outcome {
+    for (program, engine) in [
+        ("sleeps", bpf::Engine::Jit),
+        ("sleeps", bpf::Engine::Interpreter),
+        ("runs", bpf::Engine::Jit),
+    ] {
+        let what = format!("{program}, {engine:?}");
+        under_tasks(program, engine, &what)?;
+    }
+    Ok(())
+}
+
+/// What programs of linger.bpf.c count: who came in, whom their own function answered, whom another one; and how often that was asked.
+fn lingered() -> Result<[u64; 4], Failure> {
+    let of = |name| variable("linger", name);
+    let asked = variable("replace_rule", "asked")?;
+    Ok([of("came")?, of("own")?, of("others")?, asked])
+}
+
+/// The image of the hooked function, and if the program is compiled, its code.
+fn laid(engine: bpf::Engine) -> Result<Vec<Image>, Failure> {
+    let target = function("workload_call")?;
+    let mut laid = alloc::vec![Image::behind(target.address)?];
+    if engine == bpf::Engine::Jit {
+        laid.push(Image::of_program(&target)?);
+    }
+    Ok(laid)
+}
+
+/// Tasks are in the program as it was, as it is with a function of it replaced, and as it is when that is given back.
+#[inline(never)]
+fn under_tasks(program: &str, engine: bpf::Engine, what: &str) -> Outcome {
+    const GROUPS: [u64; 3] = [10, 5, 5];
+    let blocks = program == "sleeps";
+    for spec in ["linger/sleeps", "replace_rule/tenfold"] {
+        bpf::section(spec).map_err(|e| failed(&e))?;
+    }
+    rcu::barrier();
+    let free = hook::pool_free();
+    let before = lingered()?;
+    let counted = || -> Result<[u64; 4], Failure> {
+        let now = lingered()?;
+        Ok(core::array::from_fn(|i| now[i] - before[i]))
+    };
+    slow::evict();
+    slow::hold(true);
+    set_variable("linger", "go", 0)?;
+    let id = attach(&format!("linger/{program}"), "workload_call", engine)?;
+    let mut tasks = Vec::new();
+    let mut inside = 0;
+    // So many come in, and stay.
+    let mut come = |more: u64| -> Outcome {
+        for n in inside..inside + more {
+            tasks.push(spawn("lingers", move || call(n, 7) == 3 * n + 7)?);
+        }
+        inside += more;
+        let end = timer::now_ns() + 5_000_000_000;
+        while counted()?[0] < inside && timer::now_ns() < end {
+            sched::sleep_ns(1_000_000);
+        }
+        let asleep = if blocks {
+            wait_for_sleepers(inside)
+        } else {
+            inside
+        };
+        let came = counted()?[0];
+        check!(
+            (came, asleep) == (inside, inside),
+            "{what}: of {inside} tasks {came} came in, {asleep} stay"
+        );
+        Ok(())
+    };
+    let mut steps = || -> Result<Vec<Vec<Image>>, Failure> {
+        let old = laid(engine)?;
+        come(GROUPS[0])?;
+        let by = bpf::freplace("replace_rule/tenfold", id).map_err(|e| failed(&e))?;
+        let new = laid(engine)?;
+        come(GROUPS[1])?;
+        detach(by)?;
+        let again = laid(engine)?;
+        come(GROUPS[2])?;
+        Ok(alloc::vec![old, new, again])
+    };
+    let stages = steps();
+    sched::sleep_ns(SHORT);
+    let stages = stages.map(|stages| {
+        let there = |stage: &Vec<Image>| stage.iter().all(Image::is_there);
+        (stages.iter().map(there).collect::<Vec<_>>(), stages)
+    });
+    let let_go = set_variable("linger", "go", 1);
+    slow::hold(false);
+    let right = tasks.into_iter().all(JoinHandle::join);
+    let counts = counted()?;
+    let (kept, stages) = stages?;
+    let_go?;
+    check!(
+        kept == [true; 3],
+        "{what}: whether the program as it was, replaced and given back was there under tasks in it: {kept:?}"
+    );
+    let [old, new, again] = GROUPS;
+    check!(
+        right && counts == [old + new + again, old + again, new, new],
+        "{what}: right: {right}; came, answered by its own, by the other, and asked: {counts:?}"
+    );
+    let (last, gone) = stages
+        .split_last()
+        .ok_or(Failure::Failed("no stage".into()))?;
+    for image in gone.iter().flatten() {
+        image.check_freed()?;
+    }
+    check!(
+        last.iter().all(Image::is_there),
+        "{what}: what is attached is freed"
+    );
+    call(1, 1);
+    let counts = counted()?;
+    check!(
+        counts[1] == old + again + 1,
+        "{what}: not given back: {counts:?}"
+    );
+    detach(id)?;
+    for image in last {
+        image.check_freed()?;
+    }
+    pool_is_back(free)
+}
+
 type Twelve = extern "C" fn(u64, u64, u64, u64, u64, u64, u64, u64, u64, u64, u64, u64) -> u64;
 
 /// A task that is in the middle of an exchange until the gate opens; its result is right or not.
@@ -541,6 +682,93 @@ fn waits() -> Outcome {
     let report = integrity::check().map_err(|e| failed(&e))?;
     check!(report.unaccounted == 0, "words that no one owns");
     pool_is_back(free)
+}
+
+/// What the sites of the functions of the patch `rotate` lead to.
+fn led_to() -> Result<[Image; 2], Failure> {
+    let of = |name| Image::behind(function(name)?.address);
+    Ok([of("workload_encode")?, of("workload_decode")?])
+}
+
+/// A task that goes through a function that is being replaced, again and again, and never gives up its core: no tasks-RCU grace period
+/// ends before it stops, for it may be preempted anywhere, also in a switch.
+struct Passing {
+    task: JoinHandle<u64>,
+    stop: Arc<AtomicBool>,
+}
+
+impl Passing {
+    fn new() -> Result<Passing, Failure> {
+        let [stop, begun] = <[Arc<AtomicBool>; 2]>::default();
+        let task = {
+            let (stop, begun) = (stop.clone(), begun.clone());
+            spawn("passes", move || {
+                let encode = black_box(crate::workload::workload_encode as Callable);
+                let mut calls = 0;
+                while !stop.load(Relaxed) {
+                    black_box(encode(calls, 1));
+                    calls += 1;
+                    // Interrupts find it elsewhere too.
+                    (0..calls % 16).for_each(|n| {
+                        black_box(n);
+                    });
+                    begun.store(true, Relaxed);
+                }
+                calls
+            })?
+        };
+        while !begun.load(Relaxed) {
+            sched::sleep_ns(1_000_000);
+        }
+        Ok(Passing { task, stop })
+    }
+
+    fn stop(self) {
+        self.stop.store(true, Relaxed);
+        self.task.join();
+    }
+}
+
+fn switches_freed() -> Outcome {
+    rcu::barrier();
+    let free = hook::pool_free();
+    let id = a_change_lays(Phase::GoingOver, Phase::On, apply)?;
+    // What is on needs no memory.
+    pool_is_back(free)?;
+    a_change_lays(Phase::GoingBack, Phase::Off, || detach(id).map(|()| id))?;
+    pool_is_back(free)
+}
+
+/// A change's switches are there as long as a task is in the old function, and then as long as one may be in a switch.
+#[inline(never)]
+fn a_change_lays(
+    on_way: Phase,
+    done: Phase,
+    begin: impl FnOnce() -> Result<HookId, Failure>,
+) -> Result<HookId, Failure> {
+    let task = in_the_middle(7)?;
+    let id = begin()?;
+    let held = all_but_one(id, on_way);
+    let switches = led_to()?;
+    sched::sleep_ns(SHORT);
+    let there = || switches.iter().all(Image::is_there);
+    let under = there();
+    let passing = Passing::new()?;
+    set_gate(true);
+    let right = task.join();
+    let arrived = arrives(id, done, 5000);
+    sched::sleep_ns(SHORT);
+    let behind = there();
+    passing.stop();
+    held?;
+    arrived?;
+    check!(right, "{on_way:?}: a wrong result");
+    check!(
+        (under, behind) == (true, true),
+        "{on_way:?}: switches are there under a task in an old function: {under}; under one that may be in a switch: {behind}"
+    );
+    switches.iter().try_for_each(Image::check_freed)?;
+    Ok(id)
 }
 
 fn turned() -> Outcome {

@@ -4,6 +4,8 @@
 use super::tasks::spawn;
 use super::{Failure, Outcome};
 use crate::arch::code;
+use crate::hook::Function;
+use crate::mm::layout::{POOL, POOL_SIZE};
 use crate::task::State;
 use crate::workload::{set_gate, workload_blocks};
 use crate::{check, hook, rcu, sched};
@@ -51,7 +53,7 @@ pub(super) fn are_asleep(name: &str, tasks: usize) -> Outcome {
     Ok(())
 }
 
-/// The code that a branch leads to; its address is inverted, for one on the stack of who looks would keep the code alive.
+/// Code in the pool; its address is inverted, for one on the stack of who looks would keep the code alive.
 pub(super) struct Image(usize);
 
 impl Image {
@@ -63,24 +65,40 @@ impl Image {
         image.ok_or_else(|| Failure::Failed("no branch at the hooked entry".into()))
     }
 
+    /// The compiled program that a hooked function's trampoline calls.
     #[inline(never)]
-    fn first_word(&self) -> Option<u32> {
-        code::read(!black_box(self.0))
+    pub(super) fn of_program(function: &Function) -> Result<Image, Failure> {
+        let lines = hook::describe(function.address);
+        let calls = lines
+            .iter()
+            .filter(|line| line.ingredient == "program" && a64::is_call(line.word));
+        let mut to = calls.filter_map(|line| a64::branch_target(line.word, line.address as u64));
+        let code = to.find(|to| (POOL..POOL + POOL_SIZE).contains(&(*to as usize)));
+        let code = code.map(|code| Image(!(code as usize)));
+        code.ok_or_else(|| Failure::Failed("no compiled program is called".into()))
+    }
+
+    /// Its first words, as many as the pool hands out at least.
+    #[inline(never)]
+    fn words(&self) -> [Option<u32>; 4] {
+        core::array::from_fn(|index| code::read(!black_box(self.0) + 4 * index))
     }
 
     /// Whether it is not freed.
     pub(super) fn is_there(&self) -> bool {
-        self.first_word().is_some_and(|word| word != FILL)
+        !self.words().contains(&Some(FILL))
+    }
+
+    /// Whether it is freed: nothing but BRK is there.
+    pub(super) fn is_filled(&self) -> bool {
+        self.words() == [Some(FILL); 4]
     }
 
     /// It is freed after a grace period.
     pub(super) fn check_freed(&self) -> Outcome {
         rcu::barrier();
-        let word = self.first_word();
-        check!(
-            word == Some(FILL),
-            "the freed image holds {word:x?}, not BRK"
-        );
+        let words = self.words();
+        check!(self.is_filled(), "the freed code holds {words:x?}, not BRK");
         Ok(())
     }
 }

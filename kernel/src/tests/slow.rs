@@ -120,7 +120,7 @@ fn sleeps() -> Outcome {
 }
 
 /// Waits until that many tasks sleep in programs, for 5 s at most; how many do.
-fn wait_for_sleepers(wanted: u64) -> u64 {
+pub(super) fn wait_for_sleepers(wanted: u64) -> u64 {
     let deadline = timer::now_ns() + 5_000_000_000;
     loop {
         let mut asleep = 0;

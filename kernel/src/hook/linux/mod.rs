@@ -165,13 +165,15 @@ struct Registered {
     descriptor: Arc<Code>,
 }
 
-/// A hooked function's site.
+/// A site that is turned: its first word is the Linux way's.
 #[derive(Clone, Copy)]
 struct Site {
     /// What its second word leads to.
     lead: Option<u64>,
     /// The word before the function.
     word: u32,
+    /// A tasks-RCU grace period has passed since it was turned: nobody is between its words with x9 not set.
+    settled: bool,
 }
 
 struct Linux {
@@ -191,8 +193,28 @@ struct Linux {
 /// Taken inside the lock of all hooks.
 static LINUX: Mutex<Linux> = Mutex::empty();
 
+/// A change of a site's words.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Step {
+    /// It becomes the Linux way's.
+    Turn,
+    /// It leads somewhere else, or names another op.
+    Lead,
+    /// It becomes two NOPs again.
+    Back,
+}
+
 /// Of tests: asked before a site's words change, with its function's address. It may wait; if it says so the change fails.
-pub(crate) static FAULT: Swap<fn(u64) -> bool> = Swap::new();
+pub(crate) static FAULT: Swap<fn(Step, u64) -> bool> = Swap::new();
+
+/// Asks [`FAULT`].
+fn may_change(step: Step, function: u64) -> Result<(), Reason> {
+    if FAULT.get().is_some_and(|fails| fails(step, function)) {
+        let why = "a test has it fail".into();
+        return Err(Reason::Platform(PlatformError::Host { at: function, why }));
+    }
+    Ok(())
+}
 
 /// The address of a function of the hook path behind its site, as code enters it that knows nothing hooks it.
 fn behind_site(address: usize) -> u64 {
@@ -315,9 +337,8 @@ impl Linux {
         let op = op.or((at.word != NOP).then_some(nothing));
         let word = op.map_or(Some(NOP), |op| site::op_word(function, op));
         let word = word.unwrap_or(NOP); // the window is smaller than 2 GiB
-        if (word, lead) != (at.word, at.lead) && FAULT.get().is_some_and(|fails| fails(function)) {
-            let why = "a test has it fail".into();
-            return Err(Reason::Platform(PlatformError::Host { at: function, why }));
+        if (word, lead) != (at.word, at.lead) {
+            may_change(Step::Lead, function)?;
         }
         site::set_op_word(&Kernel, function, at.word, word).map_err(Reason::Platform)?;
         at.word = word;
@@ -326,7 +347,8 @@ impl Linux {
         Ok(())
     }
 
-    /// Turns the sites that are not this way yet; they lead nowhere so far. All or none.
+    /// Turns the sites that are not this way yet, all or none, and waits until all of them are settled. Those that were turned here lead
+    /// nowhere so far.
     fn prepare(
         &mut self,
         engine: &mut Engine<Kernel>,
@@ -340,26 +362,37 @@ impl Linux {
             }
             let claimed = engine.claim(function, CLAIM).map_err(|e| e.reason);
             let turned = claimed.and_then(|()| {
-                site::prepare(&Kernel, function).inspect_err(|_| engine.unclaim(function))
+                let turned = may_change(Step::Turn, function);
+                let turned = turned.and_then(|()| site::prepare(&Kernel, function));
+                turned.inspect_err(|_| engine.unclaim(function))
             });
             if let Err(reason) = turned {
                 result = Err((function, reason));
                 break;
             }
-            let lead = None;
-            self.sites.insert(function, Site { lead, word: NOP });
+            let site = Site {
+                lead: None,
+                word: NOP,
+                settled: false,
+            };
+            self.sites.insert(function, site);
             done.push(function);
         }
         if result.is_err() {
             self.abandon(engine, &done);
-        } else if !done.is_empty() {
+            return result;
+        }
+        // Not only those: one that could not be turned back, of an attach that failed, may not have settled.
+        let unsettled = |function| self.sites.get(function).is_some_and(|at| !at.settled);
+        if functions.iter().any(unsettled) {
             // Someone may be preempted between the two words, with x9 not set.
             rcu::synchronize(rcu::Flavour::Tasks);
+            self.sites.values_mut().for_each(|at| at.settled = true);
         }
-        result
+        Ok(())
     }
 
-    /// Turns back those sites that lead nowhere. A grace period has passed since they led somewhere.
+    /// Turns back those sites that lead nowhere. A grace period has passed since they led somewhere, if they ever did.
     fn abandon(&mut self, engine: &mut Engine<Kernel>, functions: &[u64]) {
         for &function in functions {
             let Some(at) = self.sites.get(&function).copied() else {
@@ -374,7 +407,8 @@ impl Linux {
                 && let Some(at) = self.sites.get_mut(&function)
             {
                 at.word = NOP;
-                if site::restore(&Kernel, function).is_ok() {
+                let back = may_change(Step::Back, function);
+                if back.and_then(|()| site::restore(&Kernel, function)).is_ok() {
                     self.sites.remove(&function);
                     engine.unclaim(function);
                 }
@@ -458,23 +492,23 @@ impl Linux {
         }
         Ok(())
     }
+}
 
-    /// The words of text that a site's being this way has changed.
-    fn changes(&self, function: u64) -> Vec<Change> {
-        let Some(at) = self.sites.get(&function) else {
-            return Vec::new();
-        };
+/// The words of text that sites of this way have changed, also of one that could not be turned back and that nothing hooks.
+pub(super) fn changes() -> Vec<Change> {
+    let linux = LINUX.lock();
+    let words = linux.sites.iter().flat_map(|(&function, at)| {
         let second = site::second_word(function, at.lead).unwrap_or(NOP);
-        let words = [
+        [
             (site::op_word_address(function), at.word),
             (function, site::first_word()),
             (function + 4, second),
-        ];
-        let words = words.into_iter().filter(|(_, word)| *word != NOP);
-        words
-            .map(|(address, word)| Change { address, word })
-            .collect()
-    }
+        ]
+    });
+    let words = words.filter(|(_, word)| *word != NOP);
+    words
+        .map(|(address, word)| Change { address, word })
+        .collect()
 }
 
 fn refused((function, reason): (u64, Reason)) -> HookError {

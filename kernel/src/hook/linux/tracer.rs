@@ -263,9 +263,7 @@ impl Mechanism for OpHook {
     }
 
     fn changes(&self) -> Vec<Change> {
-        let linux = LINUX.lock();
-        let functions = self.functions.iter();
-        functions.flat_map(|f| linux.changes(*f)).collect()
+        Vec::new()
     }
 
     fn hits(&self) -> Option<u64> {
