@@ -86,7 +86,8 @@ pub struct State {
 }
 
 impl State {
-    /// Counts nothing so far. `whole_context`: turned away also if another program is active in the context.
+    /// Counts nothing so far. `whole_context`: turned away also if another program is active in the context; others are not turned away by it
+    /// while it is active, unless they are of this kind too.
     pub const fn new(whole_context: bool) -> Self {
         Self {
             misses: [const { AtomicU64::new(0) }; CONTEXTS],

@@ -279,10 +279,15 @@ impl Program {
 /// How a program is kept from running inside itself.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(crate) enum Protection {
-    /// By the context's recursion word: turned away while it is active itself.
+    /// By the context's recursion word: turned away while it is active itself in this context.
     #[default]
     Program,
-    /// By the context's recursion word: turned away while any program is active.
+    /// By the context's recursion word: turned away while it or any other program is active in this context, as far as the word tells (of
+    /// programs under one of these two, not of those under no guard or one of Linux's).
+    ///
+    /// This is asked of the program that comes, not of those that are active: it keeps this one out of others, not others out of this one.
+    /// While it is active, one under [`Protection::Program`] runs if it is not active itself, and one under no guard runs. Programs at the
+    /// same place run one after the other, so they do not turn each other away.
     Context,
     /// Not at all, but the task stays on its core. As with [`Protection::None`], nothing tells that it is active: it may call only what
     /// reaches no other hook, as the audit proves of helpers, or a sleepable one that it reaches would block under it.

@@ -3,7 +3,7 @@
 //!
 //! An attach makes and frees hundreds of small blocks while it compiles. A list a size gives one out, or takes it back, in a few
 //! instructions, however many holes there are. What the lists keep counts as free, and goes back to the holes when those alone have
-//! no room.
+//! no room: [`AT_ONCE`] blocks while the lock is held, then the caller tries again, until there is room or the lists are empty.
 
 use crate::arch::lock::SpinLock;
 use crate::hook_path::{self, Entered};
@@ -17,6 +17,9 @@ const STEP: usize = 16;
 const SMALL: usize = 2048;
 /// What small blocks are aligned to at most.
 const ALIGN: usize = 8;
+
+/// The most small blocks that go back to the holes while the lock is held and interrupts are masked: each is a walk of the holes.
+pub(crate) const AT_ONCE: usize = 64;
 
 /// What a free small block begins with: the next one of its size.
 struct Free(Option<NonNull<Free>>);
@@ -57,11 +60,7 @@ impl Blocks {
                 return Some(block.cast());
             }
         }
-        let found = self.holes.allocate_first_fit(layout);
-        found.ok().or_else(|| {
-            self.give_back();
-            self.holes.allocate_first_fit(layout).ok()
-        })
+        self.holes.allocate_first_fit(layout).ok()
     }
 
     fn take(&mut self, list: usize) -> Option<NonNull<Free>> {
@@ -89,15 +88,21 @@ impl Blocks {
         self.kept += (list + 1) * STEP;
     }
 
-    /// Empties the lists: what is free there may be what a larger block lacks.
+    /// Gives up to [`AT_ONCE`] blocks of the lists back to the holes: what is free there may be what a larger block lacks. Returns whether
+    /// there were any.
     #[cold]
-    fn give_back(&mut self) {
+    fn give_back(&mut self) -> bool {
+        let mut left = AT_ONCE;
         for list in 0..self.free.len() {
-            while let Some(block) = self.take(list) {
+            while left > 0
+                && let Some(block) = self.take(list)
+            {
+                left -= 1;
                 // SAFETY: the holes gave it out with this layout, and now it is in no list.
                 unsafe { self.holes.deallocate(block.cast(), of_list(list)) }
             }
         }
+        left < AT_ONCE
     }
 }
 
@@ -115,10 +120,16 @@ static HEAP: KernelHeap = KernelHeap(SpinLock::new(Blocks {
 unsafe impl GlobalAlloc for KernelHeap {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         hook_path::enter(Entered::Heap);
-        self.0
-            .lock()
-            .allocate(layout)
-            .map_or(core::ptr::null_mut(), NonNull::as_ptr)
+        loop {
+            // Dropped before the next try, so that interrupts and other cores get their turn.
+            let mut blocks = self.0.lock();
+            if let Some(block) = blocks.allocate(layout) {
+                return block.as_ptr();
+            }
+            if !blocks.give_back() {
+                return core::ptr::null_mut();
+            }
+        }
     }
 
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {

@@ -17,6 +17,7 @@ use crate::{check, hooked, integrity, rcu, sched, symbols};
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
+use alloc::vec;
 use alloc::vec::Vec;
 use bpf_vm::attachment::Attachment;
 use core::sync::atomic::{AtomicBool, Ordering};
@@ -32,6 +33,11 @@ pub(super) const TESTS: &[Test] = &[
         name: "integrity.marks_name_every_way",
         seconds: 60,
         run: every_way,
+    },
+    Test {
+        name: "integrity.marks_name_every_program",
+        seconds: 60,
+        run: every_program,
     },
     Test {
         name: "integrity.texts_are_shared_and_reused",
@@ -147,8 +153,8 @@ const WAYS: [(How, &str); 20] = [
 /// The task of [`every_way`] that sleeps in the function.
 static SLEEPER: SpinLock<Option<&'static Task>> = SpinLock::new(None);
 
-/// What names an address of a trace or a register dump ends so while the function is hooked, and with nothing when it is not.
-fn every_way() -> Outcome {
+/// Runs it while a task sleeps in `workload_blocks`.
+fn with_sleeper(names: fn() -> Outcome) -> Outcome {
     set_gate(false);
     let sleeper = spawn("sleeper", || {
         *SLEEPER.lock() = Some(switch::current());
@@ -163,13 +169,18 @@ fn every_way() -> Outcome {
         sched::sleep_ns(1_000_000);
     }
     sched::sleep_ns(5_000_000); // it is off its core
-    let outcome = every_way_names();
+    let outcome = names();
     set_gate(true);
     let right = sleeper.join();
     *SLEEPER.lock() = None;
     outcome?;
     check!(right, "a wrong result");
     Ok(())
+}
+
+/// What names an address of a trace or a register dump ends so while the function is hooked, and with nothing when it is not.
+fn every_way() -> Outcome {
+    with_sleeper(every_way_names)
 }
 
 /// The line of a trace of the task that sleeps in the hooked function which says that function.
@@ -223,25 +234,104 @@ fn every_way_names() -> Outcome {
     Ok(())
 }
 
+/// Hooks `workload_blocks` and looks at the names of a trace and of a register dump.
+fn every_program() -> Outcome {
+    with_sleeper(every_name)
+}
+
+fn every_name() -> Outcome {
+    let blocks = hook::resolve("workload_blocks").map_err(|e| failed(&e))?;
+    let plain = traced()?;
+    // A register may hold any address of the function.
+    let dumped = || symbols::Name(blocks.address).to_string();
+    let look = |by: &str| -> Outcome {
+        for (line, name) in [
+            (traced()?, &plain),
+            (dumped(), &"workload_blocks+0x0".into()),
+        ] {
+            let expected = match by {
+                "" => name.clone(),
+                by => format!("{name} [hooked: {by}]"),
+            };
+            check!(line == expected, "{line}, not {expected}");
+        }
+        Ok(())
+    };
+    // As objects and their programs are named: within a text, of a text's length and longer than one.
+    let session = format!("sessions_of_the_tcp_stack/{}", "a_long_name_".repeat(9));
+    let programs: [(How, &str); 5] = [
+        (
+            How::Trampoline(Kind::Fexit),
+            "hooks/fexit_of_a_name_that_is_longer_than_31_bytes",
+        ),
+        (How::Trampoline(Kind::Fsession), &session),
+        (
+            How::Trampoline(Kind::Fsession),
+            "sessions/another_one_that_ends_at_the_64th_byte_of_text",
+        ),
+        (
+            How::Many { exit: false },
+            "multi/entry_of_a_name_that_is_longer_than_31_bytes",
+        ),
+        (How::Many { exit: true }, &session),
+    ];
+    let (mut hooks, mut texts) = (Vec::new(), Vec::new());
+    for (how, name) in programs {
+        let program = hook::Program::native(name.into(), Arc::new(Nothing), how.shape());
+        let at = how.on(blocks).map_err(|e| failed(&e))?;
+        let hooked = hook::hook_in(at, Settings::default(), program).map_err(|e| failed(&e))?;
+        hooks.push(hooked.id);
+        let kind = WAYS.iter().find(|(of, _)| *of == how);
+        texts.push(format!("{} {name}", kind.map_or("?", |(_, kind)| kind)));
+        look(&texts.join(", "))?;
+    }
+    while let Some(id) = hooks.pop() {
+        hook::detach(id).map_err(|e| failed(&e))?;
+        texts.pop();
+        look(&texts.join(", "))?;
+    }
+    // As many as fit, one more, and three; then a name that is two texts long does not fit.
+    for count in [hooked::LONGEST, hooked::LONGEST + 1, hooked::LONGEST + 3] {
+        let names: Vec<_> = (0..count).map(|n| format!("program_{n}")).collect();
+        hooked::update(
+            blocks.address as u64,
+            names.iter().map(|n| ("fentry", n.as_str())),
+        );
+        let named = names.iter().take(hooked::LONGEST);
+        let mut text = named
+            .map(|n| format!("fentry {n}"))
+            .collect::<Vec<_>>()
+            .join(", ");
+        if count > hooked::LONGEST {
+            text += &format!(", and {} more", count - hooked::LONGEST);
+        }
+        look(&text)?;
+    }
+    let short = (1..hooked::LONGEST).map(|_| ("fexit", "short"));
+    let too_long = [("fexit", session.as_str()), ("fexit", "short")];
+    hooked::update(blocks.address as u64, short.chain(too_long));
+    let text = ["fexit short"; hooked::LONGEST - 1].join(", ");
+    look(&format!("{text}, and 2 more"))?;
+    let endless = "endless".repeat(1000);
+    hooked::update(
+        blocks.address as u64,
+        [("fexit", endless.as_str())].into_iter(),
+    );
+    look("1 program")?;
+    hooked::clear(blocks.address as u64);
+    look("")
+}
+
 fn texts() -> Outcome {
     check!(
         !hooked::set(0, "x") && hooked::of(0).is_none(),
         "address 0 is no function"
     );
-    // Cut, and at a character.
-    hooked::set(inside(), &"é".repeat(hooked::LONGEST));
-    let cut = mark_of(inside());
-    check!(
-        cut == Some("é".repeat(hooked::LONGEST / 2)),
-        "a long text became {cut:?}"
-    );
-    let by = (0..20).map(|_| ("fexit", "a_program_of_a_name_that_is_longer_than_31_bytes"));
-    hooked::update(inside(), by);
-    let several = mark_of(inside()).unwrap_or_default();
-    check!(
-        several == "fexit a_program_of_a_name_that_is_lon, ...",
-        "twenty programs became {several:?}"
-    );
+    // What is longer than a text goes on in another, and is parted at a character.
+    let long = format!("x{}", "é".repeat(100));
+    hooked::set(inside(), &long);
+    let found = mark_of(inside());
+    check!(found == Some(long), "a long text became {found:?}");
     hooked::clear(inside());
     // More texts than a block has, each its own; twice, so that texts are used again.
     let blob = symbols::blob().ok_or_else(|| Failure::Failed("no symbols".into()))?;
@@ -268,42 +358,57 @@ fn texts() -> Outcome {
 
 fn whole_texts() -> Outcome {
     const WRITING_NS: u64 = 1_000_000_000;
-    // Three: two would take turns in two places and never be written over one another.
-    let texts = ["a", "b", "c"].map(|letter| letter.repeat(40));
-    let mut marks = [None; 3];
-    for (text, mark) in texts.iter().zip(&mut marks) {
-        hooked::set(inside(), text);
-        *mark = hooked::of(inside());
-    }
-    let gave_up = "by more than this report has room for";
+    const NAMES: usize = 3;
+    // Three: two would take turns in two places and never be written over one another. Each name is two texts.
+    let letters = ["a", "b", "c"].map(|letter| letter.repeat(70));
+    let write = |letter: &String| {
+        let by = [("fexit", letter.as_str()); NAMES];
+        hooked::update(inside(), by.into_iter())
+    };
+    let whole = letters
+        .clone()
+        .map(|letter| vec![format!("fexit {letter}"); NAMES].join(", "));
+    let full = whole.clone();
+    // The beginning of one, and how many more there are.
+    let right = move |text: &str| {
+        let cut = |whole: &String| {
+            let (begin, more) = text.rsplit_once(", and ").unwrap_or((text, "0 more"));
+            let begin = begin.strip_suffix("...").unwrap_or(begin);
+            let named = begin.matches("fexit").count();
+            whole.starts_with(begin) && more == format!("{} more", NAMES - named)
+        };
+        text == format!("{NAMES} programs") || full.iter().any(cut)
+    };
+    let mixed = whole[0].replacen('a', "b", 80); // a name and a piece
+    check!(right(&whole[0]) && !right(&mixed), "{mixed} seems right");
+    write(&letters[0]);
     let stop = Arc::new(AtomicBool::new(false));
     let seen = stop.clone();
     // Does little but read, so that it is mostly interrupted while it does.
     let reader = spawn("reader", move || {
-        let (mut reads, mut torn) = (0u64, None);
+        let (mut reads, mut all, mut torn) = (0u64, 0u64, None);
         while !seen.load(Ordering::Relaxed) {
-            let mark = hooked::of(inside());
-            if !marks.contains(&mark) {
-                torn = mark
-                    .map(|mark| mark.to_string())
-                    .filter(|text| text != gave_up)
-                    .or(torn);
+            let text = mark_of(inside()).unwrap_or_default();
+            if !right(&text) {
+                torn = Some(text);
+            } else if whole.contains(&text) {
+                all += 1;
             }
             reads += 1;
         }
-        (reads, torn)
+        (reads, all, torn)
     })?;
     let end = timer::now_ns() + WRITING_NS;
     while timer::now_ns() < end {
-        texts.iter().for_each(|text| {
-            hooked::set(inside(), text);
+        letters.iter().for_each(|letter| {
+            write(letter);
         });
     }
     stop.store(true, Ordering::Relaxed);
-    let (reads, torn) = reader.join();
+    let (reads, all, torn) = reader.join();
     hooked::clear(inside());
     check!(torn.is_none(), "a mixed text: {torn:?}");
-    check!(reads > 0, "the reader never ran");
+    check!(all > 0, "{all} of {reads} texts were whole");
     Ok(())
 }
 

@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Memory: permissions, guards, allocators.
 
-use super::{Outcome, Test};
+use super::{Outcome, Test, failed};
 use crate::check;
+use crate::hook::{self, HookId, Native, Point};
 use crate::mm::layout::{IMAGE, LINEAR, NEAR, PAGE, POOL, POOL_SIZE};
 use crate::mm::near::NearMemory;
 use crate::mm::stack::Stack;
 use crate::mm::{self, frames, heap, table};
 use alloc::vec::Vec;
+use trampoline::Kind;
 
 pub(super) const TESTS: &[Test] = &[
     Test {
@@ -232,12 +234,8 @@ fn block(bytes: usize) -> Option<Vec<u8>> {
     Some(block)
 }
 
-fn heap_joins() -> Outcome {
-    const ROOM: usize = 1 << 20;
-    const SMALL: usize = 64;
-    let (_, whole) = heap::usage();
-    let mut small = Vec::with_capacity(8 * ROOM / SMALL);
-    // The largest block there is, by halves.
+/// Bytes of the largest block that the heap has, less a page at most.
+fn largest() -> usize {
     let (mut there, mut not_there) = (0, heap::usage().0);
     while not_there - there > PAGE {
         let middle = there.midpoint(not_there);
@@ -246,7 +244,29 @@ fn heap_joins() -> Outcome {
             None => not_there = middle,
         }
     }
-    let held = there.checked_sub(2 * ROOM).and_then(block);
+    there
+}
+
+fn heap_joins() -> Outcome {
+    let name = "<springboard::mm::heap::Blocks>::allocate";
+    let function = hook::resolve(name).map_err(|e| failed(&e))?;
+    let tries = hook::attach_native(&function, Native::Count, Point::of(Kind::Fentry))
+        .map_err(|e| failed(&e))?;
+    let outcome = joins(tries);
+    hook::detach(tries).map_err(|e| failed(&e))?;
+    outcome
+}
+
+/// `tries` counts how often a block is looked for, each time under the lock.
+fn joins(tries: HookId) -> Outcome {
+    const ROOM: usize = 1 << 20;
+    const SMALL: usize = 64;
+    /// What gives back half of a large block; the other half is for holes beside it.
+    const TRIES: u64 = (ROOM / SMALL / heap::AT_ONCE / 2) as u64;
+    let (_, whole) = heap::usage();
+    let mut small = Vec::with_capacity(8 * ROOM / SMALL);
+    let there = largest();
+    let held = there.checked_sub(3 * ROOM).and_then(block);
     check!(held.is_some(), "the largest block has {there} bytes");
     // Small ones come from it as well, until there is no room for a large one beside the held one.
     while let Some(room) = block(ROOM) {
@@ -256,12 +276,20 @@ fn heap_joins() -> Outcome {
         }
         check!(small.len() < small.capacity(), "small blocks take no room");
     }
+    // What is left of it is held, too: a large one is made of nothing but small ones.
+    let rest = block(largest());
     small.clear();
+    let before = hook::hits(tries);
+    let large = block(ROOM).is_some();
+    let after = hook::hits(tries);
+    check!(large, "free small blocks are in the way of a large one");
+    let took = after.zip(before).map(|(after, before)| after - before);
     check!(
-        block(ROOM).is_some(),
-        "free small blocks are in the way of a large one"
+        took.is_some_and(|took| took >= TRIES),
+        "all were given back in {took:?} tries, more than {} at a time",
+        heap::AT_ONCE
     );
-    drop((small, held));
+    drop((small, held, rest));
     let (_, after) = heap::usage();
     check!(whole == after, "{whole} bytes were free, now {after}");
     Ok(())

@@ -488,13 +488,16 @@ fn synchronous() -> Outcome {
 
 fn mutual() -> Outcome {
     const CALLS: u64 = 25;
-    for (protection, expected) in [
+    use Protection::{Context, Program};
+    for (protections, expected) in [
         // Each call of one runs its hook, whose call of the other runs that one's, whose call of the first is turned away.
-        (Protection::Program, ([2 * CALLS; 2], [CALLS; 2])),
+        ([Program; 2], ([2 * CALLS; 2], [CALLS; 2])),
         // While any program is active none runs.
-        (Protection::Context, ([CALLS; 2], [CALLS; 2])),
+        ([Context; 2], ([CALLS; 2], [CALLS; 2])),
+        // While the first is active the other one runs, and the first does not while the other one is.
+        ([Context, Program], ([CALLS, 2 * CALLS], [2 * CALLS, 0])),
     ] {
-        let hook = |name: &str, target| {
+        let hook = |protection, name: &str, target| {
             let calls = Arc::new(Calls {
                 target,
                 hits: AtomicU64::new(0),
@@ -508,8 +511,8 @@ fn mutual() -> Outcome {
             Ok::<_, Failure>((id, calls))
         };
         let hooks = [
-            hook("workload_call", call_six as fn())?,
-            hook("workload_six", call_call as fn())?,
+            hook(protections[0], "workload_call", call_six as fn())?,
+            hook(protections[1], "workload_six", call_call as fn())?,
         ];
         for i in 0..CALLS {
             check!(call(i, 1) == 3 * i + 1, "a wrong result");
@@ -528,7 +531,7 @@ fn mutual() -> Outcome {
         let elsewhere: u64 = misses.iter().flat_map(|misses| &misses[1..]).sum();
         check!(
             (hits, in_task) == expected && elsewhere == 0,
-            "{protection:?}: hits {hits:?}, misses {misses:?}; expected {expected:?}"
+            "{protections:?}: hits {hits:?}, misses {misses:?}; expected {expected:?}"
         );
     }
     Ok(())
