@@ -3,6 +3,7 @@
 
 use super::layout::{LINEAR, PAGE, STACK_COUNT, STACK_SIZE, STACK_SLOT, STACKS};
 use super::{Access, frames, table};
+use crate::arch::breakpoint;
 use crate::arch::lock::SpinLock;
 use crate::targets::CHAIN;
 use alloc::vec::Vec;
@@ -24,9 +25,11 @@ pub(crate) const WAITING_LIMIT: usize = 15 << 10;
 /// The most that a hit may take of it while its programs run, in bytes: image, the deepest program, and what that calls. One in each of the
 /// four contexts, on what waits there; and in a task one more, for while a program blocks, what it blocks by may be hit. Not two more: what
 /// hooks that does not block, since only programs on functions that are marked sleepable do, of which the audit proves that none is reached
-/// from where a helper blocks. What a program calls in whose place it stands is what [`WAITING_LIMIT`] is about.
+/// from where a helper blocks. What a program calls in whose place it stands is what [`WAITING_LIMIT`] is about. A load of a helper may
+/// raise an exception (probe.s) where the stack is deepest: its frame and its handler are no function's that the audit adds up.
 pub(crate) const HIT_LIMIT: usize =
-    (HOOK_RESERVE - CONTEXTS * CHAIN * WAITING_LIMIT) / (CONTEXTS + 1) / 16 * 16;
+    (HOOK_RESERVE - CONTEXTS * CHAIN * WAITING_LIMIT) / (CONTEXTS + 1) / 16 * 16
+        - breakpoint::STACK as usize;
 
 /// What must be left of a stack for a hook to call a function that can be hooked itself: the reserve as a whole, and half of what is the
 /// kernel's. What stands below is then bounded as if no hook were above, however many hooks call on in turn.
