@@ -288,7 +288,12 @@ pub(crate) fn set(address: u64, text: &str) -> bool {
 
 /// The function that `address` lies in is not hooked any more.
 pub(crate) fn clear(address: u64) -> bool {
-    replace(address, &Pieces::default())
+    let Some(word) = word(address) else {
+        return false;
+    };
+    let mut users = USERS.lock();
+    release(&mut users, link_of(word.swap(0, Ordering::AcqRel)));
+    true
 }
 
 /// The function that `address` lies in is hooked by these, kind and program; by nothing if there are none.
@@ -340,10 +345,8 @@ fn replace(address: u64, pieces: &Pieces) -> bool {
     let first = backwards.fold(0, |next, piece| lead(&mut USERS.lock(), piece, next));
     let count = pieces.count.min(u32::MAX >> COUNT) << COUNT;
     let mut users = USERS.lock();
-    release(
-        &mut users,
-        link_of(word.swap(count | first, Ordering::AcqRel)),
-    );
+    let old = word.swap(count | first, Ordering::AcqRel);
+    release(&mut users, link_of(old));
     true
 }
 
