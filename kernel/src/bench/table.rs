@@ -196,7 +196,7 @@ pub(super) const ENTRY: [Attach<'static>; 6] = {
 };
 
 /// What is measured on the trivial function besides: each protection, each kind, several programs.
-pub(super) const KINDS: [Attach<'static>; 45] = {
+pub(super) const KINDS: [Attach<'static>; 48] = {
     use Protection::{Context, None, Pinned, Program as Word};
     [
         row("fentry-none", "empty", JIT, &["empty"], None),
@@ -204,6 +204,13 @@ pub(super) const KINDS: [Attach<'static>; 45] = {
         row("fentry-context", "empty", JIT, &["empty"], Context),
         row("fentry.s", "empty", JIT, &["hooks/fentry_s_empty"], Word),
         row("fentry.s", "count", JIT, &["hooks/fentry_s_count"], Word),
+        row(
+            "fentry.s*2",
+            "empty",
+            JIT,
+            &["hooks/fentry_s_empty"; 2],
+            Word,
+        ),
         row(
             "fentry.s-pinned",
             "empty",
@@ -220,6 +227,13 @@ pub(super) const KINDS: [Attach<'static>; 45] = {
         row("fexit.s", "empty", JIT, &["hooks/fexit_s_empty"], Word),
         row("fmod_ret", "empty", JIT, &["hooks/fmod_ret_empty"], Word),
         row("fmod_ret", "count", JIT, &["hooks/fmod_ret_count"], Word),
+        row(
+            "fmod_ret*2",
+            "empty",
+            JIT,
+            &["hooks/fmod_ret_empty"; 2],
+            Word,
+        ),
         row(
             "fmod_ret.s",
             "empty",
@@ -238,6 +252,13 @@ pub(super) const KINDS: [Attach<'static>; 45] = {
         ),
         row("multi-entry", "empty", JIT, &["multi/entry_empty"], Word),
         row("multi-entry", "count", JIT, &["multi/entry_count"], Word),
+        row(
+            "multi-entry*2",
+            "empty",
+            JIT,
+            &["multi/entry_empty"; 2],
+            Word,
+        ),
         row("multi-exit", "empty", JIT, &["multi/exit_empty"], Word),
         row("multi-exit", "count", JIT, &["multi/exit_count"], Word),
         row(

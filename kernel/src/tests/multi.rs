@@ -269,7 +269,10 @@ impl Program {
     }
 }
 
-fn put(pattern: &str, many: Many, program: &Arc<Program>) -> Result<HookedIn, Failure> {
+fn put<H>(pattern: &str, many: Many, program: &Arc<H>) -> Result<HookedIn, Failure>
+where
+    H: NativeHook + Send + Sync + 'static,
+{
     let selection = hook::select(pattern).map_err(|e| failed(&e))?;
     let program = hook::Program::native("test".into(), program.clone(), Shape::Many);
     hook::attach_multi(selection.with_cookies(cookie), many, 0, program).map_err(|e| failed(&e))
@@ -563,6 +566,88 @@ fn measured<T>(work: impl FnOnce() -> T) -> (T, String) {
     (done, text)
 }
 
+/// A native hook: counts its hits, and those of the functions of [`CALLED`] each for itself.
+struct Counts {
+    all: AtomicU64,
+    functions: [(u64, AtomicU64); CALLED.len()],
+}
+
+impl Counts {
+    fn new() -> Result<Counts, Failure> {
+        let mut functions = [const { (0, AtomicU64::new(0)) }; CALLED.len()];
+        for (entry, name) in functions.iter_mut().zip(CALLED) {
+            entry.0 = function(name)?.address as u64;
+        }
+        let all = AtomicU64::new(0);
+        Ok(Counts { all, functions })
+    }
+
+    fn all(&self) -> u64 {
+        self.all.load(Relaxed)
+    }
+
+    /// Hits of the functions of [`CALLED`], in that order.
+    fn of_called(&self) -> [u64; CALLED.len()] {
+        self.functions
+            .each_ref()
+            .map(|(_, hits)| hits.load(Relaxed))
+    }
+}
+
+impl NativeHook for Counts {
+    fn hit(&self, hit: &Hit<'_>) -> u64 {
+        self.all.fetch_add(1, Relaxed);
+        for (function, hits) in &self.functions {
+            if *function == hit.attachment().function {
+                hits.fetch_add(1, Relaxed);
+            }
+        }
+        0
+    }
+}
+
+/// Tasks that call, and how often each does, in [`known_calls`].
+const CALLERS: u64 = 4;
+const ROUNDS: u64 = 500;
+
+/// A known number of calls while `counts` is on everything, and the whole kernel works: nobody else calls the functions of [`PATTERN`].
+/// Beside it a program is on these alone, whose every hit calls one of them, which it must miss and `counts` must not.
+fn known_calls(exit: bool, counts: &Counts, tcp: &mut Transfer) -> Outcome {
+    let program = Arc::new(Program::default());
+    program.calls.store(1, Relaxed);
+    let beside = put(PATTERN, many_at(exit), &program)?;
+    let before = counts.of_called();
+    let callers: Result<Vec<_>, _> = (0..CALLERS)
+        .map(|_| spawn("caller", || (0..ROUNDS).all(calls)))
+        .collect();
+    let moved = tcp.run(TRANSFER_BYTES);
+    let done = callers?.into_iter().map(|caller| caller.join());
+    let right = done.fold(true, |all, right| all && right);
+    let counted = counts.of_called();
+    let missed: u64 = hook::misses(beside.id).iter().sum();
+    detach(beside.id)?;
+    let hits = program.take_hits();
+    moved.map_err(|e| failed(&e))?;
+    check!(right, "exit {exit}: a wrong result");
+    // `calls` calls `workload_call` three times, and the others once.
+    let each = CALLERS * ROUNDS;
+    let of_callers = [3 * each, each, each, each];
+    let outside: u64 = of_callers.iter().sum();
+    println!("{outside} calls of {CALLED:?}, and one from each hit: {hits} hits, {missed} misses");
+    check!(
+        hits + missed == 2 * outside && hits == outside,
+        "exit {exit}: {outside} calls from outside and as many from inside, {hits} hits, {missed} misses"
+    );
+    let mut wanted = of_callers;
+    wanted[0] += outside;
+    let found: Vec<_> = counted.iter().zip(before).map(|(c, b)| c - b).collect();
+    check!(
+        found == wanted,
+        "exit {exit}: on everything, {found:?} hits of {CALLED:?}, which were called {wanted:?} times"
+    );
+    Ok(())
+}
+
 /// What a multi-attach takes that does not grow with its functions, in bytes: the body, and what is known of it.
 const SHARED_BYTES: usize = 2048;
 
@@ -578,33 +663,32 @@ fn everything() -> Outcome {
     for exit in [false, true] {
         rcu::barrier();
         let free_heap = heap();
-        let selection = hook::select("*").map_err(|e| failed(&e))?;
-        let count = Native::Count.program(Shape::Many);
-        let (hooked, took) = measured(|| hook::attach_multi(selection, many_at(exit), 0, count));
-        let hooked = hooked.map_err(|e| failed(&e))?;
+        let counts = Arc::new(Counts::new()?);
+        let (hooked, took) = measured(|| put("*", many_at(exit), &counts));
+        let hooked = hooked?;
         let bytes = free - hook::pool_free();
         let of_heap = free_heap.saturating_sub(heap());
         println!(
             "exit {exit}: on {} functions in {took}, {bytes} bytes of the pool, {of_heap} of the heap; left out: {}",
             hooked.functions, hooked.skipped
         );
-        let before = hook::hits(hooked.id).unwrap_or(0);
+        let before = counts.all();
         let (moved, took) = measured(|| tcp.run(TRANSFER_BYTES));
-        let hits = hook::hits(hooked.id).unwrap_or(0) - before;
+        let hits = counts.all() - before;
         let misses = hook::misses(hooked.id);
         println!("tcp: {took}, {hits} hits, {misses:?} misses");
-        let right = calls(3);
+        let known = known_calls(exit, &counts, &mut tcp);
         let listed = hook::list();
         let (off, took) = measured(|| hook::detach(hooked.id));
         off.map_err(|e| failed(&e))?;
         println!("off in {took}");
+        known?;
         let moved = moved.map_err(|e| failed(&e))?;
         check!(
             moved.bytes == TRANSFER_BYTES,
             "{} bytes arrived",
             moved.bytes
         );
-        check!(right, "a wrong result");
         check!(
             hooked.functions > 1000 && hits > 1000,
             "{hits} hits on {} functions",

@@ -97,7 +97,7 @@ pub(crate) enum Wrong {
     Result,
     /// A hook that was attached all the time was not hit as often as it should.
     Lost,
-    /// A hook was hit too often.
+    /// A hook was hit too often, also by a call that overlaps an attach or a detach.
     Double,
     /// A hook that was attached at no time was hit.
     Stray,
@@ -389,8 +389,8 @@ impl Ledger {
             // The same phase before and after: then so were the traits.
             let (phase, traits) = (before.phase, before.traits);
             let same = phase == after.phase;
-            let whole = if traits.twice { 2 } else { 1 };
-            if (traits.skips || after.traits.skips) && hit != 0 {
+            let (whole, most) = (traits.hits(), before.at_most(after));
+            if before.may_skip(after) && hit != 0 {
                 checked.may_skip = true;
                 checked.must_skip |= same && traits.skips;
             }
@@ -409,12 +409,9 @@ impl Ledger {
                     None
                 }
                 (_, true, 2) if hit < whole => Some(Wrong::Lost),
-                (_, true, 2) if hit > whole => Some(Wrong::Double),
-                (_, true, 2) => None,
-                (_, true, 0) if hit > 0 => Some(Wrong::Stray),
-                (_, true, 0) => None,
-                // It may have been off and on again in the meantime, but a call meets one image.
-                _ if hit > 2 => Some(Wrong::Double),
+                _ if hit > most && most == 0 => Some(Wrong::Stray),
+                _ if hit > most => Some(Wrong::Double),
+                (_, true, 0 | 2) => None,
                 _ => {
                     if hit == 0 {
                         place.perhaps();
