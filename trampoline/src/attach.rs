@@ -730,20 +730,16 @@ impl<P: Platform> Engine<P> {
                 note: "",
             })
         });
-        let stubs = self.chains.get(function).map(|chain| chain.stubs.clone());
-        let multis = stubs.into_iter().flatten().filter_map(move |stub| {
-            let mut all = self.chains.multis();
-            all.find(|multi| multi.stub(function) == Some(stub))
-        });
-        let multis = multis.flat_map(move |multi| {
+        let multis = self.chains.bodies(function).into_iter();
+        let multis = multis.flat_map(move |(multi, by)| {
             multi
-                .instructions(function)
-                .filter_map(|(address, ingredient)| {
+                .instructions(function, by)
+                .filter_map(|(address, ingredient, note)| {
                     Some(Line {
                         address,
                         word: self.platform().read(address)?,
                         ingredient,
-                        note: &multi.callee().name,
+                        note,
                     })
                 })
         });

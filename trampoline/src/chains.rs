@@ -7,8 +7,10 @@
 use crate::attach::AttachId;
 use crate::chain::Chain;
 use crate::multi::Multi;
+use crate::pair::{By, Pair};
 use crate::platform::Platform;
 use alloc::collections::BTreeMap;
+use alloc::vec::Vec;
 use core::ops::Deref;
 
 /// By function, and by program on many functions.
@@ -18,6 +20,8 @@ use core::ops::Deref;
 pub(crate) struct Chains<P: Platform> {
     own: BTreeMap<u64, Chain<P>>,
     multis: BTreeMap<AttachId, Multi<P>>,
+    /// The bodies that work for two of these.
+    pub(crate) pairs: Vec<Pair<P>>,
 }
 
 /// A function's chain: its own, or what a list says.
@@ -43,6 +47,7 @@ impl<P: Platform> Chains<P> {
         Self {
             own: BTreeMap::new(),
             multis: BTreeMap::new(),
+            pairs: Vec::new(),
         }
     }
 
@@ -131,9 +136,36 @@ impl<P: Platform> Chains<P> {
         self.multis.get(&id)
     }
 
+    /// As [`Self::multi`], to be changed.
+    pub(crate) fn multi_mut(&mut self, id: AttachId) -> Option<&mut Multi<P>> {
+        self.multis.get_mut(&id)
+    }
+
     /// All programs on many functions.
-    pub(crate) fn multis(&self) -> impl Iterator<Item = &Multi<P>> {
-        self.multis.values()
+    pub(crate) fn ids(&self) -> impl Iterator<Item = AttachId> {
+        self.multis.keys().copied()
+    }
+
+    /// The programs whose stubs a function's calls pass, in order, and which bodies these go by.
+    pub(crate) fn bodies(&self, function: u64) -> Vec<(&Multi<P>, By<'_, P>)> {
+        let stubs = self.get(function).map(|chain| chain.stubs.clone());
+        let mut behind = None;
+        let body = |stub| {
+            let mut all = self.multis.iter();
+            let (id, multi) = all.find(|(_, multi)| multi.stub(function) == Some(stub))?;
+            // Of three in a row the first two have one body; that of the second and the third waits until the first is off.
+            let by = match behind.take() == Some(*id) {
+                true => By::Before,
+                false => {
+                    let mut pairs = self.pairs.iter();
+                    let pair = pairs.find(|pair| pair.is_first(*id, function));
+                    behind = pair.map(|pair| pair.second);
+                    pair.map_or(By::Own, |pair| By::Both(&pair.block))
+                }
+            };
+            Some((multi, by))
+        };
+        stubs.into_iter().flatten().filter_map(body).collect()
     }
 
     /// A program is about to be taken off some of its functions and to stay on others: each has a chain of its own from now on.

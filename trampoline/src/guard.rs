@@ -27,7 +27,7 @@ use crate::runtime::{
     RECORD_NEXT, RECORD_PROGRAM, Runtime, SHARED_LINK, TRACE_LEFT, TRACE_NESTING_MASK,
 };
 use a64::imm::Imm21;
-use a64::inst::PairMode;
+use a64::inst::{Access, PairMode};
 use a64::ops::{self, add_imm, brk, cbnz, cbz, ldr, mrs, stp, str as store};
 use a64::reg::{X0, X1, X9, X10, X11, X12, X29};
 use a64::{Assembler, Gpr, Inst, Label, Size, XZR};
@@ -94,6 +94,8 @@ pub(crate) enum Data {
 
 /// Where a stub's data lie, in bytes from its link.
 pub(crate) const STUB_DATA: i64 = 8;
+/// Where the distance to the next stub lies, in bytes from its link (shared.rs).
+pub(crate) const STUB_DISTANCE: i64 = 4;
 
 pub(crate) struct Emitter<'e, 'a, 'b> {
     pub(crate) asm: &'e mut Assembler<'b>,
@@ -197,6 +199,7 @@ impl<'e, 'a, 'b> Emitter<'e, 'a, 'b> {
         );
         self.protect(&part, slow);
         for (number, &run) in part.runs.iter().enumerate() {
+            self.next_stub(number, run.program);
             if part.guarded && number > 0 {
                 self.adr(X11, run.program);
                 self.asm.emit(store(X11, X29, RECORD_PROGRAM));
@@ -268,7 +271,7 @@ impl<'e, 'a, 'b> Emitter<'e, 'a, 'b> {
 
     /// Adds one to a count of the task in x9, or takes one off; of `sleepable` programs also what leaving the outermost adds.
     fn add_to(&mut self, offset: u16, up: bool, sleepable: bool) {
-        use a64::inst::{Access, Cond};
+        use a64::inst::Cond;
         let w10 = Gpr::from(X10);
         let offset = i64::from(offset);
         self.asm.emit(ops::mem(Access::LdrW, w10, X9, offset));
@@ -287,7 +290,8 @@ impl<'e, 'a, 'b> Emitter<'e, 'a, 'b> {
     fn slow(&mut self, label: Label, part: &Part, done: Label) {
         let runtime = self.runtime;
         self.asm.bind(label);
-        for &run in &part.runs {
+        for (number, &run) in part.runs.iter().enumerate() {
+            self.next_stub(number, run.program);
             let Some(program) = self.program(run.program) else {
                 continue;
             };
@@ -343,6 +347,22 @@ impl<'e, 'a, 'b> Emitter<'e, 'a, 'b> {
             self.asm.emit(store(X10, X9, runtime.word.into()));
             self.span(Ingredient::Guard, Some(number));
         }
+    }
+
+    /// In front of a program that is not the first: what comes now belongs to the next stub, which the frame names from here on.
+    fn next_stub(&mut self, number: usize, program: usize) {
+        if self.data != Data::Stub || number == 0 {
+            return;
+        }
+        let (asm, w10) = (&mut *self.asm, Gpr::from(X10));
+        asm.emit(ldr(X12, X29, SHARED_LINK));
+        asm.emit(ops::mem(Access::LdrW, w10, X12, STUB_DISTANCE));
+        // The offset of a B, in words.
+        asm.emit(ops::sign_extend(Size::X, X10, X10, 26));
+        asm.emit(ops::lsl_imm(Size::X, X10, X10, 2));
+        asm.emit(ops::add(Size::X, X12, X12, X10));
+        asm.emit(store(X12, X29, SHARED_LINK));
+        self.span(Ingredient::Enter, Some(program));
     }
 
     /// The program that was called last, taken out, leads here.

@@ -32,6 +32,7 @@ pub mod image;
 pub mod ingredient;
 pub mod linux;
 pub mod multi;
+mod pair;
 pub mod patch;
 pub mod platform;
 pub mod pool;

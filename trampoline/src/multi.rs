@@ -8,6 +8,7 @@ use crate::attach::{AttachError, AttachId, DetachError, Engine, Reason};
 use crate::body::Storage;
 use crate::chain::{Chain, End, Stub, branch};
 use crate::ingredient::{Ingredient, Span};
+use crate::pair::By;
 use crate::patch::{patch, patch_all};
 use crate::platform::{Grace, Patch, Platform, Retired};
 use crate::pool::{Code, Label, Owner, Pool, UNIT};
@@ -18,7 +19,7 @@ use crate::shared::{DATA, LINK, STUB_WORDS, Shared};
 use a64::imm::Imm21;
 use a64::reg::X12;
 use a64::{Assembler, Inst};
-use alloc::sync::Arc;
+use alloc::sync::{Arc, Weak};
 use alloc::vec;
 use alloc::vec::Vec;
 
@@ -49,7 +50,9 @@ pub struct Program {
 
 /// A program on many functions.
 pub struct Multi<P: Platform> {
-    block: Arc<Block<P>>,
+    pub(crate) block: Arc<Block<P>>,
+    /// The body of this program and the next one, also one that is not freed yet (pair.rs).
+    pub(crate) follower: Weak<Block<P>>,
     /// Ascending. All that is kept of each, besides its stub.
     functions: Arc<[u64]>,
     /// It is on all of them; else each has a chain of its own that knows.
@@ -57,10 +60,11 @@ pub struct Multi<P: Platform> {
 }
 
 /// Its code, and what that keeps alive.
-struct Block<P: Platform> {
+pub(crate) struct Block<P: Platform> {
     code: Code<P>,
-    program: (Kind, Callee),
-    exit: bool,
+    pub(crate) programs: Vec<(Kind, Callee)>,
+    pub(crate) reads: Words,
+    pub(crate) exit: bool,
     spans: Vec<Span>,
     /// Address of each call of the program, and of the instruction to go on at without it.
     calls: Vec<(u64, u64)>,
@@ -83,11 +87,6 @@ impl<P: Platform> Multi<P> {
         self.whole = false;
     }
 
-    /// The program.
-    pub fn callee(&self) -> &Callee {
-        &self.block.program.1
-    }
-
     /// Bytes of the pool that it takes, with the body and the header.
     pub fn bytes(&self) -> u64 {
         self.block.code.bytes()
@@ -104,17 +103,30 @@ impl<P: Platform> Multi<P> {
         Some(self.block.stub(index))
     }
 
-    /// The instructions of a function's stub, then of the body, and what they are for.
-    pub fn instructions(&self, function: u64) -> impl Iterator<Item = (u64, Ingredient)> {
+    /// The instructions of a function's stub, then of the body that it goes by: addresses, what they are for, and for which program.
+    pub(crate) fn instructions<'a>(
+        &'a self,
+        function: u64,
+        by: By<'a, P>,
+    ) -> impl Iterator<Item = (u64, Ingredient, &'a str)> {
+        let (body, unused) = match by {
+            By::Own => (Some(&*self.block), 0),
+            By::Both(block) => (Some(block), 0),
+            By::Before => (None, LINK),
+        };
         let stub = self.stub(function).into_iter();
-        let stub = stub.flat_map(|stub| {
+        let stub = stub.flat_map(move |stub| {
             let parts = [Ingredient::Enter, Ingredient::Enter, Ingredient::Return];
-            (stub.entry..).step_by(4).zip(parts)
+            let words = (stub.entry..).step_by(4).zip(parts).skip(unused);
+            words.map(|(at, part)| (at, part, self.block.name(None)))
         });
-        let start = self.block.code.address();
-        let spans = self.block.spans.iter();
-        let body = spans.flat_map(|span| core::iter::repeat_n(span.ingredient, span.len));
-        stub.chain((start..).step_by(4).zip(body))
+        let body = body.into_iter().flat_map(|block| {
+            let spans = block.spans.iter();
+            let words = spans.flat_map(|span| core::iter::repeat_n(span, span.len));
+            let words = (block.start()..).step_by(4).zip(words);
+            words.map(|(at, span)| (at, span.ingredient, block.name(span.program)))
+        });
+        stub.chain(body)
     }
 }
 
@@ -127,6 +139,17 @@ fn stub_at(start: u64, stubs: usize, index: usize) -> Stub {
 }
 
 impl<P: Platform> Block<P> {
+    /// Where its body begins.
+    pub(crate) fn start(&self) -> u64 {
+        self.code.address()
+    }
+
+    /// The name of one of its programs, the first if it is nobody's.
+    fn name(&self, program: Option<usize>) -> &str {
+        let program = self.programs.get(program.unwrap_or(0));
+        program.map_or("", |(_, callee)| &callee.name)
+    }
+
     fn stub(&self, index: usize) -> Stub {
         stub_at(self.code.address(), self.stubs, index)
     }
@@ -159,26 +182,28 @@ impl<P: Platform> Block<P> {
 
 /// A function, and where its new stub is linked in.
 #[derive(Clone, Copy)]
-struct Place {
+pub(crate) struct Place {
     target: Target,
     link: End,
 }
 
 /// A block to be written.
-struct Plan<'a> {
-    shared: Shared<'a>,
-    places: &'a [Place],
+pub(crate) struct Plan<'a> {
+    pub(crate) shared: Shared<'a>,
+    pub(crate) places: &'a [Place],
 }
 
 impl Plan<'_> {
-    fn build<P: Platform>(&self, pool: &Arc<Pool<P>>) -> Result<Block<P>, Reason> {
-        let mut storage = Storage::new(1);
+    pub(crate) fn build<P: Platform>(&self, pool: &Arc<Pool<P>>) -> Result<Block<P>, Reason> {
+        let programs = self.shared.programs;
+        let mut storage = Storage::new(programs.len());
         let mut asm = storage.lend(Assembler::sizing(pool.window().start));
         self.shared.emit(&mut asm);
         // A constant takes at most three words more where it is far; and the literal is aligned.
-        let body = (asm.finish().map_err(Reason::Code)? + 2 * 3 + 1).next_multiple_of(4);
+        let constants = 2 * programs.len();
+        let body = (asm.finish().map_err(Reason::Code)? + constants * 3 + 1).next_multiple_of(4);
         let stubs = self.places.len() * STUB_WORDS;
-        let name = &self.shared.program.1.name;
+        let name = programs.first().map_or("", |(_, callee)| &callee.name);
         let reserved = pool.reserve(body + stubs, name).map_err(Reason::Pool)?;
         let start = reserved.address();
         let mut words = vec![0; body];
@@ -203,7 +228,8 @@ impl Plan<'_> {
         let at = |index: usize| start + 4 * index as u64;
         Ok(Block {
             code,
-            program: self.shared.program.clone(),
+            programs: programs.to_vec(),
+            reads: self.shared.reads,
             exit: self.shared.exit,
             spans: built.spans,
             calls: built
@@ -290,7 +316,7 @@ impl<P: Platform> Engine<P> {
         let plan = Plan {
             shared: Shared {
                 exit,
-                program: &(kind, callee),
+                programs: &[(kind, callee)],
                 reads,
                 runtime: &runtime,
             },
@@ -324,10 +350,12 @@ impl<P: Platform> Engine<P> {
         let whole = true;
         let multi = Multi {
             block,
+            follower: Weak::new(),
             functions,
             whole,
         };
         self.chains.insert(id, multi);
+        self.pair_up(id);
         Ok(Some(id))
     }
 
@@ -344,6 +372,7 @@ impl<P: Platform> Engine<P> {
     /// It is still on all of them; or, if the host could not undo what it had done, on those that it could not be taken off. It can be
     /// detached again in either case.
     pub fn detach_multi(&mut self, id: AttachId) -> Result<(), DetachError> {
+        self.unpair(id)?;
         let multi = self.chains.multi(id).ok_or(DetachError::Unknown { id })?;
         let mut found = Vec::with_capacity(multi.functions.len());
         for (index, &function) in multi.functions.iter().enumerate() {
@@ -381,7 +410,7 @@ impl<P: Platform> Engine<P> {
         Ok(())
     }
 
-    fn retire_block(&self, block: Arc<Block<P>>) {
+    pub(crate) fn retire_block(&self, block: Arc<Block<P>>) {
         let grace = block.grace();
         self.platform().defer(Retired::new(block), grace);
     }

@@ -42,6 +42,11 @@ impl Words {
         Self(bits & Self::ALL.0)
     }
 
+    /// These and those.
+    pub const fn and(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
     /// Whether the word of that place is among them.
     pub const fn has(self, place: usize) -> bool {
         place < WORDS && self.0 >> place & 1 != 0

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Generates the body that the stubs of many functions lead to: it calls one program, with the registers as its context.
+//! Generates the body that the stubs of many functions lead to: it calls one program, or two, with the registers as their context.
 //!
 //! A *stub* is what differs from function to function. It keeps x30 and, as x9-x17 are free at an entry, needs no stack:
 //!
@@ -7,7 +7,7 @@
 //!   +0   adr  x12, +8
 //!   +4   b    body
 //!   +8   b    what is next in the function's chain     the link
-//!   +12  brk
+//!   +12  brk, or a word that tells how far the next stub is     the distance (pair.rs)
 //!   +16  the program's second argument points here: the function's address, then three words of the host's
 //! ```
 //!
@@ -32,7 +32,7 @@
 
 use crate::body::Body;
 use crate::frame::Frame;
-use crate::guard::{Data, Emitter, STUB_DATA, When};
+use crate::guard::{Data, Emitter, STUB_DATA, STUB_DISTANCE, When};
 use crate::ingredient::Ingredient;
 use crate::pool::Record;
 use crate::program::{Callee, Kind};
@@ -48,6 +48,9 @@ use a64::{Assembler, Label, Reg, SP, Size, SysReg, XZR};
 pub(crate) const STUB_WORDS: usize = 12;
 /// Index of a stub's link.
 pub(crate) const LINK: usize = 2;
+/// Index of the word that tells where the next stub is, where one body works for both: a B to that one's word of the same kind, for its
+/// offset. Nobody executes it.
+pub(crate) const DISTANCE: usize = LINK + STUB_DISTANCE as usize / 4;
 /// Index of its data.
 pub(crate) const DATA: usize = LINK + STUB_DATA as usize / 4;
 
@@ -55,9 +58,9 @@ pub(crate) const DATA: usize = LINK + STUB_DATA as usize / 4;
 pub(crate) struct Shared<'a> {
     /// Whether the program runs when the function returns, else at its entry.
     pub(crate) exit: bool,
-    /// The program.
-    pub(crate) program: &'a (Kind, Callee),
-    /// What it may read of its context.
+    /// The program; or two that stubs in one another's succession have, both of the entry.
+    pub(crate) programs: &'a [(Kind, Callee)],
+    /// What they may read of their context.
     pub(crate) reads: Words,
     pub(crate) runtime: &'a Runtime,
 }
@@ -65,8 +68,7 @@ pub(crate) struct Shared<'a> {
 impl Shared<'_> {
     /// Emits the body; errors stick to the assembler, which has labels for one program.
     pub(crate) fn emit(&self, asm: &mut Assembler<'_>) -> Body {
-        let programs = core::slice::from_ref(self.program);
-        let mut emitter = Emitter::new(asm, programs, self.runtime, Frame::SHARED);
+        let mut emitter = Emitter::new(asm, self.programs, self.runtime, Frame::SHARED);
         emitter.data = Data::Stub;
         let full = emitter.asm.new_label();
         if self.exit {

@@ -210,7 +210,11 @@ fn an_empty_hook_costs_at_most_twenty_instructions() {
 
 #[test]
 fn many() {
-    for (exit, name) in [(false, "multi_entry.txt"), (true, "multi_exit.txt")] {
+    for (exit, programs, name) in [
+        (false, 1, "multi_entry.txt"),
+        (false, 2, "multi_entry_two.txt"),
+        (true, 1, "multi_exit.txt"),
+    ] {
         let mut engine = engine();
         let callee = Callee {
             guard: Guard::Word,
@@ -226,7 +230,11 @@ fn many() {
             callee,
             reads: Words::of(1 << 9 | 1 << 29 | 1 << 30 | 1 << 31 | 1 << 32 | 1 << 33),
         };
-        engine.attach_multi(&[target], program, |_| false).unwrap();
+        for number in 0..programs {
+            let mut program = program.clone();
+            program.callee.name = ["many", "more"][number].into();
+            engine.attach_multi(&[target], program, |_| false).unwrap();
+        }
         compare(name, &engine);
     }
 }

@@ -298,3 +298,154 @@ fn stubs_stand_in_attach_order_before_the_image_whatever_comes_and_goes() {
     engine.detach(image).unwrap();
     assert_eq!(engine.changed_sites().count(), 0);
 }
+
+/// The body that a function's stub of a program leads to.
+fn body(platform: &FakePlatform, engine: &Fake, id: trampoline::AttachId, function: u64) -> u64 {
+    let stub = engine.multi(id).unwrap().stub(function).unwrap();
+    leads(platform, stub.entry + 4).unwrap()
+}
+
+#[test]
+fn two_programs_at_the_entries_of_functions_have_one_body_until_one_is_off() {
+    let (platform, mut engine, all) = engine(5);
+    let free = engine.pool().free_bytes();
+    let add = |engine: &mut Fake, functions: &[u64], exit| {
+        let id = engine.attach_multi(&targets(functions), program(exit), |_| false);
+        id.unwrap().unwrap()
+    };
+    for off in [
+        [0, 1, 2],
+        [0, 2, 1],
+        [1, 0, 2],
+        [1, 2, 0],
+        [2, 0, 1],
+        [2, 1, 0],
+    ] {
+        let a = add(&mut engine, &all, false);
+        let own = body(&platform, &engine, a, all[0]);
+        let b = add(&mut engine, &all[1..4], false);
+        let both = body(&platform, &engine, a, all[1]);
+        let c = add(&mut engine, &all[2..], false);
+        let ids = [a, b, c];
+        // Where a is alone, and where what comes behind it is c: at the end b has a body of its own.
+        assert_eq!(body(&platform, &engine, a, all[0]), own);
+        assert_eq!(body(&platform, &engine, a, all[3]), both);
+        assert_ne!(both, own);
+        assert_eq!(
+            body(&platform, &engine, a, all[4]),
+            own,
+            "one body of both at a time"
+        );
+        let of_b = body(&platform, &engine, b, all[1]);
+        assert_ne!(body(&platform, &engine, b, all[2]), of_b);
+        let numbers = ids.map(|id| id.number());
+        assert_eq!(way(&platform, &engine, &ids, all[3]), numbers);
+        // It finds the second stub by a distance.
+        let [one, two] = [a, b].map(|id| engine.multi(id).unwrap().stub(all[2]).unwrap());
+        assert_eq!(leads(&platform, one.link + 4), Some(two.link + 4));
+        let names = |at: u64| engine.owner(at).unwrap().label.owner;
+        assert!(matches!(names(both), Owner::Functions { .. }));
+        assert_eq!(engine.pool().function_of(both), None);
+        assert_eq!(engine.unwind(both), Some(CallerIn::LinkRegister));
+        assert_eq!(engine.unwind(both + 40), Some(CallerIn::FrameRecord));
+        for (n, which) in off.into_iter().enumerate() {
+            engine.detach_multi(ids[which]).unwrap();
+            let on = off[n + 1..].iter().map(|which| numbers[*which]);
+            let mut on: Vec<_> = on.collect();
+            on.sort();
+            assert_eq!(way(&platform, &engine, &ids, all[3]), on);
+            if which == 1 && on.contains(&numbers[0]) {
+                assert!(all.iter().all(|f| body(&platform, &engine, a, *f) == own));
+            }
+        }
+        assert_eq!(engine.changed_sites().count(), 0);
+        platform.end_grace_period();
+        assert_eq!(engine.pool().free_bytes(), free);
+    }
+}
+
+#[test]
+fn a_distance_is_set_anew_when_no_call_can_read_the_old_one() {
+    let (platform, mut engine, all) = engine(5);
+    let add = |engine: &mut Fake, exit| {
+        let id = engine.attach_multi(&targets(&all), program(exit), |_| false);
+        id.unwrap().unwrap()
+    };
+    let a = add(&mut engine, false);
+    let own = body(&platform, &engine, a, all[0]);
+    let link = engine.multi(a).unwrap().stub(all[0]).unwrap().link;
+    let distance = |platform: &FakePlatform| platform.read(link + 4);
+    let b = add(&mut engine, false);
+    let first = distance(&platform);
+    engine.detach_multi(b).unwrap();
+    let c = add(&mut engine, false);
+    assert_eq!(body(&platform, &engine, a, all[0]), own);
+    assert_eq!(distance(&platform), first);
+    engine.detach_multi(c).unwrap();
+    platform.end_grace_period();
+    let d = add(&mut engine, false);
+    let both = body(&platform, &engine, a, all[0]);
+    assert_ne!(both, own);
+    // A program that runs when functions return has its own body.
+    engine.detach_multi(d).unwrap();
+    platform.end_grace_period();
+    let exit = add(&mut engine, true);
+    assert_eq!(body(&platform, &engine, a, all[0]), own);
+    engine.detach_multi(exit).unwrap();
+    engine.detach_multi(a).unwrap();
+    platform.end_grace_period();
+}
+
+#[test]
+fn one_body_that_cannot_be_led_to_is_none() {
+    // Of five functions: the links, the distances, the branches to the body.
+    for (failing, undone) in [(5, true), (7, true), (10, true), (12, true), (12, false)] {
+        let (platform, mut engine, all) = engine(5);
+        let free = engine.pool().free_bytes();
+        let add = |engine: &mut Fake| {
+            let id = engine.attach_multi(&targets(&all), program(false), |_| false);
+            id.unwrap().unwrap()
+        };
+        let a = add(&mut engine);
+        let own = body(&platform, &engine, a, all[0]);
+        platform.fail_patch(failing, PlatformError::NotCode { at: 1 });
+        if !undone {
+            platform.fail_patch(0, PlatformError::NotCode { at: 2 });
+        }
+        let b = add(&mut engine);
+        let on = all
+            .iter()
+            .filter(|f| body(&platform, &engine, a, **f) != own);
+        assert_eq!(on.count(), usize::from(!undone));
+        let numbers = [a, b].map(|id| id.number());
+        assert!(
+            all.iter()
+                .all(|f| way(&platform, &engine, &[a, b], *f) == numbers)
+        );
+        engine.detach_multi(b).unwrap();
+        assert!(all.iter().all(|f| body(&platform, &engine, a, *f) == own));
+        engine.detach_multi(a).unwrap();
+        platform.end_grace_period();
+        assert_eq!(engine.pool().free_bytes(), free);
+    }
+    // One that cannot be left is a reason to stay.
+    let (platform, mut engine, all) = engine(5);
+    let add = |engine: &mut Fake| {
+        let id = engine.attach_multi(&targets(&all), program(false), |_| false);
+        id.unwrap().unwrap()
+    };
+    let (a, b) = (add(&mut engine), add(&mut engine));
+    platform.fail_patch(3, PlatformError::NotCode { at: 3 });
+    match engine.detach_multi(a) {
+        Err(DetachError::Stuck { function, .. }) => assert_eq!(function, all[3]),
+        other => panic!("{other:?}"),
+    }
+    let numbers = [a, b].map(|id| id.number());
+    assert!(
+        all.iter()
+            .all(|f| way(&platform, &engine, &[a, b], *f) == numbers)
+    );
+    engine.detach_multi(a).unwrap();
+    engine.detach_multi(b).unwrap();
+    assert_eq!(engine.changed_sites().count(), 0);
+}

@@ -277,3 +277,44 @@ fn a_program_is_turned_away_from_itself_and_runs_in_anothers() {
         assert_eq!((task(0), pushed()), (0, 0));
     }
 }
+
+#[test]
+fn two_and_three_at_the_same_entries_are_each_told_their_own() {
+    let all = |words: &'static [Words]| {
+        let guards = GUARDS.into_iter().flat_map(|a| GUARDS.map(|b| (a, b)));
+        guards.flat_map(move |guards| words.iter().map(move |words| (guards, *words)))
+    };
+    for ((one, two), reads) in all(&[Words::ALL, Words::NONE]) {
+        let mut bench = Bench::new();
+        let free = bench.engine.pool().free_bytes();
+        let programs = [
+            bench.attach(false, one, Words::NONE),
+            bench.attach(false, two, reads),
+            bench.attach(false, one, reads),
+        ];
+        let mut on = vec![0, 1, 2];
+        let mut counts = [0; 3];
+        for off in [1, 0, 2] {
+            for number in 0..COUNT {
+                let function = bench.function(number);
+                assert_eq!(call(function, 1), expected(number, 1));
+                for which in &on {
+                    counts[*which] += 2;
+                    let (hits, _) = programs[*which];
+                    assert_eq!(hits.told(), [function, number + 100, 5]);
+                    if *which == 0 || reads == Words::ALL {
+                        let (x0, x8) = (hits.word(0), hits.word(8));
+                        assert!(x0 == 0 && (*which == 0 || x8 == 8), "x0 {x0}, x8 {x8}");
+                    }
+                }
+                let now = programs.map(|(hits, _)| hits.count.load(Relaxed));
+                assert_eq!(now, counts, "{on:?} are on");
+                assert_eq!([task(0), task(1)], [0; 2]);
+            }
+            on.retain(|which| *which != off);
+            bench.engine.detach_multi(programs[off].1).unwrap();
+        }
+        assert_eq!(call(bench.function(1), 0), expected(1, 0));
+        assert_eq!(bench.engine.pool().free_bytes(), free);
+    }
+}

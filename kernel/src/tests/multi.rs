@@ -423,21 +423,27 @@ fn load() -> Outcome {
     rcu::barrier();
     let free = hook::pool_free();
     let stop = Arc::new(AtomicBool::new(false));
+    let programs: [Arc<Program>; 2] = Default::default();
+    // One stays on all the time, first with the body of another one in front of it, then with those that come and go behind it.
+    let (before, stays) = (Arc::<Program>::default(), Arc::<Program>::default());
+    let before = put(PATTERN, many_at(false), &before)?.id;
+    let stays_on = put(PATTERN, many_at(false), &stays)?.id;
     let workers: Result<Vec<_>, _> = (0..4)
         .map(|n| {
             let stop = stop.clone();
             spawn("worker", move || {
-                let (mut rounds, mut right) = (n, true);
+                let (mut rounds, mut right) = (0, true);
                 while !stop.load(Relaxed) {
-                    right &= calls(rounds);
-                    rounds += 4;
+                    right &= calls(4 * rounds + n);
+                    rounds += 1;
                 }
                 (rounds, right)
             })
         })
         .collect();
     let workers = workers?;
-    let programs: [Arc<Program>; 2] = Default::default();
+    sched::sleep_ns(2_000_000);
+    detach(before)?;
     let begin = timer::now_ns();
     let mut times = 0;
     while timer::now_ns() - begin < 300_000_000 {
@@ -453,8 +459,14 @@ fn load() -> Outcome {
     }
     stop.store(true, Relaxed);
     let done: Vec<_> = workers.into_iter().map(|worker| worker.join()).collect();
+    detach(stays_on)?;
     check!(done.iter().all(|(_, right)| *right), "a wrong result");
     let most: u64 = done.iter().map(|(rounds, _)| 6 * rounds).sum();
+    let hits = stays.take_hits();
+    check!(
+        hits == most,
+        "{hits} hits of {most} calls by the one that was on all the time, {times} times others were put on and off"
+    );
     for program in &programs {
         let hits = program.take_hits();
         check!(
@@ -621,8 +633,8 @@ fn known_calls(exit: bool, counts: &Counts, tcp: &mut Transfer) -> Outcome {
         .map(|_| spawn("caller", || (0..ROUNDS).all(calls)))
         .collect();
     let moved = tcp.run(TRANSFER_BYTES);
-    let done = callers?.into_iter().map(|caller| caller.join());
-    let right = done.fold(true, |all, right| all && right);
+    let done: Vec<_> = callers?.into_iter().map(|caller| caller.join()).collect();
+    let right = done.iter().all(|right| *right);
     let counted = counts.of_called();
     let missed: u64 = hook::misses(beside.id).iter().sum();
     detach(beside.id)?;
