@@ -463,15 +463,10 @@ pub(crate) fn named_target(spec: &str) -> Result<Option<String>, BpfError> {
 /// A program run by the interpreter.
 struct Interpreted {
     interpreter: Interpreter,
-    calls_original: bool,
     faults: AtomicU64,
 }
 
 impl NativeHook for Interpreted {
-    fn calls_original(&self) -> bool {
-        self.calls_original
-    }
-
     fn hit(&self, hit: &Hit<'_>) -> u64 {
         let words = hit.words();
         let context = Region::constant(words);
@@ -502,10 +497,8 @@ pub(crate) fn runnable(
 ) -> Result<hook::Program, BpfError> {
     Ok(match engine {
         Engine::Interpreter => {
-            let calls_original = asks_for_original(&Whole::of(&program));
             let hook = Arc::new(Interpreted {
                 interpreter: Interpreter::new(program),
-                calls_original,
                 faults: AtomicU64::new(0),
             });
             hook::Program::new(spec.into(), engine.name(), move |attachment| {
@@ -515,7 +508,7 @@ pub(crate) fn runnable(
         Engine::Jit => {
             let (code, made) = compile(spec, &program)?;
             let whole = Whole::of(&program);
-            let original_stack = match asks_for_original(&whole) {
+            let original_stack = match whole.programs().any(offered::asks_for_original) {
                 true => whole.stack_bytes(made.stack_bytes + offered::original_stack()),
                 false => 0,
             };
@@ -570,11 +563,6 @@ pub(crate) fn target(base: u64, arguments: usize) -> jit::Target<'static> {
         erratum_835769: cpu::has_erratum_835769(),
         ..jit::Target::new(base)
     }
-}
-
-/// Whether any part of a program calls the function that it stands in for.
-fn asks_for_original(whole: &Whole<'_>) -> bool {
-    whole.programs().any(offered::asks_for_original)
 }
 
 /// The deepest stack of the helpers and kernel functions that a program calls, in bytes: what the audit found. One that calls by

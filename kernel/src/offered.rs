@@ -222,7 +222,9 @@ pub(crate) fn asks_for_original(program: &ValidatedProgram) -> bool {
 
 /// The stack of what programs call to call the function that they stand in for, without that function's own, in bytes.
 pub(crate) fn original_stack() -> u32 {
-    symbols::stack_of(callee::call_original as *const () as usize as u64).unwrap_or(0)
+    // What is not known is more than any attach allows.
+    symbols::stack_of(callee::call_original as *const () as usize as u64)
+        .unwrap_or(stack::HIT_LIMIT as u32)
 }
 
 /// Whether a program calls what only one of kind fsession may.

@@ -51,6 +51,15 @@ const FIRST: &[&str] = &[
     "trap_*",
 ];
 
+/// Those of these functions that reach another one of them by its site. None of them may stand in another's place: what it calls would stand
+/// on that one's chain.
+const CALLERS: &[&str] = &["workload_exchange", "workload_nested", "torture_nested_*"];
+
+/// Whether a function reaches, by its site, another one whose arguments are known.
+pub(crate) fn calls_another(function: &str) -> bool {
+    CALLERS.iter().any(|name| means(name, function))
+}
+
 /// Whether a name is meant by this one, or by what is before a `*` at its end.
 fn means(name: &str, function: &str) -> bool {
     match name.strip_suffix('*') {

@@ -4,7 +4,8 @@
 //! A trampoline calls only functions whose arguments are known, and its frame stays on the stack until the function returns. So where one
 //! of these functions reaches another, two frames may stand on one another; the kernel sets aside room for a chain of `CHAIN` in each
 //! context (kernel/src/targets.rs, kernel/src/mm/stack.rs). The first functions of a stack or of a context are refused such images, and
-//! are not looked at; nobody may call them. Where branches through a register lead, the rules of linker/audit.rules say.
+//! are not looked at; nobody may call them. What stands in another's place adds to that one's chain what it calls: so those that call one of
+//! them are listed there (`CALLERS`), and refused. Where branches through a register lead, the rules of linker/audit.rules say.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -52,6 +53,7 @@ pub(crate) fn check(
     rules: &Rules,
     called: &Called,
     most: usize,
+    calls_another: impl Fn(&str) -> bool,
 ) -> Verdict {
     let starts = called.waits.iter().copied();
     let graph = Graph::reach(linked, &followed(rules), starts.clone(), &set.stops);
@@ -69,7 +71,18 @@ pub(crate) fn check(
     for start in starts {
         breaches.extend(walk(linked, &graph, &faults, start).1);
         let found = behind(&graph, start);
-        reached.insert(start, found.intersection(&called.waits).copied().collect());
+        let found: BTreeSet<_> = found.intersection(&called.waits).copied().collect();
+        if let Some(other) = found.first()
+            && !linked.names(start).any(&calls_another)
+        {
+            breaches.push(Breach {
+                what: "calls another function that trampolines call, and could stand in a third one's place: name it in CALLERS in \
+                       kernel/src/targets.rs"
+                    .to_owned(),
+                chain: [start, *other].map(|index| linked.name(index).to_owned()).into(),
+            });
+        }
+        reached.insert(start, found);
     }
     let mut longest = Vec::new();
     let itself = reached.iter().find(|(start, found)| found.contains(*start));
@@ -165,7 +178,7 @@ mod tests {
         let sites: Vec<_> = (0..linked.functions.len()).collect();
         let typed = |name: &str| name.starts_with("f_") || targets::is_first(name);
         let called = Called::of(&linked, &sites, typed);
-        let verdict = check(&linked, &set, &rules, &called, 2);
+        let verdict = check(&linked, &set, &rules, &called, 2, |name| name != "f_silent");
         let breaches = verdict.breaches.into_iter();
         let breaches = breaches.map(|breach| (breach.what, breach.chain.join(" -> ")));
         (verdict.deepest, breaches.collect())
@@ -208,6 +221,12 @@ mod tests {
         // What is allowed to a hook is followed here.
         let allowed: &[(&str, &[u32])] = &[("f_a", &[bl(1)]), ("f_b", &[bl(1)]), ("f_c", &[RET])];
         assert_eq!(with(allowed, "allow f_b => f_c # a hook may").len(), 1);
+        let found = with(&[("f_silent", &[bl(1)]), ("f_b", &[RET])], "");
+        assert!(
+            found[0].0.starts_with("calls another function"),
+            "{found:?}"
+        );
+        assert_eq!((found.len(), found[0].1.as_str()), (1, "f_silent -> f_b"));
         let found = with(&[("f_a", &[bl(1)]), ("other", &[bl(-1)])], "");
         assert!(found[0].0.starts_with("calls itself"), "{found:?}");
         assert_eq!(found[0].1, "f_a");

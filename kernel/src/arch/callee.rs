@@ -14,11 +14,6 @@ pub(crate) trait NativeHook: Send + Sync + 'static {
     /// The most bytes of stack that a hit takes, where the audit does not tell: it follows no branch whose target a rule leaves out.
     const STACK: u32 = 1024;
 
-    /// Whether a hit calls the function that it stands in for.
-    fn calls_original(&self) -> bool {
-        false
-    }
-
     /// One hit. Runs in any context: no lock, no allocation, nothing that has a site.
     ///
     /// The result counts for fmod_ret only: if it is not 0 the function is skipped and returns it.
@@ -201,16 +196,12 @@ pub(crate) fn callee<T: NativeHook>(hook: Arc<T>, attachment: Attachment, shape:
     }
     let place = Place { attachment, shape };
     let address = thunk::<T> as *const () as usize as u64;
-    let original_stack = match hook.calls_original() {
-        true => stack(address),
-        false => 0,
-    };
     let placed = Arc::new(Placed { place, hook });
     Callee {
         address,
         data: Some(Arc::as_ptr(&placed).expose_provenance() as u64),
         stack_bytes: stack(address),
-        original_stack,
+        original_stack: stack(address), // nobody says whether it calls it
         keep: placed,
     }
 }

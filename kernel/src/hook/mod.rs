@@ -395,6 +395,7 @@ pub(crate) fn attach(
     let mut hooks = HOOKS.lock();
     hooks.check_waiting(function, point.kind)?;
     let engine = &mut hooks.engine;
+    linux::give_back_left(engine);
     let id = apart(|| engine.attach(function.address as u64, args, point.kind, callee));
     let id = id.map_err(|e| hooks.named(HookError::refused(function.name, e.reason)))?;
     hooks.mark(&[function.address as u64], None);
@@ -462,7 +463,10 @@ fn apart<T>(work: impl FnOnce() -> T) -> T {
 pub(crate) fn attach_other<M: Mechanism + 'static>(
     make: impl FnOnce(&mut Engine<Kernel>, HookId) -> Result<(M, Vec<u64>), HookError>,
 ) -> Result<HookId, HookError> {
-    attach_or_keep(|engine, id| make(engine, id).map(|(made, functions)| (made, functions, None)))
+    attach_or_keep(|engine, id| {
+        linux::give_back_left(engine);
+        make(engine, id).map(|(made, functions)| (made, functions, None))
+    })
 }
 
 /// As [`attach_other`]. What `make` hands out with an error could not be taken off again: it is listed and can be detached, and that

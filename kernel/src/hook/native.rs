@@ -3,6 +3,7 @@
 
 use super::{Function, HookError, HookId, Point, Program, attach};
 use crate::arch::callee::{Hit, NativeHook, Shape};
+use crate::mm::stack;
 use crate::workload::workload_call;
 use alloc::sync::Arc;
 use core::hint::black_box;
@@ -29,7 +30,8 @@ impl NativeHook for Empty {
     }
 }
 
-/// Calls `workload_call`. On that function it reaches itself, and without a guard it would go on doing so: it stops at [`DEEPEST`].
+/// Calls `workload_call`. On that function it reaches itself, and without a guard it would go on doing so: it stops at [`DEEPEST`]; and where the stack is not
+/// as whole as a first hit finds it ([`stack::is_whole`]) it calls nothing.
 #[derive(Default)]
 struct Again {
     /// Hits that have not ended.
@@ -42,7 +44,8 @@ const DEEPEST: u64 = 16;
 impl NativeHook for Again {
     #[inline(never)] // linker/audit.rules names it
     fn hit(&self, _: &Hit<'_>) -> u64 {
-        if self.depth.fetch_add(1, Ordering::Relaxed) < DEEPEST {
+        // Nothing of what follows is part of the sum that its attach was measured by.
+        if self.depth.fetch_add(1, Ordering::Relaxed) < DEEPEST && stack::is_whole() {
             // By a pointer that nothing sees through, as a program reaches a function that its author did not think of.
             black_box(workload_call as extern "C" fn(u64, u64) -> u64)(1, 1);
         }

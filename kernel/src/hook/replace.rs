@@ -55,6 +55,13 @@ pub(super) fn check(
             by.name
         )));
     }
+    if targets::calls_another(by.name) {
+        return Err(unfit(format!(
+            "{} calls another function that a trampoline may wait for, which would stand on those that wait for the callers of {}; name one \
+             that calls none",
+            by.name, function.name
+        )));
+    }
     let mut there = engine.attached_to(by.address as u64);
     let waits = there.any(|there| there.kind.calls_function());
     if waits || super::linux::trampoline::waits_for(by.address as u64) {

@@ -121,7 +121,7 @@ unsafe impl GlobalAlloc for KernelHeap {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         hook_path::enter(Entered::Heap);
         loop {
-            // Dropped before the next try, so that interrupts and other cores get their turn.
+            // Dropped before the next try, so that other cores get their turn, and interrupts if the caller has them on.
             let mut blocks = self.0.lock();
             if let Some(block) = blocks.allocate(layout) {
                 return block.as_ptr();

@@ -76,10 +76,6 @@ fn with<const BYTES: usize>(work: impl FnOnce() -> u64) -> u64 {
 struct Waits(Two);
 
 impl NativeHook for Waits {
-    fn calls_original(&self) -> bool {
-        true
-    }
-
     #[inline(never)] // linker/audit.rules names it
     fn hit(&self, hit: &Hit<'_>) -> u64 {
         let [a, b] = [0, 1].map(|n| hit.words().get(n).copied().unwrap_or(0));
@@ -187,7 +183,12 @@ fn fits() -> Outcome {
         "a wrong result: {result}"
     );
     let hits = HITS.each_ref().map(|hits| hits.load(Relaxed));
-    check!(hits == [2; 4], "hits by context: {hits:?}, not two in each");
+    // Whoever else sends an NMI to the core is one more.
+    let [below @ .., nmi] = hits;
+    check!(
+        below == [2; 3] && nmi >= 2,
+        "hits by context: {hits:?}, not two in each"
+    );
     // All of it was on the stack at once, and the kernel's own fits beside it.
     let least = 7 * WAITING + 5 * RUNNING;
     let most = STACK_SIZE - HOOK_RESERVE + 7 * WAITING_LIMIT + 5 * HIT_LIMIT;
@@ -204,9 +205,6 @@ fn refused() -> Outcome {
     struct Much;
     impl NativeHook for Much {
         const STACK: u32 = WAITING_LIMIT as u32;
-        fn calls_original(&self) -> bool {
-            true
-        }
         fn hit(&self, _: &Hit<'_>) -> u64 {
             0
         }
@@ -270,6 +268,17 @@ fn refused() -> Outcome {
     );
     detach(stands)?;
     outcome?;
+    for by in ["torture_nested_00", "workload_nested", "workload_exchange"] {
+        let replaced = hook::replace(&target, &function(by)?);
+        let text = replaced
+            .err()
+            .map_or_else(Default::default, |e| e.to_string());
+        check!(
+            text.contains(by)
+                && text.contains("calls another function that a trampoline may wait for"),
+            "by {by}: said {text:?}"
+        );
+    }
     for how in kinds.into_iter().chain([linux]) {
         let waits = count("workload_call_other", how)?.map_err(|e| failed(&e))?;
         let replaced = hook::replace(&target, &other);

@@ -442,8 +442,22 @@ fn stayed_turned() -> Outcome {
         );
         check!(f(1, 2) == expected, "{}: wrong when off", way.name());
     }
-    let id = attach(name, Way::Trampoline, Kind::Fentry, &probe)?;
+    // A hook that is not of this way has it turned back.
+    let native = || {
+        let point = Point::of(Kind::Fentry);
+        hook::attach_hook(&function(name)?, point, "native".into(), probe.clone())
+            .map_err(|e| failed(&e))
+    };
+    let refused = with_faults_of(&[(Step::Back, 1)], native);
+    let id = native()?;
+    let (result, hits) = (f(1, 2), probe.take_hits()[0]);
     detach(id)?;
+    check!(
+        refused.is_err() && (result, hits) == (expected, 1) && site_of(f) == [NOP; 2],
+        "refused: {}, returned {result}, {hits} hits; the site is {:08x?}",
+        refused.is_err(),
+        site_of(f)
+    );
     nothing_left(&probe, free)
 }
 

@@ -15,6 +15,7 @@ use crate::hook::livepatch::{self, Phase};
 use crate::hook::{
     self, HookError, HookId, Hooked, Many, Native, Place, Point, ProbeWay, Program, Protection,
 };
+use crate::mm::stack;
 use crate::sched::{self, JoinHandle};
 use crate::workload::{
     Callable, PATCHES, Pause, set_gate, workload_blocks, workload_call, workload_call_more,
@@ -448,6 +449,7 @@ fn lingered() -> Result<[u64; 3], Failure> {
 }
 
 /// The image of the hooked function, and if the program is compiled, its code.
+#[inline(never)]
 fn laid(engine: bpf::Engine) -> Result<Vec<Image>, Failure> {
     let target = function("workload_call")?;
     let mut laid = alloc::vec![Image::behind(target.address)?];
@@ -484,7 +486,7 @@ fn under_tasks(program: &str, engine: bpf::Engine, what: &str) -> Outcome {
             tasks.push(spawn("lingers", move || call(n, 7) == 3 * n + 7)?);
         }
         inside += more;
-        let end = timer::now_ns() + 5_000_000_000;
+        let end = timer::now_ns() + 20_000_000_000;
         while counted()?[0] < inside && timer::now_ns() < end {
             sched::sleep_ns(1_000_000);
         }
@@ -535,6 +537,8 @@ fn under_tasks(program: &str, engine: bpf::Engine, what: &str) -> Outcome {
     let (last, gone) = stages
         .split_last()
         .ok_or(Failure::Failed("no stage".into()))?;
+    // Words that calls from here left behind must not lie in the frames that wait.
+    stack::scrub();
     for image in gone.iter().flatten() {
         image.check_freed()?;
     }
@@ -549,6 +553,7 @@ fn under_tasks(program: &str, engine: bpf::Engine, what: &str) -> Outcome {
         "{what}: not given back: {counts:?}"
     );
     detach(id)?;
+    stack::scrub();
     for image in last {
         image.check_freed()?;
     }

@@ -119,9 +119,9 @@ fn sleeps() -> Outcome {
     Ok(())
 }
 
-/// Waits until that many tasks sleep in programs, for 5 s at most; how many do.
+/// Waits until that many tasks sleep in programs, for 20 s at most; how many do.
 pub(super) fn wait_for_sleepers(wanted: u64) -> u64 {
-    let deadline = timer::now_ns() + 5_000_000_000;
+    let deadline = timer::now_ns() + 20_000_000_000;
     loop {
         let mut asleep = 0;
         sched::for_each(|task| {

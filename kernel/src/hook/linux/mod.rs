@@ -494,6 +494,14 @@ impl Linux {
     }
 }
 
+/// Turns back what could not be turned back when its last hook went, or its first did not come: somebody wants to hook functions the other way.
+pub(super) fn give_back_left(engine: &mut Engine<Kernel>) {
+    let mut linux = LINUX.lock();
+    let left = linux.sites.iter().filter(|(_, at)| at.lead.is_none());
+    let left: Vec<_> = left.map(|(function, _)| *function).collect();
+    linux.abandon(engine, &left);
+}
+
 /// The words of text that sites of this way have changed, also of one that could not be turned back and that nothing hooks.
 pub(super) fn changes() -> Vec<Change> {
     let linux = LINUX.lock();
