@@ -294,12 +294,16 @@ fn races() -> Outcome {
     }
     const ROUNDS: usize = 300;
     let place = Arc::new(AtomicUsize::new(0));
+    let probed = Arc::new(AtomicUsize::new(0));
     let done = Arc::new(AtomicBool::new(false));
     let other = {
-        let (place, done) = (place.clone(), done.clone());
+        let (place, probed, done) = (place.clone(), probed.clone(), done.clone());
         spawn("mapper", move || {
             let mut all = Ok(());
-            for _ in 0..ROUNDS {
+            let mut rounds = 0;
+            // The other core may take long to come: then more of them.
+            while rounds < ROUNDS || probed.load(Ordering::Relaxed) == 0 {
+                rounds += 1;
                 match page() {
                     Ok(memory) => {
                         place.store(memory.start(), Ordering::Release);
@@ -316,7 +320,9 @@ fn races() -> Outcome {
     while !done.load(Ordering::Acquire) {
         let address = place.load(Ordering::Acquire);
         let mut into = [0; 40];
-        match probe::read(&mut into, address as u64) {
+        let read = probe::read(&mut into, address as u64);
+        probed.fetch_add(1, Ordering::Relaxed);
+        match read {
             40 if into.iter().enumerate().all(|(i, b)| *b == byte(i)) => whole += 1,
             0 => nothing += 1,
             // Unmapped in the middle, or the page already somebody else's when the last translation ended.
