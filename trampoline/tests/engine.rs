@@ -107,10 +107,22 @@ fn an_image_is_written_and_synchronised_before_the_site_leads_to_it() {
 #[test]
 fn several_programs_are_one_image_in_attach_order() {
     let (platform, mut engine) = engine();
-    let ids: Vec<_> = ["a", "b", "c"]
-        .iter()
-        .map(|n| attach(&mut engine, F, n).unwrap())
-        .collect();
+    let mut ids = vec![attach(&mut engine, F, "a").unwrap()];
+    for name in ["b", "c"] {
+        let old = image(&engine, F);
+        platform.take_calls();
+        ids.push(attach(&mut engine, F, name).unwrap());
+        // Another image, and one store that swaps it in.
+        let swapped = |at: u64, word: u32| a64::branch_target(word, at) == Some(old);
+        let calls = platform.take_calls();
+        assert!(
+            matches!(
+                calls[..],
+                [Call::Write(..), Call::Sync, Call::Patch(at, word, _), Call::Sync, Call::Defer(_)] if swapped(at, word)
+            ),
+            "{calls:x?}"
+        );
+    }
     attach(&mut engine, G, "other").unwrap();
     assert_eq!(programs(&engine, F), ["a", "b", "c"]);
     assert_eq!(programs(&engine, G), ["other"]);
