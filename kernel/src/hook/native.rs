@@ -30,8 +30,8 @@ impl NativeHook for Empty {
     }
 }
 
-/// Calls `workload_call`. On that function it reaches itself, and without a guard it would go on doing so: it stops at [`DEEPEST`]; and where the stack is not
-/// as whole as a first hit finds it ([`stack::is_whole`]) it calls nothing.
+/// Calls `workload_call`. On that function it reaches itself, and without a guard it would go on doing so: it stops at [`DEEPEST`]; and where
+/// the stack is not as whole as a first hit finds it ([`stack::is_whole`]) it calls nothing.
 #[derive(Default)]
 struct Again {
     /// Hits that have not ended.

@@ -10,8 +10,8 @@ use alloc::vec::Vec;
 use core::arch::asm;
 use trampoline::program::CONTEXTS;
 
-/// What is the kernel's own of a stack, in bytes. That it uses no more is measured, by paint, after all tests and after torture, where some
-/// 20 KiB were seen with hooks included (`deepest.the_kernel_stays_above_the_reserve`); it is not proven.
+/// What is the kernel's own of a stack, in bytes. That it uses no more is measured, by paint, behind all tests, with what hooks used in them
+/// included (`deepest.the_kernel_stays_above_the_reserve`); it is not proven.
 const OWN: usize = 32 << 10;
 
 /// The last bytes of every stack: only hooks use them. An attach is refused when the worst case of what it adds is more.
@@ -24,10 +24,11 @@ pub(crate) const HOOK_RESERVE: usize = STACK_SIZE - OWN;
 pub(crate) const WAITING_LIMIT: usize = 15 << 10;
 
 /// The most that a hit may take of it while its programs run, in bytes: image, the deepest program, and what that calls. One in each of the
-/// four contexts, on what waits there; and in a task one more (then one less waits: what blocks is at a function's entry or exit, not in it), for while a program blocks, what it blocks by may be hit. Not two more: what
-/// hooks that does not block, since only programs on functions that are marked sleepable do, of which the audit proves that none is reached
-/// from where a helper blocks. What a program calls in whose place it stands is what [`WAITING_LIMIT`] is about. A load of a helper may
-/// raise an exception (probe.s) where the stack is deepest: its frame and its handler are no function's that the audit adds up.
+/// four contexts, on what waits there; and in a task one more, for while a program blocks, what it blocks by may be hit. (Then one less waits:
+/// a program blocks at a function's entry or exit, not in it.) Not two more: what hooks that does not block, since only programs on functions
+/// that are marked sleepable do, of which the audit proves that none is reached from where a helper blocks. What a program calls in whose
+/// place it stands is what [`WAITING_LIMIT`] is about. A load of a helper may raise an exception (probe.s) where the stack is deepest: its
+/// frame and its handler are no function's that the audit adds up.
 pub(crate) const HIT_LIMIT: usize =
     (HOOK_RESERVE - CONTEXTS * CHAIN * WAITING_LIMIT) / (CONTEXTS + 1) / 16 * 16
         - breakpoint::STACK as usize;
@@ -136,8 +137,8 @@ pub(crate) fn words(from: usize) -> impl Iterator<Item = u64> {
     range.step_by(8).map(read)
 }
 
-/// More than any function's frame is long that is not written as a whole, so that the stretch which one leaves untouched is shorter: below so many bytes of paint
-/// [`scrub`] looks for nothing.
+/// More than any function's frame is long that is not written as a whole, so that the stretch which one leaves untouched is shorter: below so
+/// many bytes of paint [`scrub`] looks for nothing.
 const GAP: usize = 16 << 10;
 
 /// The lowest address in use of the stack at `bottom`, as far as no [`GAP`] lies between it and `sp`. An attach asks this: it does not

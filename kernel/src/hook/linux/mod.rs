@@ -494,7 +494,8 @@ impl Linux {
     }
 }
 
-/// Turns back what could not be turned back when its last hook went, or its first did not come: somebody wants to hook functions the other way.
+/// Turns back what could not be turned back when its last hook went, or its first did not come: somebody wants to hook functions the other
+/// way.
 pub(super) fn give_back_left(engine: &mut Engine<Kernel>) {
     let mut linux = LINUX.lock();
     let left = linux.sites.iter().filter(|(_, at)| at.lead.is_none());
