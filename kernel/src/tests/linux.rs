@@ -167,6 +167,14 @@ pub(super) fn settle(free: usize) -> Outcome {
     Ok(())
 }
 
+/// Whether nobody holds a program any more, when all that waits has looked again: its code may be back in the pool a moment before.
+pub(super) fn is_freed(probe: &Arc<Probe>) -> bool {
+    (0..100).any(|_| {
+        rcu::barrier();
+        Arc::strong_count(probe) == 1
+    })
+}
+
 /// All is as it was before something was attached that is not: the text, what is free of the pool, and who holds the program.
 pub(super) fn nothing_left(probe: &Arc<Probe>, free: usize) -> Outcome {
     let report = integrity::check().map_err(Failure::Failed)?;
@@ -176,11 +184,7 @@ pub(super) fn nothing_left(probe: &Arc<Probe>, free: usize) -> Outcome {
         report.accounted + report.unaccounted
     );
     settle(free)?;
-    let freed = (0..100).any(|_| {
-        rcu::barrier();
-        Arc::strong_count(probe) == 1
-    });
-    check!(freed, "the program is not freed");
+    check!(is_freed(probe), "the program is not freed");
     Ok(())
 }
 

@@ -2,7 +2,7 @@
 //! Returns that the Linux way takes: how many can be under way, and what is taken off, or dies, while some are.
 
 use super::hooks::{call, detach, function};
-use super::linux::{Probe, attach, free_at_rest, nothing_left, settle, test};
+use super::linux::{Probe, attach, free_at_rest, is_freed, nothing_left, settle, test};
 use super::overflow::dies;
 use super::sleepers::{Image, are_asleep, under_ten_sleepers};
 use super::tasks::spawn;
@@ -189,10 +189,7 @@ fn sleepers() -> Outcome {
         let hits = probe.take_hits();
         check!(hits == [0; 4], "{name}: hits after the detach: {hits:?}");
         settle(free)?;
-        check!(
-            Arc::strong_count(&probe) == 1,
-            "{name}: the program is not freed"
-        );
+        check!(is_freed(&probe), "{name}: the program is not freed");
         if way == Way::Trampoline {
             image.check_freed()?;
         }
