@@ -645,8 +645,11 @@ fn while_inside(
         "{what}: tasks that came in, and that stay: {inside:?} of {TASKS}"
     );
     settle(free)?;
-    // The image's grace period was over, and then that of the program is.
-    rcu::barrier();
+    // The image's grace period was over, and then that of the program is; what waits looks again and again.
+    let _ = (0..100).any(|_| {
+        rcu::barrier();
+        kept.strong_count() == 0
+    });
     let sum = word_of(&sums, 0);
     check!(
         right && sum == Some(TASKS * TASKS),
